@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# Debian packages, and LibTorch from CMAKE_PREFIX_PATH or the project's Python environment.
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(hwy REQUIRED)
+find_package(ZLIB REQUIRED)
+pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
+
+if(PERFORMER_WITH_TORCH)
+  find_package(nlohmann_json REQUIRED)
+  find_package(CLI11 REQUIRED)
+  find_package(tomlplusplus REQUIRED)
+  # scripts/build passes Torch_DIR; by hand, give -DCMAKE_PREFIX_PATH=PREFIX.
+  # The package file of a CUDA wheel wants a CUDA toolkit to be installed and stops without one. Nothing here is compiled for
+  # CUDA and the wheel's libraries find their runtime by themselves, so an empty target stands in for the toolkit.
+  if(NOT TARGET torch::cudart)
+    add_library(torch::cudart INTERFACE IMPORTED)
+  endif()
+  find_package(Torch REQUIRED)
+  if(TARGET torch_cuda)
+    set(TORCH_LIBRARIES torch_cpu_library c10)  # no start loads the CUDA libraries for nothing
+  endif()
+  if(Torch_VERSION VERSION_LESS 2.11)
+    message(FATAL_ERROR "LibTorch ${Torch_VERSION} is too old: 2.11 or newer is needed (scripts/setup installs 2.13.0)")
+  endif()
+  separate_arguments(torch_flags UNIX_COMMAND "${TORCH_CXX_FLAGS}")
+  add_compile_options(${torch_flags})
+endif()
