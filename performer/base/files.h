@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Files that are never half-written, and read-only maps of large ones.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace performer {
+
+// A file written aside ("PATH.tmp-PID") and renamed into place by commit(). Without commit() nothing is left
+// behind. Every failure throws Error with the path and the system's reason.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, size_t size);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void commit();  // flush to disk, then rename
+
+ private:
+  std::string path_, aside_;
+  int descriptor_ = -1;
+};
+
+void write_file(const std::string& path, std::string_view text);  // AtomicFile in one call
+std::string read_file(const std::string& path);                   // InputError when it cannot be read
+
+// Creates a directory and its parents. Throws Error when that is impossible or the path is a file.
+void make_directories(const std::string& path);
+// Removes what a killed writer left in `directory`: files named *.tmp-PID whose process is gone.
+void remove_stale_files(const std::string& directory);
+
+// Read-only memory map of a whole file; empty files give size() == 0.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+  MappedFile& operator=(MappedFile&& other) noexcept;
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// 64-bit FNV-1a hash with a final mix; stable across machines and releases.
+uint64_t stable_hash(std::string_view bytes);
+
+}  // namespace performer
