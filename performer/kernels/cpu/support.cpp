@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/kernels/cpu/support.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "performer/kernels/element.h"
+#include "performer/kernels/function.h"
+
+namespace performer::kernels::cpu {
+
+float ElementFunction(Function function, float u) {
+  return apply_function(function, u);
+}
+float ElementDerivative(Function function, float u) {
+  return function_derivative(function, u);
+}
+
+void LoadRow(const View& view, int64_t offset, int64_t count, float scale, float* row) {
+  if (view.type == DataType::float32) {
+    const float* source = static_cast<const float*>(view.data) + offset;
+    for (int64_t i = 0; i < count; ++i) row[i] = source[i] * scale;
+  } else if (view.type == DataType::bfloat16) {
+    const uint16_t* source = static_cast<const uint16_t*>(view.data) + offset;
+    for (int64_t i = 0; i < count; ++i) row[i] = bfloat16_to_float(source[i]) * scale;
+  } else {
+    for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(load(view, offset + i)) * scale;
+  }
+}
+
+void StoreRow(const View& view, int64_t offset, int64_t count, float scale, const float* row) {
+  if (view.type == DataType::float32) {
+    float* target = static_cast<float*>(view.data) + offset;
+    for (int64_t i = 0; i < count; ++i) target[i] = row[i] * scale;
+  } else {
+    for (int64_t i = 0; i < count; ++i) store(view, offset + i, row[i] * scale);
+  }
+}
+
+void ForEachHead(const Shape& shape, Executor& executor, HeadWork work, const void* context, void* workspace,
+                 int64_t scratch_bytes) {
+  const int64_t items = shape.batch * shape.heads;
+  std::atomic<int64_t> next{0};
+  executor.parallel_for(std::min<int64_t>(items, executor.workers()), [&](int64_t, int64_t, int worker) {
+    // The workspace is allocated for any alignment; the first bytes of each share are given up to reach ours.
+    const auto start =
+        reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(worker * scratch_bytes);
+    void* scratch = reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment *
+                                            Scratch::kAlignment);
+    for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1)) {
+      work(context, item / shape.heads, item % shape.heads, scratch);
+    }
+  });
+}
+
+}  // namespace performer::kernels::cpu

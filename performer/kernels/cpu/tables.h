@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What favor.cpp offers to dispatch.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "performer/kernels/favor.h"
+
+namespace performer::kernels::cpu {
+
+struct EntryPoints {
+  int64_t (*workspace)(const AttentionForward&, bool backward);
+  void (*forward)(const AttentionForward&, Executor&, void*);
+  void (*backward)(const AttentionBackward&, Executor&, void*);
+  void (*step)(const AttentionStep&, Executor&, void*);
+};
+
+int64_t built_targets();                  // Highway's target bits in this build
+EntryPoints entries_for(int64_t target);  // of one target bit that is built and supported; not thread-safe
+
+}  // namespace performer::kernels::cpu

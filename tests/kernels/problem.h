@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+// A random attention problem with guarded buffers, and its answer by the quadratic definition in any
+// precision.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "performer/base/error.h"
+#include "performer/base/philox.h"
+#include "performer/kernels/element.h"
+#include "performer/kernels/favor.h"
+#include "performer/kernels/function.h"
+
+namespace performer::kernels::test {
+
+// What a test varies.
+struct Spec {
+  int64_t batch = 1, queries = 1, keys = 1, heads = 2, d = 8, e = 8, m = 16;
+  bool projection = true, causal = false, offset = false, mask = false;
+  Family family = Family::exponential;
+  Function function = Function::relu;
+  double epsilon = 0, deviation = 1, norm_weight = 0.5;
+  std::vector<int64_t> cu = {};  // packed when not empty
+  DataType type = DataType::float32;
+  int64_t chunk = 0, padding = 3;  // elements between rows
+  uint64_t seed = 1;
+
+  std::string text() const {
+    return fmt::format("{} {} B{} T{} S{} H{} D{} E{} M{} std{} chunk{} {}{}{}{} seed{}",
+                       family == Family::exponential ? "exponential" : function_name(function),
+                       causal ? "causal" : "bidirectional", batch, queries, keys, heads, d, e, m, deviation,
+                       chunk, projection ? "projected " : "", mask ? "masked " : "",
+                       cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
+  }
+};
+
+constexpr float kGuard = -12345.75f;
+
+// Rows [B, T, H, size] with `padding` guard elements after each row; filled with NaN until written.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(int64_t batch, int64_t tokens, int64_t heads, int64_t size, int64_t padding, DataType type)
+      : shape_{batch, tokens, heads, size}, ld_(size + padding), type_(type) {
+    bytes_ = type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
+    data_.resize(static_cast<size_t>(batch * tokens * heads * ld_ * bytes_ + 16));
+    const View v = view();
+    for (int64_t i = 0; i < rows() * ld_; ++i) store(v, i, i % ld_ < size ? std::nan("") : kGuard);
+  }
+  View view() const {
+    const int64_t head = ld_, token = head * shape_[2], batch = token * shape_[1];
+    return {const_cast<std::byte*>(data_.data()), type_, batch, token, head};
+  }
+  int64_t rows() const { return shape_[0] * shape_[1] * shape_[2]; }
+  int64_t size() const { return shape_[3]; }
+  double at(int64_t row, int64_t i) const { return load(view(), row * ld_ + i); }
+  void set(int64_t row, int64_t i, double value) { store(view(), row * ld_ + i, value); }
+  void fill_normal(PhiloxStream& random, double deviation) {
+    for (int64_t r = 0; r < rows(); ++r) {
+      for (int64_t i = 0; i < size(); ++i) set(r, i, deviation * random.normal());
+    }
+  }
+  bool guards_intact() const {
+    Buffer fresh(shape_[0], shape_[1], shape_[2], shape_[3], ld_ - shape_[3], type_);
+    for (int64_t r = 0; r < rows(); ++r) {
+      for (int64_t i = size(); i < ld_; ++i) {
+        if (load(view(), r * ld_ + i) != load(fresh.view(), r * ld_ + i)) return false;
+      }
+    }
+    return true;
+  }
+  std::vector<double> values() const {
+    std::vector<double> all;
+    for (int64_t r = 0; r < rows(); ++r) {
+      for (int64_t i = 0; i < size(); ++i) all.push_back(at(r, i));
+    }
+    return all;
+  }
+
+ private:
+  int64_t shape_[4] = {0, 0, 0, 0}, ld_ = 0, bytes_ = 0;
+  DataType type_ = DataType::float32;
+  std::vector<std::byte> data_;
+};
+
+struct Answer {
+  std::vector<double> out, dq, dk, dv;
+};
+
+struct Problem {
+  Spec spec;
+  Buffer q, k, v, g;
+  std::vector<float> projection, offset;
+  std::vector<char> key_mask, query_mask;
+  int64_t sequences;
+
+  explicit Problem(const Spec& s)
+      : spec(s), sequences(s.cu.empty() ? s.batch : static_cast<int64_t>(s.cu.size()) - 1) {
+    PhiloxStream random(s.seed);
+    if (!s.cu.empty()) spec.batch = 1, spec.queries = spec.keys = s.cu.back();
+    if (!s.projection) spec.m = s.d;
+    q = Buffer(spec.batch, spec.queries, s.heads, s.d, s.padding, s.type);
+    k = Buffer(spec.batch, spec.keys, s.heads, s.d, s.padding, s.type);
+    v = Buffer(spec.batch, spec.keys, s.heads, s.e, s.padding, s.type);
+    g = Buffer(spec.batch, spec.queries, s.heads, s.e, s.padding, s.type);
+    q.fill_normal(random, s.deviation);
+    k.fill_normal(random, s.deviation);
+    v.fill_normal(random, 1);
+    g.fill_normal(random, 1);
+    if (s.projection) {
+      projection.resize(static_cast<size_t>(s.heads * spec.m * s.d));
+      for (float& x : projection) x = static_cast<float>(random.normal());
+    }
+    if (s.offset) {
+      offset.resize(static_cast<size_t>(spec.m));
+      for (float& x : offset) x = static_cast<float>(random.normal());
+    }
+    if (s.mask) {
+      for (int64_t i = 0; i < spec.batch * spec.keys; ++i) key_mask.push_back(random.uniform() < 0.7);
+      for (int64_t i = 0; i < spec.batch * spec.queries; ++i) query_mask.push_back(random.uniform() < 0.9);
+    }
+  }
+
+  FeatureMap map() const {
+    FeatureMap map;
+    map.family = spec.family;
+    map.function = spec.function;
+    map.epsilon = spec.epsilon;
+    map.norm_weight = spec.norm_weight;
+    map.scale = spec.family == Family::exponential ? std::pow(static_cast<double>(spec.d), -0.25) : 1.0;
+    if (!projection.empty()) {
+      map.projection = projection.data();
+      map.projection_head_stride = spec.m * spec.d;
+    }
+    if (!offset.empty()) map.offset = offset.data();
+    return map;
+  }
+
+  AttentionForward params() const {
+    AttentionForward p;
+    p.shape.batch = sequences;
+    p.shape.query_tokens = spec.queries;
+    p.shape.key_tokens = spec.keys;
+    p.shape.heads = spec.heads;
+    p.shape.head_size = spec.d;
+    p.shape.value_size = spec.e;
+    p.shape.features = spec.m;
+    if (!spec.cu.empty()) p.shape.cu_query = p.shape.cu_key = spec.cu.data();
+    p.map = map();
+    p.causal = spec.causal;
+    p.chunk = spec.chunk;
+    p.query = q.view();
+    p.key = k.view();
+    p.value = v.view();
+    if (!key_mask.empty()) {
+      p.key_mask = reinterpret_cast<const bool*>(key_mask.data());
+      p.query_mask = reinterpret_cast<const bool*>(query_mask.data());
+    }
+    return p;
+  }
+
+  size_t state_size() const { return static_cast<size_t>(sequences * spec.heads * spec.m); }
+  size_t sum_bytes() const { return spec.type == DataType::float64 ? 8 : 4; }
+};
+
+// Runs a table; checks guards; gradients too when asked.
+inline Answer run(const FavorKernels& kernels, const Problem& problem, bool gradients,
+                  Executor* executor = nullptr) {
+  SerialExecutor serial;
+  Executor& threads = executor != nullptr ? *executor : serial;
+  const Spec& s = problem.spec;
+  AttentionForward p = problem.params();
+  Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
+  std::vector<double> normalizer(static_cast<size_t>(s.batch * s.queries * s.heads + 1), std::nan(""));
+  p.out = out.view();
+  p.normalizer = normalizer.data();
+  std::vector<char> scratch(
+      static_cast<size_t>(
+          std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers() + 1),
+      0x7f);
+  kernels.forward(p, threads, scratch.data());
+  EXPECT_TRUE(out.guards_intact()) << "out: " << s.text();
+  Answer answer;
+  answer.out = out.values();
+  if (!gradients) return answer;
+  Buffer dq(s.batch, s.queries, s.heads, s.d, s.padding, s.type),
+      dk(s.batch, s.keys, s.heads, s.d, s.padding, s.type),
+      dv(s.batch, s.keys, s.heads, s.e, s.padding, s.type);
+  AttentionBackward b;
+  b.forward = p;
+  b.grad_out = problem.g.view();
+  b.grad_query = dq.view();
+  b.grad_key = dk.view();
+  b.grad_value = dv.view();
+  kernels.backward(b, threads, scratch.data());
+  EXPECT_TRUE(dq.guards_intact() && dk.guards_intact() && dv.guards_intact()) << "gradients: " << s.text();
+  answer.dq = dq.values();
+  answer.dk = dk.values();
+  answer.dv = dv.values();
+  return answer;
+}
+
+// The definition as a masked quadratic form, computed in T: independent of states, scales and chunks.
+template <class T>
+Answer quadratic(const Problem& problem) {
+  const Spec& s = problem.spec;
+  const AttentionForward p = problem.params();
+  Answer a;
+  a.out.assign(static_cast<size_t>(s.batch * s.queries * s.heads * s.e), 0);
+  a.dq.assign(static_cast<size_t>(s.batch * s.queries * s.heads * s.d), 0);
+  a.dk.assign(static_cast<size_t>(s.batch * s.keys * s.heads * s.d), 0);
+  a.dv.assign(static_cast<size_t>(s.batch * s.keys * s.heads * s.e), 0);
+  const bool exponential = s.family == Family::exponential;
+  const T scale = static_cast<T>(p.map.scale);
+  for (int64_t n = 0; n < problem.sequences; ++n) {
+    const Rows qr = query_rows(p.shape, n), kr = key_rows(p.shape, n);
+    for (int64_t h = 0; h < s.heads; ++h) {
+      const auto q_row = [&](int64_t i) { return (qr.batch * s.queries + qr.first + i) * s.heads + h; };
+      const auto k_row = [&](int64_t j) { return (kr.batch * s.keys + kr.first + j) * s.heads + h; };
+      const auto logits = [&](const Buffer& x, int64_t row, bool key, std::vector<T>& scaled) {
+        std::vector<T> u(static_cast<size_t>(s.m));
+        scaled.resize(static_cast<size_t>(s.d));
+        T squares = 0;
+        for (int64_t i = 0; i < s.d; ++i)
+          scaled[i] = scale * static_cast<T>(x.at(row, i)), squares += scaled[i] * scaled[i];
+        for (int64_t f = 0; f < s.m; ++f) {
+          if (!s.projection)
+            u[f] = scaled[f];
+          else
+            for (int64_t i = 0; i < s.d; ++i)
+              u[f] += static_cast<T>(problem.projection[(h * s.m + f) * s.d + i]) * scaled[i];
+          if (s.offset) u[f] += static_cast<T>(problem.offset[f]);
+          if (exponential && key) u[f] -= static_cast<T>(s.norm_weight) * squares;
+        }
+        return u;
+      };
+      std::vector<std::vector<T>> uq, uk, xq(qr.count), xk(kr.count);
+      for (int64_t i = 0; i < qr.count; ++i) uq.push_back(logits(problem.q, q_row(i), false, xq[i]));
+      for (int64_t j = 0; j < kr.count; ++j) uk.push_back(logits(problem.k, k_row(j), true, xk[j]));
+      const auto phi = [&](T u) { return apply_function(s.function, u) + static_cast<T>(s.epsilon); };
+      std::vector<std::vector<T>> duq(qr.count, std::vector<T>(s.m)), duk(kr.count, std::vector<T>(s.m));
+      for (int64_t i = 0; i < qr.count; ++i) {
+        if (!problem.query_mask.empty() && !problem.query_mask[qr.batch * s.queries + qr.first + i]) continue;
+        const auto sees = [&](int64_t j) {
+          return (!s.causal || j <= i) &&
+                 (problem.key_mask.empty() || problem.key_mask[kr.batch * s.keys + kr.first + j]);
+        };
+        T shift = -std::numeric_limits<T>::infinity(), total = 0;
+        for (int64_t j = 0; j < kr.count; ++j) {
+          for (int64_t f = 0; sees(j) && f < s.m; ++f) shift = std::max(shift, uq[i][f] + uk[j][f]);
+        }
+        std::vector<T> weight(kr.count), row(s.e);
+        for (int64_t j = 0; j < kr.count; ++j) {
+          for (int64_t f = 0; sees(j) && f < s.m; ++f) {
+            weight[j] += exponential ? std::exp(uq[i][f] + uk[j][f] - shift) : phi(uq[i][f]) * phi(uk[j][f]);
+          }
+          total += weight[j];
+          for (int64_t c = 0; c < s.e; ++c) row[c] += weight[j] * static_cast<T>(problem.v.at(k_row(j), c));
+        }
+        if (vanishes(static_cast<double>(total))) continue;
+        T dot = 0;
+        for (int64_t c = 0; c < s.e; ++c) {
+          row[c] /= total;
+          a.out[q_row(i) * s.e + c] = row[c];
+          dot += static_cast<T>(problem.g.at(q_row(i), c)) * row[c];
+        }
+        for (int64_t j = 0; j < kr.count; ++j) {
+          if (!sees(j)) continue;
+          T t = -dot;
+          for (int64_t c = 0; c < s.e; ++c) {
+            const T g = static_cast<T>(problem.g.at(q_row(i), c));
+            t += g * static_cast<T>(problem.v.at(k_row(j), c));
+            a.dv[k_row(j) * s.e + c] += weight[j] / total * g;
+          }
+          for (int64_t f = 0; f < s.m; ++f) {
+            if (exponential) {
+              const T w = std::exp(uq[i][f] + uk[j][f] - shift) / total * t;
+              duq[i][f] += w;
+              duk[j][f] += w;
+            } else {
+              duq[i][f] += function_derivative(s.function, uq[i][f]) * phi(uk[j][f]) / total * t;
+              duk[j][f] += function_derivative(s.function, uk[j][f]) * phi(uq[i][f]) / total * t;
+            }
+          }
+        }
+      }
+      const auto pull = [&](const std::vector<T>& du, const std::vector<T>& x, bool key, int64_t row,
+                            std::vector<double>& out) {
+        T sum = 0;
+        for (T value : du) sum += value;
+        for (int64_t i = 0; i < s.d; ++i) {
+          T d = 0;
+          if (!s.projection)
+            d = du[i];
+          else
+            for (int64_t f = 0; f < s.m; ++f)
+              d += du[f] * static_cast<T>(problem.projection[(h * s.m + f) * s.d + i]);
+          if (exponential && key) d -= 2 * static_cast<T>(s.norm_weight) * sum * x[i];
+          out[row * s.d + i] = scale * d;
+        }
+      };
+      for (int64_t i = 0; i < qr.count; ++i) pull(duq[i], xq[i], false, q_row(i), a.dq);
+      for (int64_t j = 0; j < kr.count; ++j) pull(duk[j], xk[j], true, k_row(j), a.dk);
+    }
+  }
+  return a;
+}
+
+inline double largest(const std::vector<double>& x) {
+  double most = 0;
+  for (double value : x) most = std::max(most, std::abs(value));
+  return most;
+}
+
+// Largest difference; infinite when sizes differ or anything is not finite.
+inline double difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double most = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i]) || !std::isfinite(b[i])) return std::numeric_limits<double>::infinity();
+    most = std::max(most, std::abs(a[i] - b[i]));
+  }
+  return most;
+}
+
+}  // namespace performer::kernels::test

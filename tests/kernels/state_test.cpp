@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seams: initial and final states, single steps, and gradients that flow through states.
+#include <gtest/gtest.h>
+
+#include "tests/kernels/problem.h"
+
+namespace performer::kernels::test {
+namespace {
+
+class EveryState : public ::testing::TestWithParam<const FavorKernels*> {};
+INSTANTIATE_TEST_SUITE_P(Targets, EveryState, ::testing::ValuesIn(available_favor_kernels()),
+                         [](const auto& info) { return info.param->name; });
+
+template <class T>
+struct OwnState {
+  std::vector<T> kv, key_sum, log_scale;
+  OwnState(const Problem& problem, bool exponential)
+      : kv(problem.state_size() * problem.spec.e),
+        key_sum(problem.state_size()),
+        log_scale(problem.state_size(), exponential ? T(kEmptyLogScale) : T(0)) {}
+  State pointers() { return {kv.data(), key_sum.data(), log_scale.data()}; }
+};
+
+Spec spec_of(bool exponential, double deviation) {
+  Spec s{.batch = 2,
+         .queries = 90,
+         .keys = 90,
+         .d = 12,
+         .e = 10,
+         .m = 20,
+         .causal = true,
+         .deviation = deviation};
+  if (!exponential) s.family = Family::elementwise, s.epsilon = 1e-3;
+  return s;
+}
+
+// Advances views by `token` tokens.
+void advance(View& view, const Buffer& buffer, int64_t token) {
+  const int64_t bytes = buffer.view().type == DataType::float64 ? 8 : 4;
+  view.data = static_cast<char*>(view.data) + token * view.token_stride * bytes;
+}
+
+TEST_P(EveryState, StateFedBackEqualsOnePass) {
+  for (const bool exponential : {true, false}) {
+    for (const double deviation : {1.0, 20.0}) {
+      const Problem problem(spec_of(exponential, deviation));
+      const Spec& s = problem.spec;
+      const auto whole = run(*GetParam(), problem, false).out;
+      Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
+      OwnState<float> state(problem, exponential);
+      SerialExecutor serial;
+      for (const auto& [begin, end] :
+           {std::pair<int64_t, int64_t>{0, 1}, {1, 30}, {30, 30}, {30, 89}, {89, 90}}) {
+        AttentionForward p = problem.params();
+        p.shape.query_tokens = p.shape.key_tokens = end - begin;
+        p.out = out.view();
+        advance(p.query, problem.q, begin), advance(p.key, problem.k, begin),
+            advance(p.value, problem.v, begin), advance(p.out, out, begin);
+        p.initial = p.final = state.pointers();
+        std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(p, false) + 1));
+        GetParam()->forward(p, serial, scratch.data());
+      }
+      EXPECT_LT(difference(out.values(), whole), 2e-5 * std::max(1.0, deviation))
+          << GetParam()->name << " " << s.text();
+    }
+  }
+}
+
+TEST_P(EveryState, StepsEqualOnePass) {
+  for (const bool exponential : {true, false}) {
+    for (const double deviation : {1.0, 20.0}) {
+      const Problem problem(spec_of(exponential, deviation));
+      const Spec& s = problem.spec;
+      const auto whole = run(*GetParam(), problem, false).out;
+      Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
+      OwnState<float> state(problem, exponential);
+      SerialExecutor serial;
+      for (int64_t t = 0; t < s.queries; ++t) {
+        const AttentionForward f = problem.params();
+        AttentionStep p{f.shape, f.map, f.query, f.key, f.value, out.view(), state.pointers()};
+        advance(p.query, problem.q, t), advance(p.key, problem.k, t), advance(p.value, problem.v, t),
+            advance(p.out, out, t);
+        std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(f, false) + 1));
+        GetParam()->step(p, serial, scratch.data());
+      }
+      EXPECT_LT(difference(out.values(), whole), 2e-5 * std::max(1.0, deviation))
+          << GetParam()->name << " " << s.text();
+    }
+  }
+}
+
+// sum(out * g) + sum(final true sums * h) of a causal pass with an initial state, as a function of
+// everything.
+struct StatefulGradients {
+  std::vector<double> dq, dk, dv, dkv, dkey_sum;
+};
+
+template <class T>
+StatefulGradients stateful_gradients(const FavorKernels& kernels, const Problem& problem,
+                                     OwnState<T>& initial, OwnState<T>& grad_final) {
+  const Spec& s = problem.spec;
+  const bool exponential = s.family == Family::exponential;
+  AttentionForward p = problem.params();
+  Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type),
+      dq(s.batch, s.queries, s.heads, s.d, 0, s.type), dk(s.batch, s.keys, s.heads, s.d, 0, s.type),
+      dv(s.batch, s.keys, s.heads, s.e, 0, s.type);
+  std::vector<T> normalizer(static_cast<size_t>(s.batch * s.queries * s.heads));
+  OwnState<T> final(problem, exponential), grad_initial(problem, exponential);
+  p.out = out.view();
+  p.normalizer = normalizer.data();
+  p.initial = initial.pointers();
+  p.final = final.pointers();
+  SerialExecutor serial;
+  std::vector<char> scratch(
+      static_cast<size_t>(std::max(kernels.workspace(p, false), kernels.workspace(p, true)) + 1));
+  kernels.forward(p, serial, scratch.data());
+  // The given gradient is of the true sums: in the scale of the final state it is exp(log_scale) times that.
+  OwnState<T> scaled = grad_final;
+  for (size_t f = 0; f < scaled.key_sum.size(); ++f) {
+    const T factor = exponential ? std::exp(final.log_scale[f]) : T(1);
+    scaled.key_sum[f] *= factor;
+    for (int64_t i = 0; i < s.e; ++i) scaled.kv[f * s.e + i] *= factor;
+  }
+  AttentionBackward b{
+      p, problem.g.view(), dq.view(), dk.view(), dv.view(), scaled.pointers(), grad_initial.pointers()};
+  kernels.backward(b, serial, scratch.data());
+  return {dq.values(), dk.values(), dv.values(),
+          std::vector<double>(grad_initial.kv.begin(), grad_initial.kv.end()),
+          std::vector<double>(grad_initial.key_sum.begin(), grad_initial.key_sum.end())};
+}
+
+double stateful_loss(const Problem& problem, OwnState<double>& initial, const OwnState<double>& grad_final) {
+  const Spec& s = problem.spec;
+  const bool exponential = s.family == Family::exponential;
+  AttentionForward p = problem.params();
+  Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
+  OwnState<double> final(problem, exponential);
+  p.out = out.view();
+  p.initial = initial.pointers();
+  p.final = final.pointers();
+  SerialExecutor serial;
+  favor_reference().forward(p, serial, nullptr);
+  double loss = 0;
+  for (int64_t r = 0; r < out.rows(); ++r) {
+    for (int64_t i = 0; i < s.e; ++i) loss += out.at(r, i) * problem.g.at(r, i);
+  }
+  for (size_t f = 0; f < final.key_sum.size(); ++f) {
+    const double factor = exponential ? std::exp(final.log_scale[f]) : 1;
+    loss += factor * final.key_sum[f] * grad_final.key_sum[f];
+    for (int64_t i = 0; i < s.e; ++i) loss += factor * final.kv[f * s.e + i] * grad_final.kv[f * s.e + i];
+  }
+  return loss;
+}
+
+template <class T>
+void fill_states(PhiloxStream& random, OwnState<T>& initial, OwnState<T>& grad_final, bool exponential) {
+  for (T& x : initial.kv) x = static_cast<T>(random.normal());
+  for (T& x : initial.key_sum) x = static_cast<T>(1 + random.uniform());
+  for (T& x : initial.log_scale) x = exponential ? static_cast<T>(random.normal()) : T(0);
+  for (T& x : grad_final.kv) x = static_cast<T>(0.1 * random.normal());
+  for (T& x : grad_final.key_sum) x = static_cast<T>(0.1 * random.normal());
+}
+
+TEST(Reference, GradientsThroughStatesMatchFiniteDifferences) {
+  for (const bool exponential : {true, false}) {
+    Spec s{.queries = 5,
+           .keys = 5,
+           .heads = 1,
+           .d = 3,
+           .e = 2,
+           .m = 4,
+           .causal = true,
+           .deviation = 0.7,
+           .type = DataType::float64};
+    if (!exponential) s.family = Family::elementwise, s.function = Function::elu1;
+    Problem problem(s);
+    PhiloxStream random(5);
+    OwnState<double> initial(problem, exponential), grad_final(problem, exponential);
+    fill_states(random, initial, grad_final, exponential);
+    const auto got = stateful_gradients<double>(favor_reference(), problem, initial, grad_final);
+    const double step = 1e-6;
+    const auto slope = [&](auto&& set, double at) {
+      set(at + step);
+      const double up = stateful_loss(problem, initial, grad_final);
+      set(at - step);
+      const double down = stateful_loss(problem, initial, grad_final);
+      set(at);
+      return (up - down) / (2 * step);
+    };
+    const auto check_buffer = [&](Buffer& x, const std::vector<double>& gradient) {
+      for (int64_t r = 0; r < x.rows(); ++r) {
+        for (int64_t i = 0; i < x.size(); ++i) {
+          EXPECT_NEAR(gradient[r * x.size() + i],
+                      slope([&](double value) { x.set(r, i, value); }, x.at(r, i)), 1e-7);
+        }
+      }
+    };
+    check_buffer(problem.q, got.dq);
+    check_buffer(problem.k, got.dk);
+    check_buffer(problem.v, got.dv);
+    for (size_t i = 0; i < initial.kv.size(); ++i)
+      EXPECT_NEAR(got.dkv[i], slope([&](double x) { initial.kv[i] = x; }, initial.kv[i]), 1e-7);
+    for (size_t i = 0; i < initial.key_sum.size(); ++i) {
+      EXPECT_NEAR(got.dkey_sum[i], slope([&](double x) { initial.key_sum[i] = x; }, initial.key_sum[i]),
+                  1e-7);
+    }
+  }
+}
+
+TEST_P(EveryState, GradientsThroughStatesMatchTheReference) {
+  for (const bool exponential : {true, false}) {
+    Spec s{.batch = 2, .queries = 75, .keys = 75, .d = 6, .e = 5, .m = 9, .causal = true, .deviation = 0.7};
+    if (!exponential) s.family = Family::elementwise, s.epsilon = 1e-3;
+    Problem problem(s);
+    PhiloxStream random(6);
+    OwnState<float> initial(problem, exponential), grad_final(problem, exponential);
+    fill_states(random, initial, grad_final, exponential);
+    const auto got = stateful_gradients<float>(*GetParam(), problem, initial, grad_final);
+    const auto expected = stateful_gradients<float>(favor_reference(), problem, initial, grad_final);
+    const auto near = [&](const std::vector<double>& a, const std::vector<double>& b) {
+      return difference(a, b) / std::max(1.0, largest(b));
+    };
+    EXPECT_LT(near(got.dq, expected.dq), 1e-5);
+    EXPECT_LT(near(got.dk, expected.dk), 1e-5);
+    EXPECT_LT(near(got.dv, expected.dv), 1e-5);
+    EXPECT_LT(near(got.dkv, expected.dkv), 1e-5);
+    EXPECT_LT(near(got.dkey_sum, expected.dkey_sum), 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace performer::kernels::test
