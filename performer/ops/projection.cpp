@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/ops/projection.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "performer/kernels/projection.h"
+
+namespace performer::ops {
+
+at::Tensor draw_projection(const std::string& kind, const std::string& row_norm, int64_t heads,
+                           int64_t features, int64_t head_size, int64_t seed, int64_t layer, int64_t redraw) {
+  const auto projection_kind = kernels::projection_kind_from_name(kind);
+  const auto norm = kernels::row_norm_from_name(row_norm);
+  at::Tensor projection = at::empty({heads, features, head_size}, at::kFloat);
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) {
+      const kernels::ProjectionKey key{static_cast<uint64_t>(seed), static_cast<uint32_t>(layer),
+                                       static_cast<uint32_t>(head), static_cast<uint32_t>(redraw)};
+      const auto rows = kernels::draw_projection(projection_kind, norm, features, head_size, key);
+      std::copy(rows.begin(), rows.end(), projection.mutable_data_ptr<float>() + head * features * head_size);
+    }
+  });
+  return projection;
+}
+
+}  // namespace performer::ops
