@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "performer/base/error.h"
 
@@ -35,7 +36,7 @@ bool parse_number(std::string text, T& value) {
     const auto result = std::from_chars(text.data(), end, value);
     if (result.ec == std::errc{} && result.ptr == end) return true;
     double real = 0;
-    if (!parse_number(text, real) || real != static_cast<double>(static_cast<T>(real))) return false;
+    if (!parse_number(text, real) || !(std::abs(real) < 0x1p53) || real != std::trunc(real)) return false;
     value = static_cast<T>(real);
     return true;
   } else {

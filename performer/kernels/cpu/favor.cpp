@@ -62,8 +62,6 @@ cpu::EntryPoints Entries() {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <map>
-
 namespace performer::kernels::cpu {
 
 HWY_EXPORT(Entries);
