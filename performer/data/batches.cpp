@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/data/batches.h"
+
+#include <algorithm>
+#include <numeric>
+#include <span>
+
+#include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/base/philox.h"
+#include "performer/data/vocabulary.h"
+
+namespace performer {
+
+void validate(const DataConfig& config) {
+  check<UsageError>(config.length >= 2, "data.length must be at least 2, found {}", config.length);
+  check<UsageError>(
+      config.batch_tokens >= config.length,
+      "data.batch_tokens ({}) must be at least data.length ({}): a batch holds the longest piece",
+      config.batch_tokens, config.length);
+  check<UsageError>(config.holdout >= 0 && config.holdout < 1,
+                    "data.holdout must be at least 0 and below 1, found {}", config.holdout);
+  check<UsageError>(config.mask_rate > 0 && config.mask_rate <= 1,
+                    "data.mask_rate must be above 0 and at most 1, found {}", config.mask_rate);
+  for (const FieldInfo& field : list_fields("data", config)) {
+    if (!field.choices.empty()) parse_field(field, to_text(field.value));
+  }
+  check<UsageError>(config.layout != "concatenated" || config.crop == "split",
+                    "data.crop = {} has no meaning with data.layout = concatenated, which cuts no sequence: "
+                    "leave it at split",
+                    config.crop);
+}
+
+namespace data {
+namespace {
+
+// What a stream of draws is for; part of its name, so that no two purposes share numbers.
+enum Purpose : uint32_t { kCrop = 0x43524f50, kTrainMask = 0x544d534b, kEvaluationMask = 0x454d534b };
+
+bool is_causal(const std::string& objective) {
+  check<UsageError>(objective == "causal" || objective == "masked",
+                    "the objective must be causal or masked, found \"{}\"", objective);
+  return objective == "causal";
+}
+
+// Token i of BOS x1 .. xn EOS.
+int64_t marked(std::span<const uint8_t> sequence, int64_t i) {
+  if (i == 0) return kBos;
+  return i <= std::ssize(sequence) ? sequence[i - 1] : kEos;
+}
+
+// Inputs that a whole sequence makes: BOS x1 .. xn, or BOS x1 .. xn EOS.
+int64_t input_size(std::span<const uint8_t> sequence, bool causal) {
+  return std::ssize(sequence) + (causal ? 1 : 2);
+}
+
+// Appends tokens [begin, begin + size) of BOS x1 .. xn EOS as inputs, those `shift` further on as targets,
+// weights of 1 and their places as positions.
+void append_tokens(Batch& batch, std::span<const uint8_t> sequence, int64_t begin, int64_t size,
+                   int64_t shift) {
+  for (int64_t i = begin; i < begin + size; ++i) {
+    batch.inputs.push_back(marked(sequence, i));
+    batch.targets.push_back(marked(sequence, i + shift));
+    batch.weights.push_back(1);
+    batch.positions.push_back(i);
+  }
+}
+
+// Corrupts the last `size` inputs, the first of which is token `begin` of its sequence.
+void mask_last(Batch& batch, int64_t begin, int64_t size, const PhiloxStream& draws, double rate,
+               const Corruption& corruption) {
+  corrupt_residues(std::span(batch.inputs).last(size), std::span(batch.weights).last(size), draws, begin,
+                   rate, corruption);
+}
+
+}  // namespace
+
+int64_t Batch::tokens() const {
+  return std::ranges::count_if(weights, [](float weight) { return weight != 0; });
+}
+
+BatchStream::BatchStream(const SequenceStore& store, const DataConfig& config, const std::string& objective)
+    : store_(store),
+      config_(config),
+      causal_(is_causal(objective)),
+      concatenated_(config.layout == "concatenated"),
+      whole_(concatenated_ || config.crop == "split"),
+      corruption_(corruption_from_name(config.corruption)) {
+  validate(config);
+  if (config.crop != "error") return;
+  for (int64_t i = 0; i < store.size(); ++i) {
+    const int64_t size = stream_size(i);
+    check<InputError>(size <= config.length,
+                      "sequence {} of the training set has {} tokens, data.length is {} and data.crop is "
+                      "error: set a larger "
+                      "data.length, or data.crop to split, random or start",
+                      i + 1, size, config.length);
+  }
+}
+
+void BatchStream::seek(const Cursor& cursor) {
+  bool valid =
+      cursor.epoch >= 0 && cursor.sequence >= 0 && cursor.sequence < store_.size() && cursor.offset >= 0;
+  if (valid && cursor.offset > 0) {
+    const bool between_pieces = concatenated_ || cursor.offset % config_.length == 0;
+    valid = whole_ && between_pieces && cursor.offset < stream_size(index(cursor));
+  }
+  check<InputError>(valid,
+                    "the training data has no place of epoch {}, sequence {}, token {}: the data or its "
+                    "configuration is not "
+                    "that of the checkpoint",
+                    cursor.epoch, cursor.sequence, cursor.offset);
+  cursor_ = cursor;
+}
+
+int64_t BatchStream::index(const Cursor& cursor) const {
+  const Permutation order(static_cast<uint64_t>(store_.size()), static_cast<uint64_t>(config_.seed),
+                          static_cast<uint64_t>(cursor.epoch));
+  return static_cast<int64_t>(order(static_cast<uint64_t>(cursor.sequence)));
+}
+
+int64_t BatchStream::stream_size(int64_t sequence) const {
+  const auto tokens = store_.tokens(sequence);
+  return concatenated_ ? std::ssize(tokens) + 1 : input_size(tokens, causal_);
+}
+
+PhiloxStream BatchStream::draws(uint32_t purpose, int64_t sequence) const {
+  return PhiloxStream(static_cast<uint64_t>(config_.seed), purpose, static_cast<uint32_t>(cursor_.epoch),
+                      static_cast<uint32_t>(sequence));
+}
+
+BatchStream::Piece BatchStream::piece() const {
+  const int64_t sequence = index(cursor_), total = stream_size(sequence);
+  int64_t begin = cursor_.offset;
+  if (config_.crop == "random" && total > config_.length) {
+    const auto windows = static_cast<uint64_t>(total - config_.length + 1);
+    begin = static_cast<int64_t>(draws(kCrop, sequence).below(windows));
+  }
+  return {sequence, begin, std::min(config_.length, total - begin)};
+}
+
+void BatchStream::pass(const Piece& piece) {
+  const int64_t total = stream_size(piece.sequence), behind = piece.begin + piece.size;
+  if (cursor_.offset == 0) {
+    ++crops_.sequences;
+    crops_.cropped += !concatenated_ && total > config_.length;
+  }
+  if (whole_ && behind < total) {
+    cursor_.offset = behind;
+    return;
+  }
+  if (!whole_) {
+    // Residues are tokens 1 .. n; causal models are asked for them one token after reading the one before.
+    const int64_t n = std::ssize(store_.tokens(piece.sequence)), shift = causal_ ? 1 : 0;
+    crops_.residues_dropped +=
+        n - (std::min(behind - 1 + shift, n) - std::max<int64_t>(piece.begin + shift, 1) + 1);
+  }
+  cursor_.offset = 0;
+  if (++cursor_.sequence < store_.size()) return;
+  cursor_.sequence = 0;
+  ++cursor_.epoch;
+}
+
+void BatchStream::append(Batch& batch, const Piece& piece) {
+  append_tokens(batch, store_.tokens(piece.sequence), piece.begin, piece.size, causal_ ? 1 : 0);
+  if (!causal_) {
+    mask_last(batch, piece.begin, piece.size, draws(kTrainMask, piece.sequence), config_.mask_rate,
+              corruption_);
+  }
+  ++crops_.pieces;
+}
+
+void BatchStream::append_padded_row(Batch& batch) {
+  const Piece next = piece();
+  append(batch, next);
+  pass(next);
+  batch.valid.resize(batch.inputs.size(), 1);
+  const size_t end = batch.inputs.size() + static_cast<size_t>(config_.length - next.size);
+  batch.inputs.resize(end, kPad);
+  batch.targets.resize(end, kPad);
+  batch.weights.resize(end, 0);
+  batch.positions.resize(end, 0);
+  batch.valid.resize(end, 0);
+}
+
+void BatchStream::append_concatenated_row(Batch& batch) {
+  for (int64_t filled = 0; filled < config_.length;) {
+    Piece next = piece();
+    next.size = std::min(next.size, config_.length - filled);
+    // This layout has no BOS: token i of a sequence in its stream is token i + 1 of BOS x1 .. xn EOS.
+    append_tokens(batch, store_.tokens(next.sequence), next.begin + 1, next.size, 0);
+    if (!causal_) {
+      mask_last(batch, next.begin + 1, next.size, draws(kTrainMask, next.sequence), config_.mask_rate,
+                corruption_);
+    }
+    pass(next);
+    filled += next.size;
+  }
+  ++crops_.pieces;
+  std::iota(batch.positions.end() - config_.length, batch.positions.end(), int64_t{0});
+  if (!causal_) return;
+  const auto row = batch.inputs.end() - config_.length;
+  std::shift_right(row, batch.inputs.end(), 1);
+  *row = kBos;
+}
+
+Batch BatchStream::next_packed() {
+  Batch batch;
+  batch.cu_seqlens.push_back(0);
+  for (Piece next = piece(); batch.cu_seqlens.back() + next.size <= config_.batch_tokens; next = piece()) {
+    append(batch, next);
+    pass(next);
+    batch.cu_seqlens.push_back(std::ssize(batch.inputs));
+  }
+  batch.rows = 1;
+  batch.width = std::ssize(batch.inputs);
+  return batch;
+}
+
+Batch BatchStream::next() {
+  if (config_.layout == "packed") return next_packed();
+  Batch batch;
+  batch.rows = config_.batch_tokens / config_.length;
+  batch.width = config_.length;
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    if (concatenated_) {
+      append_concatenated_row(batch);
+    } else {
+      append_padded_row(batch);
+    }
+  }
+  return batch;
+}
+
+EvaluationStream::EvaluationStream(const SequenceStore& store, const DataConfig& config,
+                                   const std::string& objective)
+    : store_(store),
+      config_(config),
+      causal_(is_causal(objective)),
+      corruption_(corruption_from_name(config.corruption)) {
+  check<UsageError>(config.batch_tokens > 0, "data.batch_tokens must be above 0, found {}",
+                    config.batch_tokens);
+}
+
+std::optional<Batch> EvaluationStream::next() {
+  first_ = at_;
+  if (at_ == store_.size()) return std::nullopt;
+  Batch batch;
+  batch.cu_seqlens.push_back(0);
+  for (; at_ < store_.size(); ++at_) {
+    const auto sequence = store_.tokens(at_);
+    const int64_t size = input_size(sequence, causal_);
+    if (at_ > first_ && batch.cu_seqlens.back() + size > config_.batch_tokens) break;
+    append_tokens(batch, sequence, 0, size, causal_ ? 1 : 0);
+    if (!causal_) {
+      const uint64_t key = stable_hash({reinterpret_cast<const char*>(sequence.data()), sequence.size()});
+      mask_last(batch, 0, size, PhiloxStream(key, kEvaluationMask), config_.mask_rate, corruption_);
+    }
+    batch.cu_seqlens.push_back(std::ssize(batch.inputs));
+  }
+  batch.rows = 1;
+  batch.width = std::ssize(batch.inputs);
+  return batch;
+}
+
+}  // namespace data
+}  // namespace performer

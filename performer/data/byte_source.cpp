@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/data/byte_source.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "performer/base/error.h"
+
+namespace performer::data {
+namespace {
+
+class FileSource final : public ByteSource {
+ public:
+  explicit FileSource(const std::string& path) : name_(source_name(path)), owned_(path != "-") {
+    if (owned_) descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    check<InputError>(descriptor_ >= 0, "cannot read {}: {}", name_, std::strerror(errno));
+    struct stat status {};
+    if (::fstat(descriptor_, &status) == 0 && S_ISDIR(status.st_mode)) {
+      close();
+      throw InputError(fmt::format("cannot read {}: it is a directory, expected a FASTA file", name_));
+    }
+  }
+  ~FileSource() override { close(); }
+  FileSource(const FileSource&) = delete;
+  FileSource& operator=(const FileSource&) = delete;
+
+  size_t read(char* buffer, size_t size) override {
+    while (true) {
+      const ssize_t count = ::read(descriptor_, buffer, size);
+      if (count >= 0) return static_cast<size_t>(count);
+      check<InputError>(errno == EINTR, "cannot read {}: {}", name_, std::strerror(errno));
+    }
+  }
+
+ private:
+  void close() {
+    if (owned_ && descriptor_ >= 0) ::close(descriptor_);
+  }
+
+  std::string name_;
+  bool owned_;
+  int descriptor_ = STDIN_FILENO;
+};
+
+class MemorySource final : public ByteSource {
+ public:
+  explicit MemorySource(std::string_view bytes) : left_(bytes) {}
+  size_t read(char* buffer, size_t size) override {
+    const size_t count = left_.copy(buffer, size);
+    left_.remove_prefix(count);
+    return count;
+  }
+
+ private:
+  std::string_view left_;
+};
+
+}  // namespace
+
+std::string source_name(const std::string& path) {
+  return path == "-" ? "standard input" : path;
+}
+
+std::unique_ptr<ByteSource> open_bytes(const std::string& path) {
+  return std::make_unique<FileSource>(path);
+}
+
+std::unique_ptr<ByteSource> memory_bytes(std::string_view bytes) {
+  return std::make_unique<MemorySource>(bytes);
+}
+
+}  // namespace performer::data

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where bytes come from: a file, standard input, memory, or one of those unpacked on the way.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace performer::data {
+
+class ByteSource {
+ public:
+  virtual ~ByteSource() = default;
+  // Reads between 1 and `size` bytes (size > 0) into `buffer` and returns how many; 0 only at the end. Throws
+  // InputError naming the source.
+  virtual size_t read(char* buffer, size_t size) = 0;
+};
+
+// A file, or standard input for "-". Throws InputError when it cannot be opened or is a directory.
+std::unique_ptr<ByteSource> open_bytes(const std::string& path);
+// Bytes that lie in memory and outlive the source.
+std::unique_ptr<ByteSource> memory_bytes(std::string_view bytes);
+// What messages call a path: standard input for "-".
+std::string source_name(const std::string& path);
+
+// `source` itself, or what it unpacks to when it begins as gzip (RFC 1952, any number of members, bgzip
+// included) or zstd (RFC 8878, any number of frames, skippable ones included). `name` is used in messages.
+// Reads throw InputError for a stream that is truncated or damaged, and for zstd windows beyond 128 MiB
+// (zstd's own limit, --long=27).
+std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source, const std::string& name);
+
+}  // namespace performer::data

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/data/masking.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+
+#include "performer/base/error.h"
+#include "performer/data/vocabulary.h"
+#include "tests/data/masking_golden.h"
+
+namespace performer::data {
+namespace {
+
+using testing::ElementsAre;
+
+std::vector<float> uniforms(const std::vector<int64_t>& numbers) {
+  std::vector<float> result;
+  for (const int64_t number : numbers) result.push_back(static_cast<float>(number) * 0x1.0p-23f);
+  return result;
+}
+
+TEST(Masking, CorruptsAsProteinLm) {
+  for (const test::MaskingCase& golden : test::kMaskingCases) {
+    std::vector<int64_t> tokens = golden.tokens;
+    const auto weights = corrupt(tokens, uniforms(golden.choose), uniforms(golden.mix), golden.replacement,
+                                 golden.rate, {golden.mask, golden.random});
+    EXPECT_EQ(tokens, golden.inputs) << golden.name;
+    EXPECT_EQ(weights, golden.weights) << golden.name;
+  }
+}
+
+TEST(Masking, ComparesInFloat32) {
+  // 0.9f is below 0.1 + 0.8 in double and equal to it in float32; 0.15f likewise is above 0.15 in double.
+  std::vector<int64_t> tokens{1, 1, 1, 1};
+  const float rate = 0.15f, below = std::nextafter(rate, 0.f);
+  const auto weights = corrupt(tokens, {rate, below, 0, 0}, {0, 0, 0.9f, std::nextafter(0.9f, 0.f)},
+                               {7, 7, 7, 7}, 0.15, corruption_from_name("protein-lm"));
+  EXPECT_THAT(weights, ElementsAre(0, 1, 1, 1));
+  EXPECT_THAT(tokens, ElementsAre(1, kMask, 1, 7));
+}
+
+TEST(Masking, NeedsADrawOfEachKindForEachToken) {
+  std::vector<int64_t> tokens{1, 2};
+  EXPECT_THROW(corrupt(tokens, {0, 0}, {0}, {0, 0}, 0.15, {}), Error);
+}
+
+TEST(Masking, KnowsTwoMixes) {
+  EXPECT_EQ(corruption_from_name("bert").mask, 0.8);
+  EXPECT_EQ(corruption_from_name("bert").random, 0.1);
+  EXPECT_EQ(corruption_from_name("protein-lm").mask, 0.1);
+  EXPECT_EQ(corruption_from_name("protein-lm").random, 0.8);
+  EXPECT_THROW(corruption_from_name("BERT"), UsageError);
+}
+
+TEST(Masking, NeverChoosesMarkers) {
+  std::vector<int64_t> tokens{kBos, 3, kPad, kMask, 4, kEos}, before = tokens;
+  std::vector<float> weights(tokens.size(), 9);
+  corrupt_residues(tokens, weights, PhiloxStream(1), 0, 1.0, {1, 0});
+  EXPECT_THAT(weights, ElementsAre(0, 1, 0, 0, 1, 0));
+  EXPECT_THAT(tokens, ElementsAre(kBos, kMask, kPad, kMask, kMask, kEos));
+}
+
+TEST(Masking, DoesNotDependOnCuts) {
+  const std::vector<int64_t> original(200, 5);
+  std::vector<int64_t> whole = original, parts = original;
+  std::vector<float> whole_weights(200), part_weights(200);
+  corrupt_residues(whole, whole_weights, PhiloxStream(3), 0, 0.5, {});
+  corrupt_residues(std::span(parts).first(77), std::span(part_weights).first(77), PhiloxStream(3), 0, 0.5,
+                   {});
+  corrupt_residues(std::span(parts).last(123), std::span(part_weights).last(123), PhiloxStream(3), 77, 0.5,
+                   {});
+  EXPECT_EQ(whole, parts);
+  EXPECT_EQ(whole_weights, part_weights);
+}
+
+// Fractions of a million tokens within 5 standard deviations.
+TEST(Masking, MixesInTheStatedFractions) {
+  constexpr int64_t kTokens = 1'000'000, kOriginal = 6;
+  for (const char* name : {"bert", "protein-lm"}) {
+    const Corruption corruption = corruption_from_name(name);
+    std::vector<int64_t> tokens(kTokens, kOriginal);
+    std::vector<float> weights(kTokens);
+    corrupt_residues(tokens, weights, PhiloxStream(11), 0, 0.15, corruption);
+    double chosen = 0, masked = 0;
+    std::array<double, kResidues> residues{};
+    for (int64_t i = 0; i < kTokens; ++i) {
+      if (weights[i] == 0) {
+        ASSERT_EQ(tokens[i], kOriginal);
+        continue;
+      }
+      ++chosen;
+      if (tokens[i] == kMask)
+        ++masked;
+      else
+        ++residues[tokens[i]];
+    }
+    const auto expect_count = [](double count, double n, double p) {
+      EXPECT_NEAR(count, n * p, 5 * std::sqrt(n * p * (1 - p)));
+    };
+    expect_count(chosen, kTokens, 0.15);
+    expect_count(masked, chosen, corruption.mask);
+    for (int residue = 0; residue < kResidues; ++residue) {
+      const double kept = residue == kOriginal ? 1 - corruption.mask - corruption.random : 0;
+      expect_count(residues[residue], chosen, corruption.random / kResidues + kept);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace performer::data
