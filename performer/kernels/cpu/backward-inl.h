@@ -85,9 +85,7 @@ class BackwardHead : public Head {
     Fill(scale, kEmptyLogScale, n.mp);
     if (!p.initial) return;
     const float* from = static_cast<const float*>(p.initial.kv) + StateIndex() * n.m * n.e;
-    for (int64_t f = 0; f < n.m; ++f) {
-      for (int64_t i = 0; i < n.e; ++i) sums[i * n.mp + f] = from[f * n.e + i];
-    }
+    Transpose(from, n.e, n.m, n.e, 1, sums, n.mp);
     const size_t bytes = sizeof(float) * static_cast<size_t>(n.m);
     std::memcpy(key_sum, static_cast<const float*>(p.initial.key_sum) + StateIndex() * n.m, bytes);
     if (exponential)
@@ -201,7 +199,8 @@ class BackwardHead : public Head {
     Gemm(count, n.mp, n.e, {gradient, n.ep, 1}, sums, n.mp, du, n.mp, false);
     for (int64_t i = 0; i < count; ++i) Axpy(inner[i], key_sum, du + i * n.mp, n.mp);
     if (p.causal) {
-      TransposeValues(count);
+      if (count < n.cp) Fill(value_t, 0, n.e * n.cp);
+      Transpose(value, n.ep, count, n.e, 1, value_t, n.cp);
       Pairs(count);
       for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
         const int64_t rows = HWY_MIN(kBlock, count - i0);
@@ -224,13 +223,6 @@ class BackwardHead : public Head {
     }
     for (int64_t i = 0; i < count; ++i) {
       cpu::StoreRow(b.grad_query, queries.at(b.grad_query, first + i, head), n.d, Scale(), result + i * n.dp);
-    }
-  }
-
-  void TransposeValues(int64_t count) {
-    Fill(value_t, 0, n.e * n.cp);
-    for (int64_t j = 0; j < count; ++j) {
-      for (int64_t i = 0; i < n.e; ++i) value_t[i * n.cp + j] = value[j * n.ep + i];
     }
   }
 
@@ -415,20 +407,32 @@ class BackwardHead : public Head {
     }
   }
 
+  // qx and value serve as staging: both are loaded anew for the next chunk.
   void StoreKeyGradients(int64_t first, int64_t count) {
-    const float* result = du;
+    float* result = du;
     if (projection != nullptr) {
       Gemm(n.d, n.cp, n.m, {projection, 1, n.d}, du, n.cp, dx, n.cp, false);
       result = dx;
     }
-    const float pull = exponential ? -2 * static_cast<float>(p.map.norm_weight) : 0.0f;
+    if (exponential && p.map.norm_weight != 0) {
+      // The norm's part: -2 eta (sum over features of du) k'. key_norm is free by now.
+      Fill(key_norm, 0, n.cp);
+      for (int64_t f = 0; f < n.m; ++f)
+        Axpy(-2 * static_cast<float>(p.map.norm_weight), du + f * n.cp, key_norm, n.cp);
+      const Tag d;
+      for (int64_t i = 0; i < n.d; ++i) {
+        for (int64_t j = 0; j < n.cp; j += kLanes) {
+          const Vec pulled = hn::MulAdd(hn::Load(d, key_norm + j), hn::Load(d, kt + i * n.cp + j),
+                                        hn::Load(d, result + i * n.cp + j));
+          hn::Store(pulled, d, result + i * n.cp + j);
+        }
+      }
+    }
+    Transpose(result, n.cp, n.d, count, Scale(), qx, n.dp);
+    Transpose(dvalue_t, n.cp, n.e, count, 1, value, n.ep);
     for (int64_t j = 0; j < count; ++j) {
-      float total = 0;
-      for (int64_t f = 0; exponential && f < n.m; ++f) total += du[f * n.cp + j];
-      for (int64_t i = 0; i < n.d; ++i) row[i] = result[i * n.cp + j] + pull * total * kt[i * n.cp + j];
-      cpu::StoreRow(b.grad_key, keys.at(b.grad_key, first + j, head), n.d, Scale(), row);
-      for (int64_t k = 0; k < n.e; ++k) row[k] = dvalue_t[k * n.cp + j];
-      cpu::StoreRow(b.grad_value, keys.at(b.grad_value, first + j, head), n.e, 1, row);
+      cpu::StoreRow(b.grad_key, keys.at(b.grad_key, first + j, head), n.d, 1, qx + j * n.dp);
+      cpu::StoreRow(b.grad_value, keys.at(b.grad_value, first + j, head), n.e, 1, value + j * n.ep);
     }
   }
 

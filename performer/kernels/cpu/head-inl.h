@@ -81,9 +81,7 @@ class Head {
     projection =
         p.map.projection + sequence_ * p.map.projection_batch_stride + head * p.map.projection_head_stride;
     Fill(projection_t, 0, n.d * n.mp);
-    for (int64_t f = 0; f < n.m; ++f) {
-      for (int64_t i = 0; i < n.d; ++i) projection_t[i * n.mp + f] = projection[f * n.d + i];
-    }
+    Transpose(projection, n.d, n.m, n.d, 1, projection_t, n.mp);
   }
 
   int64_t StateIndex() const { return sequence_ * p.shape.heads + head; }
@@ -100,15 +98,26 @@ class Head {
   // Rows first .. first + count of a view, padded with zeros to `ld`.
   void LoadRows(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size, float factor_,
                 float* out, int64_t ld) {
+    const bool plain = view.type == DataType::float32;
     for (int64_t i = 0; i < count; ++i) {
       Fill(out + i * ld + ld - kLanes, 0, kLanes);
-      cpu::LoadRow(view, rows.at(view, first + i, head), size, factor_, out + i * ld);
+      const int64_t offset = rows.at(view, first + i, head);
+      if (plain) {
+        ScaleRow(static_cast<const float*>(view.data) + offset, factor_, size, out + i * ld);
+      } else {
+        cpu::LoadRow(view, offset, size, factor_, out + i * ld);
+      }
     }
   }
   // The same, transposed to [size, Cp]; missing columns are zero.
   void LoadTransposed(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size,
                       float factor_, float* out) {
-    for (int64_t i = 0; i < size; ++i) Fill(out + i * n.cp, 0, n.cp);
+    if (count < n.cp) Fill(out, 0, size * n.cp);
+    if (view.type == DataType::float32) {
+      const float* source = static_cast<const float*>(view.data) + rows.at(view, first, head);
+      Transpose(source, view.token_stride, count, size, factor_, out, n.cp);
+      return;
+    }
     for (int64_t j = 0; j < count; ++j) {
       cpu::LoadRow(view, rows.at(view, first + j, head), size, factor_, row);
       for (int64_t i = 0; i < size; ++i) out[i * n.cp + j] = row[i];

@@ -84,6 +84,48 @@ HWY_INLINE void Axpy(float a, const float* x, float* y, int64_t padded) {
     hn::Store(hn::MulAdd(f, hn::Load(d, x + i), hn::Load(d, y + i)), d, y + i);
 }
 
+// y = a x over exactly `count` elements of any alignment.
+HWY_INLINE void ScaleRow(const float* x, float a, int64_t count, float* y) {
+  const Tag d;
+  const Vec f = hn::Set(d, a);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(d, x + i), f), d, y + i);
+  for (; i < count; ++i) y[i] = x[i] * a;
+}
+
+// out[c * out_ld + r] = a * x[r * ld + c], in blocks of four by four; any alignment.
+HWY_NOINLINE void Transpose(const float* x, int64_t ld, int64_t rows, int64_t columns, float a, float* out,
+                            int64_t out_ld) {
+  int64_t whole_rows = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::FixedTag<float, 4> d;
+  const auto f = hn::Set(d, a);
+  whole_rows = rows / 4 * 4;
+  const int64_t whole_columns = columns / 4 * 4;
+  for (int64_t r = 0; r < whole_rows; r += 4) {
+    const float* from = x + r * ld;
+    for (int64_t c = 0; c < whole_columns; c += 4) {
+      const auto r0 = hn::Mul(hn::LoadU(d, from + c), f), r1 = hn::Mul(hn::LoadU(d, from + ld + c), f);
+      const auto r2 = hn::Mul(hn::LoadU(d, from + 2 * ld + c), f),
+                 r3 = hn::Mul(hn::LoadU(d, from + 3 * ld + c), f);
+      const auto even_low = hn::InterleaveLower(d, r0, r2), odd_low = hn::InterleaveLower(d, r1, r3);
+      const auto even_high = hn::InterleaveUpper(d, r0, r2), odd_high = hn::InterleaveUpper(d, r1, r3);
+      float* to = out + c * out_ld + r;
+      hn::StoreU(hn::InterleaveLower(d, even_low, odd_low), d, to);
+      hn::StoreU(hn::InterleaveUpper(d, even_low, odd_low), d, to + out_ld);
+      hn::StoreU(hn::InterleaveLower(d, even_high, odd_high), d, to + 2 * out_ld);
+      hn::StoreU(hn::InterleaveUpper(d, even_high, odd_high), d, to + 3 * out_ld);
+    }
+    for (int64_t c = whole_columns; c < columns; ++c) {
+      for (int64_t i = 0; i < 4; ++i) out[c * out_ld + r + i] = a * from[i * ld + c];
+    }
+  }
+#endif
+  for (int64_t r = whole_rows; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) out[c * out_ld + r] = a * x[r * ld + c];
+  }
+}
+
 // A left factor whose element (i, k) is data[i * row + k * column]: a matrix or its transpose, without a
 // copy.
 struct Left {
