@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/nn/attention.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "performer/base/error.h"
+#include "performer/nn/exact_attention.h"
+#include "performer/nn/initialize.h"
+#include "performer/nn/positions.h"
+#include "performer/ops/projection.h"
+
+namespace performer::nn {
+namespace {
+
+constexpr double kNormEpsilon = 1e-6;  // added to the mean square in qk_norm
+
+// Each head of x [B, T, H, D] at unit root mean square, times gain [H, D]; computed in the gain's precision.
+at::Tensor normalize_heads(const at::Tensor& x, const at::Tensor& gain) {
+  const at::Tensor precise = x.to(gain.scalar_type());
+  const at::Tensor mean_square = precise.square().mean(-1, /*keepdim=*/true);
+  return (precise * (mean_square + kNormEpsilon).rsqrt() * gain).to(x.scalar_type());
+}
+
+}  // namespace
+
+MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention,
+                                               int64_t layer)
+    : model_(model), attention_(attention), layer_(layer) {
+  validate(model, attention);
+  head_size_ = performer::head_size(model);
+  const int64_t inner = model.heads * head_size_;
+  const auto linear = [&](const char* name, int64_t in, int64_t out) {
+    torch::nn::Linear made(torch::nn::LinearOptions(in, out).bias(model.attention_bias));
+    initialize_linear(made, 0);
+    return register_module(name, made);
+  };
+  query_ = linear("query", model.width, inner);
+  key_ = linear("key", model.width, inner);
+  value_ = linear("value", model.width, inner);
+  out_ = linear("out", inner, model.width);
+  if (attention.qk_norm) {
+    query_gain_ = register_parameter("query_gain", at::ones({model.heads, head_size_}));
+    key_gain_ = register_parameter("key_gain", at::ones({model.heads, head_size_}));
+  }
+  if (attention.learned_temperature)
+    temperature_ = register_parameter("temperature", at::ones({model.heads}));
+  if (projection_kind(attention) != "none") projection_ = register_buffer("projection", draw(0));
+}
+
+at::Tensor MultiHeadAttentionImpl::draw(int64_t index) const {
+  return ops::draw_projection(projection_kind(attention_), attention_.row_norm, model_.heads,
+                              attention_.features, head_size_, attention_.seed, layer_, index);
+}
+
+void MultiHeadAttentionImpl::redraw(int64_t index) {
+  if (!projection_.defined()) return;
+  const at::NoGradGuard no_grad;
+  projection_.copy_(draw(index));
+}
+
+ops::FeatureMap MultiHeadAttentionImpl::feature_map() const {
+  ops::FeatureMap map;
+  if (attention_.kind == "favor-softmax") {
+    map.family = "exponential";
+    map.scale = std::pow(static_cast<double>(head_size_), -0.25);  // of both sides: q k / sqrt(d)
+  } else {
+    map.family = "relu";
+    map.epsilon = feature_epsilon(attention_);
+  }
+  if (projection_.defined()) map.projection = projection_.to(at::kFloat);
+  return map;
+}
+
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
+                                                              const at::Tensor& positions) {
+  const auto split = [&](const at::Tensor& flat) { return flat.unflatten(-1, {model_.heads, head_size_}); };
+  Heads heads{{}, {}, split(value_(x))};
+  if (attention_.kind == "identity") return heads;
+  heads.query = split(query_(x));
+  heads.key = split(key_(x));
+  if (query_gain_.defined()) {
+    heads.query = normalize_heads(heads.query, query_gain_);
+    heads.key = normalize_heads(heads.key, key_gain_);
+  }
+  if (temperature_.defined()) {
+    heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.key.scalar_type());
+  }
+  if (model_.positions == "rotary") {
+    const at::Tensor table = rotary_table(positions, head_size_, heads.query.scalar_type());
+    heads.query = rotate(heads.query, table);
+    heads.key = rotate(heads.key, table);
+  }
+  return heads;
+}
+
+at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) const {
+  const bool causal = model_.objective == "causal";
+  if (attention_.kind == "exact") return exact_attention(heads.query, heads.key, heads.value, causal, batch);
+  if (attention_.kind == "identity") {
+    if (!batch.key_mask) return heads.value;
+    return heads.value.masked_fill(batch.key_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
+  }
+  ops::AttentionInputs inputs;
+  inputs.query = heads.query;
+  inputs.key = heads.key;
+  inputs.value = heads.value;
+  inputs.causal = causal;
+  inputs.key_mask = batch.key_mask;
+  inputs.query_mask = batch.key_mask;
+  inputs.cu_query = batch.cu_seqlens;
+  return std::get<0>(ops::favor_attention(inputs, feature_map()));
+}
+
+at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
+  return out_(attend(project(x, batch.positions), batch).flatten(-2));
+}
+
+at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state) {
+  check<UsageError>(model_.objective == "causal",
+                    "only a causal model can be fed one token at a time; this one has "
+                    "model.objective = {}",
+                    model_.objective);
+  const Heads row = project(x.unsqueeze(1), positions.unsqueeze(1));
+  if (attention_.kind == "identity") return out_(row.value.squeeze(1).flatten(-2));
+  const at::Tensor query = row.query.squeeze(1), key = row.key.squeeze(1), value = row.value.squeeze(1);
+  if (attention_.kind == "exact") {
+    return out_(exact_step(query, key, value, state.keys, state.values, state.length).flatten(-2));
+  }
+  const ops::FeatureMap map = feature_map();
+  if (!state.favor.defined()) {
+    const int64_t features = map.projection ? map.projection->size(-2) : head_size_;
+    state.favor =
+        ops::empty_state(x.size(0), model_.heads, features, head_size_, map.family, query.options());
+  }
+  return out_(ops::favor_step(query, key, value, state.favor, map).flatten(-2));
+}
+
+}  // namespace performer::nn

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Multi-head attention over any attention kind.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/linear.h>
+
+#include <memory>
+#include <optional>
+
+#include "performer/nn/config.h"
+#include "performer/nn/sequence_batch.h"
+#include "performer/ops/favor.h"
+
+namespace performer::nn {
+
+// What a layer keeps between tokens of a streamed sequence: FAVOR kinds a constant-size state, exact
+// attention its keys and values, identity nothing. A fresh one stands for a sequence without tokens.
+struct LayerState {
+  ops::State favor;
+  at::Tensor keys, values;  // [B, H, capacity, D], of which the first `length` tokens are filled
+  int64_t length = 0;
+};
+
+// Queries, keys and values of each head, attention of one of the kinds
+//   favor-softmax  positive features of the exponential family on x d^(-1/4): unbiased for softmax(q k /
+//   sqrt(d)) favor-relu     relu(x) + epsilon, or relu(W x) + epsilon (Performers' generalised attention)
+//   exact          softmax(q k / sqrt(d))
+//   identity       the values themselves
+// and an output projection. Weights are Xavier-uniform, biases (an option) zero, as in protein_lm.
+class MultiHeadAttentionImpl : public torch::nn::Module {
+ public:
+  // `layer` names the random projection, together with attention.seed.
+  MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer);
+
+  // x [B, T, width] -> [B, T, width]; masks and segments from `batch`. Masked keys are not seen; masked rows
+  // attend to nothing and give out(0).
+  at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);
+  // One token: x [B, width], positions [B] int64 -> [B, width]; `state` is updated. Causal models only.
+  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);
+
+  // Replaces the random projection in place by draw number `index`; does nothing for kinds without one.
+  void redraw(int64_t index);
+  const AttentionConfig& config() const { return attention_; }
+
+ private:
+  struct Heads {
+    at::Tensor query, key, value;  // [B, T, H, D]
+  };
+  Heads project(const at::Tensor& x, const at::Tensor& positions);
+  at::Tensor attend(const Heads& heads, const SequenceBatch& batch) const;  // [B, T, H, D]
+  ops::FeatureMap feature_map() const;
+  at::Tensor draw(int64_t index) const;  // projection number `index`, [H, M, D]
+
+  ModelConfig model_;
+  AttentionConfig attention_;
+  int64_t layer_, head_size_;
+  torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
+  at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
+  at::Tensor temperature_;            // [H], undefined without learned_temperature
+  at::Tensor projection_;             // buffer [H, M, D] float32, undefined for kinds without one
+};
+TORCH_MODULE(MultiHeadAttention);
+
+}  // namespace performer::nn

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/nn/positions.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+namespace performer::nn {
+namespace {
+
+// Angles p / 10000^(2i / width) for i = 0 .. pairs - 1, appended as a last dimension. In double: at position
+// 10^6 a float32 angle is already wrong by 0.03.
+at::Tensor angles(const at::Tensor& positions, int64_t width, int64_t pairs) {
+  const auto options = positions.options().dtype(at::kDouble);
+  const at::Tensor rates =
+      at::exp(at::arange(pairs, options) * (-2 * std::log(10000.0) / static_cast<double>(width)));
+  return positions.to(at::kDouble).unsqueeze(-1) * rates;
+}
+
+}  // namespace
+
+at::Tensor sinusoids(const at::Tensor& positions, int64_t width) {
+  const at::Tensor angle = angles(positions, width, (width + 1) / 2);
+  return at::stack({angle.sin(), angle.cos()}, -1).flatten(-2).narrow(-1, 0, width);
+}
+
+at::Tensor rotary_table(const at::Tensor& positions, int64_t head_size, at::ScalarType type) {
+  const at::Tensor angle = angles(positions, head_size, head_size / 2).unsqueeze(-2);
+  const at::Tensor table = at::complex(angle.cos(), angle.sin());
+  return type == at::kDouble ? table : table.to(at::kComplexFloat);
+}
+
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& table) {
+  const at::ScalarType precise = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor pairs = x.to(precise).unflatten(-1, {x.size(-1) / 2, 2}).contiguous();
+  return at::view_as_real(at::view_as_complex(pairs) * table).flatten(-2).to(x.scalar_type());
+}
+
+}  // namespace performer::nn

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a model reads: padded rows, or packed segments without any padding.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace performer {
+
+// Padded: tokens [B, T], key_mask [B, T] false at padding, no cu_seqlens. Packed: tokens [1, total],
+// cu_seqlens [N + 1] int64 on CPU with the bounds of N segments that never see each other, no key_mask.
+struct SequenceBatch {
+  at::Tensor tokens;                   // int64
+  at::Tensor positions;                // int64, same shape: place within the sequence, from 0
+  std::optional<at::Tensor> key_mask;  // bool
+  std::optional<at::Tensor> cu_seqlens;
+};
+
+}  // namespace performer

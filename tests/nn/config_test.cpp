@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/nn/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "performer/base/error.h"
+
+namespace performer {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Bad {
+  const char* name;
+  std::function<void(ModelConfig&, AttentionConfig&)> spoil;
+  const char* expected;  // part of the message
+};
+
+class BadConfig : public ::testing::TestWithParam<Bad> {};
+
+TEST_P(BadConfig, IsRefusedByName) {
+  ModelConfig model;
+  AttentionConfig attention;
+  ASSERT_NO_THROW(validate(model, attention));
+  GetParam().spoil(model, attention);
+  try {
+    validate(model, attention);
+    FAIL() << "accepted";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), HasSubstr(GetParam().expected));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadConfig,
+    ::testing::Values(
+        Bad{"width", [](auto& m, auto&) { m.width = 130; },
+            "model.width (130) must be divisible by model.heads (4)"},
+        Bad{"layers", [](auto& m, auto&) { m.layers = 0; }, "model.layers must be between 1"},
+        Bad{"heads", [](auto& m, auto&) { m.heads = 0; }, "model.heads must be between 1"},
+        Bad{"negative_head_size", [](auto& m, auto&) { m.head_size = -1; },
+            "model.head_size must be between 0"},
+        Bad{"ffn", [](auto& m, auto&) { m.ffn = 0; }, "model.ffn"},
+        Bad{"max_length", [](auto& m, auto&) { m.max_length = 0; }, "model.max_length"},
+        Bad{"huge", [](auto& m, auto&) { m.width = int64_t{1} << 62; }, "model.width must be between"},
+        Bad{"huge_product", [](auto& m, auto&) { m.heads = m.head_size = 1 << 23; },
+            "model.heads times model.head_size"},
+        Bad{"odd_rotary", [](auto& m, auto&) { m.head_size = 33; }, "even head size, not 33"},
+        Bad{"odd_rotary_from_width", [](auto& m, auto&) { m.width = 60; }, "even head size, not 15"},
+        Bad{"dropout", [](auto& m, auto&) { m.dropout = 1; },
+            "model.dropout must be at least 0 and below 1, not 1"},
+        Bad{"dropout_nan", [](auto& m, auto&) { m.dropout = std::nan(""); }, "model.dropout"},
+        Bad{"norm_epsilon", [](auto& m, auto&) { m.norm_epsilon = 0; }, "model.norm_epsilon"},
+        Bad{"norm", [](auto& m, auto&) { m.norm = "middle"; },
+            "model.norm must be one of pre, post, not 'middle'"},
+        Bad{"kind", [](auto&, auto& a) { a.kind = "soft"; }, "attention.kind must be one of"},
+        Bad{"features", [](auto&, auto& a) { a.features = 0; }, "attention.features must be between 1"},
+        Bad{"softmax_none", [](auto&, auto& a) { a.kind = "favor-softmax", a.projection = "none"; },
+            "attention.projection = none does not go with"},
+        Bad{"epsilon", [](auto&, auto& a) { a.epsilon = -0.5; }, "attention.epsilon must be at least 0"},
+        Bad{"softmax_epsilon", [](auto&, auto& a) { a.kind = "favor-softmax", a.epsilon = 1e-3; },
+            "attention.epsilon (0.001) is used by attention.kind = favor-relu only"},
+        Bad{"redraw_every", [](auto&, auto& a) { a.redraw_every = -1; }, "attention.redraw_every"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(Config, OddHeadSizesGoWithOtherPositions) {
+  ModelConfig model;
+  model.head_size = 33;
+  model.positions = "learned";
+  EXPECT_NO_THROW(validate(model, {}));
+}
+
+TEST(Config, ResolvesDefaults) {
+  ModelConfig model;
+  EXPECT_EQ(head_size(model), 32);
+  model.head_size = 24;
+  EXPECT_EQ(head_size(model), 24);
+  AttentionConfig attention;
+  EXPECT_EQ(projection_kind(attention), "none");
+  EXPECT_EQ(feature_epsilon(attention), 1e-3);
+  attention.epsilon = 0;
+  EXPECT_EQ(feature_epsilon(attention), 0);
+  attention.kind = "favor-softmax";
+  EXPECT_EQ(projection_kind(attention), "orthogonal");
+  attention.kind = "exact";
+  attention.projection = "iid";
+  EXPECT_EQ(projection_kind(attention), "none");
+}
+
+}  // namespace
+}  // namespace performer
