@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The protein language model of the Performer papers (protein_lm): embedding, blocks, final norm, output
+// layer.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "performer/nn/attention.h"
+#include "performer/nn/block.h"
+
+namespace performer {
+
+// State of a batch of streamed sequences: one entry a layer, and how many tokens each has seen.
+struct DecodeState {
+  std::vector<nn::LayerState> layers;
+  at::Tensor positions;  // int64 [B]
+};
+
+class ProteinLMImpl : public torch::nn::Module {
+ public:
+  // Validates the configurations; weights are initialised as in protein_lm from LibTorch's generator.
+  ProteinLMImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary);
+
+  // Logits [B, T, vocabulary]. Throws UsageError for a sequence beyond the learned positions and for tokens
+  // outside the vocabulary.
+  at::Tensor forward(const SequenceBatch& batch);
+  at::Tensor hidden(const SequenceBatch& batch);  // final-norm output [B, T, width]
+
+  // Streaming (causal models, no gradients, no dropout in evaluation mode): feed one token [B] int64 of each
+  // sequence, get the logits [B, vocabulary] of the next.
+  DecodeState begin(int64_t batch_size) const;
+  at::Tensor step(const at::Tensor& tokens, DecodeState& state);
+
+  // Draw number `index` of every layer's projection; called at optimizer-step boundaries only.
+  void redraw(int64_t index);
+  int64_t redraw_index() const { return redraw_index_; }
+  // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout
+  // included.
+  void set_checkpoint_activations(bool on) { checkpoint_activations_ = on; }
+
+  int64_t parameter_count() const;
+  int64_t vocabulary() const { return vocabulary_; }
+  const ModelConfig& model_config() const { return model_; }
+  const AttentionConfig& attention_config() const { return attention_; }
+
+ private:
+  void initialize();
+  void check_batch(const at::Tensor& tokens, const at::Tensor& positions) const;
+  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions);
+  at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch);
+  at::Tensor logits(const at::Tensor& hidden);
+
+  ModelConfig model_;
+  AttentionConfig attention_;
+  int64_t vocabulary_;
+  int64_t redraw_index_ = 0;
+  bool checkpoint_activations_ = false;
+  torch::nn::Embedding embedding_{nullptr};
+  at::Tensor learned_positions_;  // [max_length, width], undefined for other positions
+  std::vector<nn::Block> blocks_;
+  torch::nn::LayerNorm final_norm_{nullptr};
+  torch::nn::Linear output_{nullptr};  // absent when tied
+  at::Tensor tied_bias_;               // [vocabulary], defined when tied
+};
+TORCH_MODULE(ProteinLM);
+
+}  // namespace performer

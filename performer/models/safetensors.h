@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The safetensors file format, read through a memory map and written aside: eight bytes with the header's
+// size, a JSON header {name: {dtype, shape, data_offsets}}, the data. Source: the format section of the
+// safetensors README.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <map>
+#include <span>
+#include <string>
+
+namespace performer {
+
+struct TensorFile {
+  std::map<std::string, at::Tensor> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+// Throws InputError naming the file and what is wrong: truncated, header not JSON, offsets that overlap,
+// leave gaps or leave the file, unknown type, size that does not match the shape. Tensors own their memory.
+TensorFile read_safetensors(const std::string& path);
+// The same for bytes in memory; `source` names them in messages.
+TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string& source);
+// Atomic. Tensors may be strided and of any of the types f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool; others
+// throw Error naming the tensor. Equal contents give equal bytes.
+void write_safetensors(const std::string& path, const TensorFile& file);
+
+}  // namespace performer
