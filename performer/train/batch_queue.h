@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training batches made ahead of time by one background thread.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <stop_token>
+#include <string>
+#include <thread>
+
+#include "performer/data/batches.h"
+
+namespace performer {
+
+// A batch with what a checkpoint must hold once the batch has been used: where the stream stands after it.
+// Batches that were only prepared leave no trace.
+struct QueuedBatch {
+  data::Batch batch;
+  data::Cursor cursor;
+  data::CropCounts crops;  // since the source began
+};
+
+using BatchSource = std::function<QueuedBatch()>;
+
+// Training batches from `start` on. Throws as data::BatchStream does; `store` must outlive the source.
+BatchSource training_batches(const data::SequenceStore& store, const DataConfig& config,
+                             const std::string& objective, const data::Cursor& start);
+
+class BatchQueue {
+ public:
+  // Calls `source` from a thread of its own, `capacity` batches ahead at most.
+  explicit BatchQueue(BatchSource source, size_t capacity = 4);
+
+  // The next batch in order; waits for it. Rethrows what the source threw, when its turn has come.
+  QueuedBatch next();
+
+ private:
+  void fill(const std::stop_token& stop);
+
+  BatchSource source_;
+  size_t capacity_;
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::deque<QueuedBatch> ready_;
+  std::exception_ptr failure_;
+  std::jthread thread_;  // last: joined before anything it uses goes away
+};
+
+}  // namespace performer

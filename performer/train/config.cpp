@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks of the [train] section.
+#include <cmath>
+
+#include "performer/base/error.h"
+#include "performer/train/schedule.h"
+#include "performer/train/trainer.h"
+
+namespace performer {
+namespace {
+
+void check_at_least(const char* key, int64_t value, int64_t smallest) {
+  check<UsageError>(value >= smallest, "train.{} must be {} or more, but is {}", key, smallest, value);
+}
+
+void check_not_negative(const char* key, double value) {
+  check<UsageError>(value >= 0 && std::isfinite(value), "train.{} must be 0 or more, but is {}", key, value);
+}
+
+void check_fraction(const char* key, double value) {
+  check<UsageError>(value >= 0 && value < 1, "train.{} must be 0 or more and below 1, but is {}", key, value);
+}
+
+}  // namespace
+
+void validate(const TrainConfig& config) {
+  // Configurations filled in by code have not been through the parser: checks the closed sets of words.
+  for (const FieldInfo& field : list_fields("train", config)) parse_field(field, to_text(field.value));
+  check_at_least("steps", config.steps, 1);
+  check_at_least("accumulate", config.accumulate, 1);
+  check_at_least("log_every", config.log_every, 1);
+  check_at_least("evaluate_every", config.evaluate_every, 0);
+  check_at_least("checkpoint_every", config.checkpoint_every, 0);
+  check_not_negative("learning_rate", config.learning_rate);
+  check_not_negative("weight_decay", config.weight_decay);
+  check_not_negative("clip", config.clip);
+  check_not_negative("adam_epsilon", config.adam_epsilon);
+  check_not_negative("decay_factor", config.decay_factor);
+  check_fraction("adam_beta1", config.adam_beta1);
+  check_fraction("adam_beta2", config.adam_beta2);
+  make_schedule(config);
+}
+
+Schedule make_schedule(const TrainConfig& config) {
+  return Schedule(config.schedule, {.base = config.learning_rate,
+                                    .warmup = config.warmup,
+                                    .decay_factor = config.decay_factor,
+                                    .steps_per_decay = config.steps_per_decay,
+                                    .steps_per_cycle = config.steps_per_cycle});
+}
+
+}  // namespace performer

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// metrics.jsonl, one JSON object a line (docs/formats.md), and the same numbers for TensorBoard.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "performer/train/evaluation.h"
+#include "performer/train/run_folder.h"
+#include "performer/train/tensorboard.h"
+
+namespace performer {
+
+struct StepMetrics {
+  int64_t step = 0;  // from 1
+  double loss = 0;   // mean over the step's targets, natural logarithm
+  double accuracy = 0;
+  int64_t tokens = 0;  // targets so far
+  double learning_rate = 0;
+  double gradient_norm = 0;      // before clipping
+  double tokens_per_second = 0;  // of this step
+  double seconds = 0;            // of training so far
+};
+
+// Largest resident size of this process so far, in MiB.
+double peak_memory_mib();
+
+class MetricsLog {
+ public:
+  // Appends to the folder's metrics.jsonl after dropping what lies behind `step`: records of later steps,
+  // summaries of runs that are now continued, and a line that was cut off by a crash.
+  MetricsLog(const std::string& directory, int64_t step);
+
+  void add(const StepMetrics& metrics);
+  void add(int64_t step, const Evaluation& evaluation);          // {"step", "valid": {...}}
+  void finish(const RunState& state, double tokens_per_second);  // {"step", "final": {...}}
+
+ private:
+  void write(const nlohmann::ordered_json& record);  // keys in the order given: people read it
+
+  std::string path_;
+  std::ofstream file_;
+  TensorBoardWriter tensorboard_;
+};
+
+}  // namespace performer

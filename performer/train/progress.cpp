@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/train/progress.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
+namespace performer {
+namespace {
+
+// The program may have registered a logger of this name; otherwise messages go to standard error.
+spdlog::logger& logger() {
+  static const std::shared_ptr<spdlog::logger> instance = [] {
+    auto known = spdlog::get("performer");
+    return known != nullptr ? known : spdlog::stderr_color_mt("performer");
+  }();
+  return *instance;
+}
+
+int terminal_columns() {
+  winsize size{};
+  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+std::string with_thousands(double number) {
+  std::string digits = fmt::format("{:.0f}", number);
+  for (int64_t at = static_cast<int64_t>(digits.size()) - 3; at > 0; at -= 3)
+    digits.insert(static_cast<size_t>(at), 1, ',');
+  return digits;
+}
+
+}  // namespace
+
+std::string format_duration(double seconds) {
+  const auto whole = static_cast<int64_t>(std::llround(std::max(0.0, seconds)));
+  const int64_t hours = whole / 3600, minutes = whole / 60 % 60, rest = whole % 60;
+  return hours > 0 ? fmt::format("{}:{:02}:{:02}", hours, minutes, rest)
+                   : fmt::format("{}:{:02}", minutes, rest);
+}
+
+std::string format_status(const ProgressState& state) {
+  std::string text = fmt::format("{}/{}  loss {:.3f}  accuracy {:.3f}  {} tokens/s", state.step, state.steps,
+                                 state.loss, state.accuracy, with_thousands(state.tokens_per_second));
+  if (state.remaining >= 0) text += fmt::format("  {} left", format_duration(state.remaining));
+  return text;
+}
+
+std::string format_progress(const ProgressState& state, int columns) {
+  std::string text = format_status(state);
+  const int room = std::min(columns - static_cast<int>(text.size()) - 4, 30);
+  if (room >= 5) {
+    const double done =
+        state.steps > 0 ? static_cast<double>(state.step) / static_cast<double>(state.steps) : 1;
+    const int filled = std::clamp(static_cast<int>(done * room), 0, room);
+    std::string bar(static_cast<size_t>(filled), '=');
+    if (filled < room) bar += '>';
+    bar.resize(static_cast<size_t>(room), ' ');
+    text = fmt::format("[{}]  {}", bar, text);
+  }
+  return text.substr(0, static_cast<size_t>(std::max(columns, 0)));
+}
+
+void Progress::update(const ProgressState& state) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!draw_ || (visible_ && now - drawn_ < std::chrono::milliseconds(100))) return;
+  // Carriage return, then "erase to the end of the line"; one column stays free so that the line never wraps.
+  fmt::print(stderr, "\r{}\x1b[K", format_progress(state, terminal_columns() - 1));
+  std::fflush(stderr);
+  visible_ = true;
+  drawn_ = now;
+}
+
+void Progress::message(const std::string& text) {
+  clear();
+  logger().info("{}", text);
+}
+
+void Progress::warning(const std::string& text) {
+  clear();
+  logger().warn("{}", text);
+}
+
+void Progress::clear() {
+  if (!visible_) return;
+  fmt::print(stderr, "\r\x1b[K");
+  std::fflush(stderr);
+  visible_ = false;
+}
+
+}  // namespace performer

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run keeps on disk beside the model itself: who may write, and everything that a resume needs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "performer/data/batches.h"
+
+namespace performer {
+
+// Values of configuration keys in text form, by "section.key".
+using Settings = std::map<std::string, std::string>;
+
+// Where a run stands after `step` optimizer steps.
+struct RunState {
+  int64_t step = 0;
+  int64_t tokens = 0;      // targets that counted, so far
+  double seconds = 0;      // of training, evaluations included, over all runs
+  double loss = 0;         // of the last step
+  int64_t evaluated = -1;  // step of the last evaluation
+  int64_t redraw = 0;      // index of the projections in use
+  data::Cursor cursor;
+  data::CropCounts crops;
+  uint64_t train_fingerprint = 0;
+  uint64_t valid_fingerprint = 0;  // 0: nothing held out
+  int threads = 0;
+};
+
+// The contents of training.safetensors.
+struct TrainingCheckpoint {
+  RunState state;
+  Settings settings;
+  std::map<std::string, at::Tensor> tensors;  // "model.NAME", "adam.NAME", "generator"
+};
+
+// Atomic. Throws Error when it cannot be written; the checkpoint before it then stays.
+void save_training(const std::string& directory, const TrainingCheckpoint& checkpoint);
+// Throws UsageError when the folder holds no checkpoint, InputError when it is damaged or of a newer format.
+TrainingCheckpoint load_training(const std::string& directory);
+
+// Throws UsageError naming the first key whose value in `now` is not that of the checkpoint. Keys that change
+// no result may differ: train.steps, train.log_every, train.evaluate_every, train.checkpoint_every.
+void check_same_settings(const std::string& directory, const Settings& then, const Settings& now);
+
+// The output folder of a run, reserved for this process until destroyed.
+class RunFolder {
+ public:
+  // Makes the folder when missing and removes what a killed process left half-written. Throws UsageError when
+  // it is not empty and `resume` is false, or when another process trains into it.
+  RunFolder(const std::string& path, bool resume);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  int descriptor_ = -1;  // holds the lock
+};
+
+}  // namespace performer

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/train/batch_queue.h"
+
+#include <gtest/gtest.h>
+
+#include "performer/base/error.h"
+#include "tests/train/runs.h"
+
+namespace performer {
+namespace {
+
+class BatchQueueTest : public ::testing::Test {
+ protected:
+  BatchQueueTest() {
+    config_.length = 32;
+    config_.batch_tokens = 64;
+  }
+  testing::TemporaryFolder folder_;
+  data::SequenceStore store_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(20))},
+                             folder_ / ""};
+  DataConfig config_;
+};
+
+TEST_F(BatchQueueTest, SameBatchesAndCursorsAsTheStream) {
+  data::BatchStream stream(store_, config_, "causal");
+  BatchQueue queue(training_batches(store_, config_, "causal", {}));
+  for (int i = 0; i < 40; ++i) {  // more than an epoch
+    const data::Batch expected = stream.next();
+    const QueuedBatch got = queue.next();
+    EXPECT_EQ(got.batch.inputs, expected.inputs) << "batch " << i;
+    EXPECT_EQ(got.cursor.epoch, stream.cursor().epoch);
+    EXPECT_EQ(got.cursor.sequence, stream.cursor().sequence);
+    EXPECT_EQ(got.cursor.offset, stream.cursor().offset);
+    EXPECT_EQ(got.crops.sequences, stream.crops().sequences);
+  }
+}
+
+TEST_F(BatchQueueTest, ContinuesFromTheCursorOfTheLastBatchTaken) {
+  BatchQueue whole(training_batches(store_, config_, "causal", {}));
+  data::Cursor cursor;
+  {
+    BatchQueue first(training_batches(store_, config_, "causal", {}));
+    for (int i = 0; i < 7; ++i) {
+      cursor = first.next().cursor;
+      whole.next();
+    }
+  }  // destroyed while it waits for room: must not hang
+  BatchQueue second(training_batches(store_, config_, "causal", cursor));
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(second.next().batch.inputs, whole.next().batch.inputs);
+}
+
+TEST(BatchQueue, RethrowsWhatTheSourceThrewInItsTurn) {
+  int made = 0;
+  BatchQueue queue([&made]() -> QueuedBatch {
+    if (++made == 3) throw InputError("the third");
+    return {};
+  });
+  queue.next();
+  queue.next();
+  EXPECT_THROW(queue.next(), InputError);
+  EXPECT_THROW(queue.next(), InputError) << "again, instead of waiting for ever";
+}
+
+}  // namespace
+}  // namespace performer
