@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/infer/score.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "performer/base/error.h"
+#include "performer/data/vocabulary.h"
+
+namespace performer {
+
+double SequenceScore::total() const {
+  return std::accumulate(log_probabilities.begin(), log_probabilities.end(), 0.0);
+}
+
+double SequenceScore::mean() const {
+  return log_probabilities.empty() ? 0 : total() / static_cast<double>(log_probabilities.size());
+}
+
+namespace {
+
+// Segments side by side that never see each other.
+struct Packing {
+  std::vector<int64_t> tokens, positions, bounds = {0};
+
+  void add(int64_t token) {
+    positions.push_back(static_cast<int64_t>(tokens.size()) - bounds.back());
+    tokens.push_back(token);
+  }
+  void end_segment() { bounds.push_back(static_cast<int64_t>(tokens.size())); }
+
+  SequenceBatch batch() const {
+    return {.tokens = at::tensor(tokens, at::kLong).unsqueeze(0),
+            .positions = at::tensor(positions, at::kLong).unsqueeze(0),
+            .key_mask = std::nullopt,
+            .cu_seqlens = at::tensor(bounds, at::kLong)};
+  }
+};
+
+// log p(targets[i]) at place places[i] of the packed batch.
+std::vector<float> log_probabilities(ProteinLM& model, const Packing& packing,
+                                     const std::vector<int64_t>& places,
+                                     const std::vector<int64_t>& targets) {
+  const at::Tensor logits = model->forward(packing.batch())[0].index_select(0, at::tensor(places, at::kLong));
+  const at::Tensor chosen = at::log_softmax(logits, -1, at::kFloat)
+                                .gather(1, at::tensor(targets, at::kLong).unsqueeze(1))
+                                .squeeze(1)
+                                .contiguous();
+  const float* values = chosen.data_ptr<float>();
+  return {values, values + chosen.numel()};
+}
+
+// Scores all sequences of `group` in one forward pass: inputs start marker, x1 .. x(n-1), targets x1 .. xn.
+void score_causal(ProteinLM& model, std::vector<SequenceScore>& group) {
+  Packing packing;
+  std::vector<int64_t> targets;
+  for (const SequenceScore& sequence : group) {
+    int64_t previous = data::kBos;
+    for (const uint8_t token : sequence.tokens) {
+      packing.add(previous);
+      targets.push_back(token);
+      previous = token;
+    }
+    packing.end_segment();
+  }
+  std::vector<int64_t> places(targets.size());
+  std::iota(places.begin(), places.end(), int64_t{0});
+  const std::vector<float> values = log_probabilities(model, packing, places, targets);
+  auto from = values.begin();
+  for (SequenceScore& sequence : group) {
+    const auto to = from + static_cast<int64_t>(sequence.tokens.size());
+    sequence.log_probabilities.assign(from, to);
+    from = to;
+  }
+}
+
+// Copies of one sequence between its markers, each with one residue hidden, as many a pass as batch_tokens
+// allow.
+void score_masked(ProteinLM& model, SequenceScore& sequence, int64_t batch_tokens) {
+  const auto length = static_cast<int64_t>(sequence.tokens.size());
+  const int64_t copies = std::max<int64_t>(1, batch_tokens / (length + 2));
+  for (int64_t first = 0; first < length; first += copies) {
+    Packing packing;
+    std::vector<int64_t> places, targets;
+    for (int64_t hidden = first; hidden < std::min(first + copies, length); ++hidden) {
+      places.push_back(packing.bounds.back() + 1 + hidden);
+      targets.push_back(sequence.tokens[hidden]);
+      packing.add(data::kBos);
+      for (int64_t i = 0; i < length; ++i)
+        packing.add(i == hidden ? int64_t{data::kMask} : sequence.tokens[i]);
+      packing.add(data::kEos);
+      packing.end_segment();
+    }
+    const std::vector<float> values = log_probabilities(model, packing, places, targets);
+    sequence.log_probabilities.insert(sequence.log_probabilities.end(), values.begin(), values.end());
+  }
+}
+
+}  // namespace
+
+data::FastaCounts score_file(ProteinLM& model, const std::string& fasta, int64_t batch_tokens,
+                             const std::function<void(const SequenceScore&)>& sink) {
+  const at::NoGradGuard no_gradients;
+  model->eval();
+  const ModelConfig& config = model->model_config();
+  const bool causal = config.objective == "causal";
+  const int64_t markers = causal ? 0 : 2;  // tokens the model reads beyond the residues
+  std::vector<SequenceScore> group;
+  int64_t group_tokens = 0;
+  const auto flush = [&] {
+    if (group.empty()) return;
+    if (causal) {
+      score_causal(model, group);
+    } else {
+      for (SequenceScore& sequence : group) score_masked(model, sequence, batch_tokens);
+    }
+    for (const SequenceScore& sequence : group) sink(sequence);
+    group.clear();
+    group_tokens = 0;
+  };
+
+  data::FastaReader reader(fasta);
+  data::FastaRecord record;
+  while (reader.next(record)) {
+    const auto length = static_cast<int64_t>(record.tokens.size());
+    check<InputError>(config.positions != "learned" || length + markers <= config.max_length,
+                      "{}: record {} ('{}', line {}) has {} residues, but this model's learned positions "
+                      "cover {}: leave it "
+                      "out, or use a model with rotary or sinusoidal positions",
+                      fasta, record.number, record.id, record.line, length, config.max_length - markers);
+    if (group_tokens + length > batch_tokens) flush();
+    group.push_back({record.id, record.tokens, {}});
+    group_tokens += length;
+  }
+  flush();
+  return reader.counts();
+}
+
+}  // namespace performer
