@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What commands have in common: threads and verbosity, durations, and the configuration of a training run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "performer/data/batches.h"
+#include "performer/nn/config.h"
+#include "performer/train/trainer.h"
+
+namespace performer::cli {
+
+struct CommonOptions {
+  int threads = 0;
+  bool quiet = false;
+
+  void add_to(CLI::App& app);  // -t/--threads (default: the CPUs this process may use) and --quiet
+  void apply() const;          // sets LibTorch's threads and the log level
+};
+
+// Seconds of "90s", "30m", "2h" or plain seconds ("45", "1.5"). Throws UsageError naming `option`.
+double parse_duration(const std::string& option, const std::string& text);
+
+// All sections of a training run's configuration.
+struct RunConfig {
+  ModelConfig model;
+  AttentionConfig attention;
+  DataConfig data;
+  TrainConfig train;
+
+  template <class Self, class Visit>
+  static void sections(Self& self, Visit&& visit) {
+    visit("model", self.model);
+    visit("attention", self.attention);
+    visit("data", self.data);
+    visit("train", self.train);
+  }
+};
+
+// Where a configuration comes from, in the order in which it is applied.
+struct ConfigSources {
+  std::map<std::string, std::string>
+      base;            // values by "section.key" to start from instead of the built-in defaults
+  std::string preset;  // name; empty: the built-in defaults
+  std::string file;    // TOML with the sections above; empty: none
+  std::vector<std::string> settings;  // "section.key=value"
+};
+
+// Throws UsageError for an unknown preset, section or key (with the nearest known name), for a value of the
+// wrong type (with file, line and key) and for a file that is not TOML; InputError for a file that cannot be
+// read. Sizes are not checked here: see validate().
+RunConfig resolve(const ConfigSources& sources);
+void validate(const RunConfig& config);
+
+// The configuration as TOML that --config reads back.
+std::string to_toml(const RunConfig& config);
+// One section only, for example of a stored model.
+template <class Section>
+std::string section_to_toml(const std::string& name, const Section& section);
+std::string fields_to_toml(const std::string& name, const std::vector<FieldInfo>& fields);
+
+// Every key with its present value, choices and meaning, for --help.
+std::string describe_keys(const RunConfig& config);
+
+template <class Section>
+std::string section_to_toml(const std::string& name, const Section& section) {
+  return fields_to_toml(name, list_fields(name, section));
+}
+
+}  // namespace performer::cli

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a command's data goes: standard output, or a file that appears only when it is complete.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "performer/base/files.h"
+
+namespace performer::cli {
+
+// Opened before the work starts, so that an unwritable place is found at once. "" and "-" are standard
+// output; regular files are written aside and renamed by finish(); pipes and devices are written directly.
+// Without finish() a file is left as it was. Throws Error with the path and the system's reason.
+class Output {
+ public:
+  explicit Output(const std::string& path);
+  ~Output();
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+
+  void write(std::string_view text);
+  void finish();
+
+ private:
+  void flush();
+
+  std::string path_;
+  std::optional<AtomicFile> file_;
+  int descriptor_ = -1;  // when there is no file_
+  std::string buffer_;
+};
+
+}  // namespace performer::cli

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// performer train: from FASTA to a model folder.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <memory>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "cli/process.h"
+#include "performer/base/error.h"
+#include "performer/models/presets.h"
+#include "performer/train/run_folder.h"
+
+namespace performer::cli {
+
+namespace {
+
+struct TrainOptions {
+  CommonOptions common;
+  ConfigSources sources;
+  std::vector<std::string> train_files, valid_files;
+  std::string output, time_limit;
+  std::optional<int64_t> steps, seed;
+  bool resume = false, dry_run = false;
+};
+
+// The configuration with the options that stand for keys applied last. A resumed run starts from its own
+// settings, so that they need not be given again; the trainer refuses changes that would change its results.
+RunConfig configure(const TrainOptions& options) {
+  ConfigSources sources = options.sources;
+  if (options.resume) {
+    check<UsageError>(!options.output.empty(), "--resume needs the folder of the run: give -o DIR");
+    sources.base = load_training(options.output).settings;
+  }
+  RunConfig config = resolve(sources);
+  if (options.steps) config.train.steps = *options.steps;
+  if (options.seed) config.train.seed = config.data.seed = config.attention.seed = *options.seed;
+  return config;
+}
+
+std::string preset_help() {
+  std::string text = "start from a named configuration:";
+  for (const auto& preset : presets()) text += fmt::format("\n{} ({})", preset.name, preset.description);
+  return text;
+}
+
+void run(const TrainOptions& options) {
+  options.common.apply();
+  const RunConfig config = configure(options);
+  validate(config);
+  if (options.dry_run) {
+    Output out("-");
+    out.write(to_toml(config));
+    return out.finish();
+  }
+  check<UsageError>(!options.train_files.empty(),
+                    "training needs sequences: give --train FILE... (FASTA, plain, gzip or zstd)");
+  check<UsageError>(!options.output.empty(), "training needs a place for the model: give -o DIR");
+  TrainRequest request{.model = config.model,
+                       .attention = config.attention,
+                       .data = config.data,
+                       .train = config.train,
+                       .train_files = options.train_files,
+                       .valid_files = options.valid_files,
+                       .output = options.output,
+                       .resume = options.resume,
+                       .progress = !options.common.quiet && isatty(STDERR_FILENO) == 1,
+                       .stop = &stop_on_signals()};
+  if (!options.time_limit.empty()) request.time_limit = parse_duration("--time-limit", options.time_limit);
+  train(request);
+}
+
+}  // namespace
+
+Action train_command(CLI::App& app) {
+  auto options = std::make_shared<TrainOptions>();
+  app.add_option("--preset", options->sources.preset, preset_help())->type_name("NAME");
+  app.add_option("--config", options->sources.file,
+                 "TOML file with [model], [attention], [data], [train], on top of the preset")
+      ->type_name("FILE");
+  app.add_option("--set", options->sources.settings, "set one key of the configuration, on top of both")
+      ->type_name("SECTION.KEY=VALUE");
+  app.add_option("--train", options->train_files,
+                 "FASTA to train on, plain, gzip or zstd; - is standard input")
+      ->type_name("FILE");
+  app.add_option("--valid", options->valid_files,
+                 "FASTA to evaluate on; without it data.holdout of the training sequences is held out")
+      ->type_name("FILE");
+  app.add_option("-o,--output", options->output, "model folder, made when missing")->type_name("DIR");
+  app.add_option("--steps", options->steps, "optimizer steps: the same as --set train.steps=N");
+  app.add_option("--seed", options->seed, "sets train.seed, data.seed and attention.seed");
+  app.add_option("--time-limit", options->time_limit,
+                 "stop after this much training with a finished model: 90s, 30m, 2h, or seconds")
+      ->type_name("TIME");
+  app.add_flag("--resume", options->resume,
+               "continue from the last checkpoint in the model folder, exactly as if never stopped");
+  app.add_flag("--dry-run", options->dry_run, "print the resolved configuration as TOML and stop");
+  options->common.add_to(app);
+  app.footer([options] {
+    return "Configuration keys with the values they have now (change them with --preset, --config and "
+           "--set):\n" +
+           describe_keys(configure(*options)) +
+           "\nCtrl-C or SIGTERM write a checkpoint and exit with 130; --resume continues from it.";
+  });
+  return [options] { run(*options); };
+}
+
+}  // namespace performer::cli
