@@ -3,6 +3,13 @@
 find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(fmt REQUIRED)
+# LibTorch brings headers of another fmt in its include folder; a folder that holds nothing but the installed fmt, named
+# before all others, keeps them from meeting the installed library.
+get_target_property(fmt_includes fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+find_path(PERFORMER_FMT_HEADERS fmt/format.h PATHS ${fmt_includes} REQUIRED NO_DEFAULT_PATH)
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/fmt_first)
+file(CREATE_LINK ${PERFORMER_FMT_HEADERS}/fmt ${CMAKE_BINARY_DIR}/fmt_first/fmt SYMBOLIC)
+include_directories(BEFORE ${CMAKE_BINARY_DIR}/fmt_first)
 find_package(spdlog REQUIRED)
 find_package(hwy REQUIRED)
 find_package(ZLIB REQUIRED)

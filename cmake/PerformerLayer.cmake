@@ -26,7 +26,8 @@ function(performer_use_torch target scope)
     add_library(performer_torch_pch STATIC ${CMAKE_BINARY_DIR}/torch_pch.cpp)
     target_link_libraries(performer_torch_pch PUBLIC ${TORCH_LIBRARIES})
     target_include_directories(performer_torch_pch SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
-    target_precompile_headers(performer_torch_pch PRIVATE <torch/torch.h>)
+    target_precompile_headers(performer_torch_pch PRIVATE <ATen/ATen.h> <torch/nn/module.h> <torch/nn/modules/linear.h>
+                                                         <torch/csrc/autograd/custom_function.h>)
   endif()
   # The precompiled header is position-independent code; programs must be compiled alike to use it.
   get_target_property(type ${target} TYPE)
@@ -37,4 +38,6 @@ function(performer_use_torch target scope)
   target_link_libraries(${target} ${scope} ${TORCH_LIBRARIES})
   target_include_directories(${target} SYSTEM ${scope} ${TORCH_INCLUDE_DIRS})
   target_precompile_headers(${target} REUSE_FROM performer_torch_pch)
+  # What LibTorch's headers cost is paid for each translation unit, so files are compiled several at a time.
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
 endfunction()
