@@ -28,7 +28,7 @@ Preset make(const char* name, const char* description, int64_t layers, int64_t w
 Preset trembl() {
   Preset preset =
       make("trembl-36", "36 layers, 76.2 M parameters: the deep protein model of the Performer paper", 36,
-           512, 8, 1024, 1024, 16384);
+           512, 8, 1024, 1024, 4096);
   preset.model.positions = "learned";
   preset.model.max_length = 1024;
   preset.attention.kind = "favor-relu";

@@ -258,6 +258,24 @@ TEST(Presets, ConstructWithTheSizesTheySay) {
   EXPECT_EQ(paper.attention.features, 256);
 }
 
+TEST(Presets, TheDeepOneOfThePaperTakesAStep) {
+  const Preset& paper = preset("trembl-36");
+  torch::manual_seed(1);
+  ProteinLM model(paper.model, paper.attention, kVocabulary);
+  const at::Tensor tokens = at::randint(0, 20, {2, 8}, at::kLong);
+  const auto loss = [&] {
+    return at::cross_entropy_loss(model(rows(tokens)).flatten(0, 1), tokens.flatten());
+  };
+  model->eval();
+  const double before = loss().item<double>();
+  loss().backward();
+  {
+    const at::NoGradGuard no_grad;
+    for (const at::Tensor& parameter : model->parameters()) parameter.sub_(parameter.grad(), 1e-3);
+  }
+  EXPECT_LT(loss().item<double>(), before);
+}
+
 TEST(Presets, NameTheNearest) {
   EXPECT_THAT(usage_message([] { preset("smal"); }), ::testing::HasSubstr("did you mean 'small'?"));
 }
