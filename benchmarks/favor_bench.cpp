@@ -3,8 +3,9 @@
 // timed, and reported as a share of what this core does in plain fused multiply-adds, measured in the same
 // run:
 //
-//   build/release/bin/favor_bench                  # every CPU target that runs here
-//   build/release/bin/favor_bench --benchmark_filter=avx512
+//   cmake --preset kernels-only -DPERFORMER_BUILD_BENCHMARKS=ON && cmake --build --preset kernels-only
+//   build/kernels-only/bin/favor_bench             # every CPU target that runs here
+//   build/kernels-only/bin/favor_bench --benchmark_filter=avx512
 #include <benchmark/benchmark.h>
 
 #include <chrono>
