@@ -40,53 +40,58 @@ void advance(View& view, const Buffer& buffer, int64_t token) {
   view.data = static_cast<char*>(view.data) + token * view.token_stride * bytes;
 }
 
-TEST_P(EveryState, StateFedBackEqualsOnePass) {
+// Holds what `pieces` writes to `out`, starting from an empty state, against one pass over the whole
+// sequence: for both families, at ordinary and at large magnitudes.
+template <class Pieces>
+void expect_one_pass(const FavorKernels& kernels, Pieces&& pieces) {
   for (const bool exponential : {true, false}) {
     for (const double deviation : {1.0, 20.0}) {
       const Problem problem(spec_of(exponential, deviation));
       const Spec& s = problem.spec;
-      const auto whole = run(*GetParam(), problem, false).out;
+      const auto whole = run(kernels, problem, false).out;
       Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
       OwnState<float> state(problem, exponential);
-      SerialExecutor serial;
-      for (const auto& [begin, end] :
-           {std::pair<int64_t, int64_t>{0, 1}, {1, 30}, {30, 30}, {30, 89}, {89, 90}}) {
-        AttentionForward p = problem.params();
-        p.shape.query_tokens = p.shape.key_tokens = end - begin;
-        p.out = out.view();
-        advance(p.query, problem.q, begin), advance(p.key, problem.k, begin),
-            advance(p.value, problem.v, begin), advance(p.out, out, begin);
-        p.initial = p.final = state.pointers();
-        std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(p, false) + 1));
-        GetParam()->forward(p, serial, scratch.data());
-      }
+      pieces(problem, state.pointers(), out);
       EXPECT_LT(difference(out.values(), whole), 2e-5 * std::max(1.0, deviation))
-          << GetParam()->name << " " << s.text();
+          << kernels.name << " " << s.text();
     }
   }
 }
 
-TEST_P(EveryState, StepsEqualOnePass) {
-  for (const bool exponential : {true, false}) {
-    for (const double deviation : {1.0, 20.0}) {
-      const Problem problem(spec_of(exponential, deviation));
-      const Spec& s = problem.spec;
-      const auto whole = run(*GetParam(), problem, false).out;
-      Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
-      OwnState<float> state(problem, exponential);
-      SerialExecutor serial;
-      for (int64_t t = 0; t < s.queries; ++t) {
-        const AttentionForward f = problem.params();
-        AttentionStep p{f.shape, f.map, f.query, f.key, f.value, out.view(), state.pointers()};
-        advance(p.query, problem.q, t), advance(p.key, problem.k, t), advance(p.value, problem.v, t),
-            advance(p.out, out, t);
-        std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(f, false) + 1));
-        GetParam()->step(p, serial, scratch.data());
-      }
-      EXPECT_LT(difference(out.values(), whole), 2e-5 * std::max(1.0, deviation))
-          << GetParam()->name << " " << s.text();
+// Lets the views of a pass or a step begin at `token`.
+template <class Params>
+void begin_at(Params& p, const Problem& problem, const Buffer& out, int64_t token) {
+  advance(p.query, problem.q, token), advance(p.key, problem.k, token);
+  advance(p.value, problem.v, token), advance(p.out, out, token);
+}
+
+TEST_P(EveryState, StateFedBackEqualsOnePass) {
+  expect_one_pass(*GetParam(), [](const Problem& problem, State state, Buffer& out) {
+    SerialExecutor serial;
+    for (const auto& [begin, end] :
+         {std::pair<int64_t, int64_t>{0, 1}, {1, 30}, {30, 30}, {30, 89}, {89, 90}}) {
+      AttentionForward p = problem.params();
+      p.shape.query_tokens = p.shape.key_tokens = end - begin;
+      p.out = out.view();
+      begin_at(p, problem, out, begin);
+      p.initial = p.final = state;
+      std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(p, false) + 1));
+      GetParam()->forward(p, serial, scratch.data());
     }
-  }
+  });
+}
+
+TEST_P(EveryState, StepsEqualOnePass) {
+  expect_one_pass(*GetParam(), [](const Problem& problem, State state, Buffer& out) {
+    SerialExecutor serial;
+    for (int64_t t = 0; t < problem.spec.queries; ++t) {
+      const AttentionForward f = problem.params();
+      AttentionStep p{f.shape, f.map, f.query, f.key, f.value, out.view(), state};
+      begin_at(p, problem, out, t);
+      std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(f, false) + 1));
+      GetParam()->step(p, serial, scratch.data());
+    }
+  });
 }
 
 // sum(out * g) + sum(final true sums * h) of a causal pass with an initial state, as a function of
