@@ -23,9 +23,8 @@ using ::testing::HasSubstr;
 using testing::losses;
 using testing::records;
 
-class ResumeTest : public ::testing::Test {
+class ResumeTest : public testing::RunTest {
  protected:
-  TrainRequest request(const std::string& output) { return testing::small_request(fasta_, folder_ / output); }
   // Losses and final parameters of a run of `steps` that was never stopped.
   void expect_never_stopped(const TrainRequest& resumed) {
     TrainRequest whole = resumed;
@@ -42,16 +41,6 @@ class ResumeTest : public ::testing::Test {
     EXPECT_EQ(records(resumed.output).back()["final"]["sequences"],
               records(whole.output).back()["final"]["sequences"]);
   }
-  static std::string failure(const TrainRequest& request) {
-    try {
-      train(request);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  }
-  testing::TemporaryFolder folder_;
-  std::string fasta_ = testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(40));
 };
 
 TEST_F(ResumeTest, LongerAfterTheEnd) {

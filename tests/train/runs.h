@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/base/philox.h"
 #include "performer/data/vocabulary.h"
@@ -83,6 +85,23 @@ inline TrainRequest small_request(const std::string& fasta, const std::string& o
   request.output = output;
   return request;
 }
+
+// What tests of whole runs start from: a folder with forty proteins in it.
+class RunTest : public ::testing::Test {
+ protected:
+  TrainRequest request(const std::string& output) { return small_request(fasta_, folder_ / output); }
+  // Message of the error that a run ends with, "" for none.
+  static std::string failure(const TrainRequest& request) {
+    try {
+      train(request);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+  TemporaryFolder folder_;
+  std::string fasta_ = write_fasta(folder_ / "p.fasta", random_proteins(40));
+};
 
 inline std::vector<nlohmann::json> records(const std::string& directory) {
   std::ifstream file(directory + "/metrics.jsonl");

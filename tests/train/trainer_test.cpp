@@ -24,20 +24,7 @@ using ::testing::HasSubstr;
 using testing::losses;
 using testing::records;
 
-class TrainerTest : public ::testing::Test {
- protected:
-  TrainRequest request(const std::string& output) { return testing::small_request(fasta_, folder_ / output); }
-  static std::string failure(const TrainRequest& request) {
-    try {
-      train(request);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  }
-  testing::TemporaryFolder folder_;
-  std::string fasta_ = testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(40));
-};
+class TrainerTest : public testing::RunTest {};
 
 TEST_F(TrainerTest, LearnsATinySetByHeart) {
   for (const char* kind : {"favor-softmax", "favor-relu"}) {
