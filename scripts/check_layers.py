@@ -15,11 +15,12 @@ MAY_INCLUDE = {
     "kernels": {"base"},
     "data": {"base"},
     "ops": {"kernels", "base"},
-    "nn": {"ops", "kernels", "base"},
-    "models": {"nn", "ops", "kernels", "data", "base"},
-    "train": {"models", "nn", "ops", "kernels", "data", "base"},
-    "infer": {"models", "nn", "ops", "kernels", "data", "base"},
-    "cli": {"train", "infer", "models", "nn", "ops", "kernels", "data", "base"},
+    "compat": {"ops", "kernels", "base"},
+    "nn": {"compat", "ops", "kernels", "base"},
+    "models": {"nn", "compat", "ops", "kernels", "data", "base"},
+    "train": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
+    "infer": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
+    "cli": {"train", "infer", "models", "nn", "compat", "ops", "kernels", "data", "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
 
