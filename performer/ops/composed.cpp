@@ -59,9 +59,12 @@ Tensor project(const Tensor& x, const std::optional<Tensor>& projection) {
   return at::einsum(w.dim() == 3 ? "bthd,hmd->bthm" : "bthd,bhmd->bthm", {x, w});
 }
 
-Tensor half_square(const Tensor& x) { return x.square().sum(-1, /*keepdim=*/true) / 2; }
+Tensor half_square(const Tensor& x) {
+  return x.square().sum(-1, /*keepdim=*/true) / 2;
+}
 
-AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Tensor& value, bool causal, int64_t chunk) {
+AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Tensor& value, bool causal,
+                             int64_t chunk) {
   // The value's extra column of ones makes the denominator the last column of one product.
   const Tensor q = phi_q.transpose(1, 2), k = phi_k.transpose(1, 2);
   const Tensor v = at::cat({value, at::ones_like(value.narrow(-1, 0, 1))}, -1).transpose(1, 2);
@@ -69,13 +72,15 @@ AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Ten
   if (!causal) {
     sums = at::matmul(q, at::matmul(k.transpose(-1, -2), v));
   } else {
-    check<UsageError>(q.size(2) == k.size(2), "causal attention needs as many keys as queries, found {} queries and {} keys",
+    check<UsageError>(q.size(2) == k.size(2),
+                      "causal attention needs as many keys as queries, found {} queries and {} keys",
                       q.size(2), k.size(2));
     std::vector<Tensor> parts;
     Tensor state;
     for (int64_t begin = 0; begin < q.size(2); begin += chunk) {
       const int64_t length = std::min(chunk, q.size(2) - begin);
-      const Tensor qc = q.narrow(2, begin, length), kc = k.narrow(2, begin, length), vc = v.narrow(2, begin, length);
+      const Tensor qc = q.narrow(2, begin, length), kc = k.narrow(2, begin, length),
+                   vc = v.narrow(2, begin, length);
       Tensor part = at::matmul(at::matmul(qc, kc.transpose(-1, -2)).tril(), vc);
       if (state.defined()) part = part + at::matmul(qc, state);
       const Tensor update = at::matmul(kc.transpose(-1, -2), vc);
@@ -91,9 +96,11 @@ AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Ten
 Tensor uncorrected_orthogonal_rows(const Tensor& gaussian_blocks, int64_t rows) {
   const int64_t size = gaussian_blocks.size(-1);
   check<UsageError>(gaussian_blocks.dim() == 3 && gaussian_blocks.size(1) == size,
-                    "orthogonal rows need Gaussian blocks [N, D, D], found {} dimensions", gaussian_blocks.dim());
-  check<UsageError>(gaussian_blocks.size(0) * size >= rows, "{} orthogonal rows need {} blocks of {}, found {}", rows,
-                    (rows + size - 1) / size, size, gaussian_blocks.size(0));
+                    "orthogonal rows need Gaussian blocks [N, D, D], found {} dimensions",
+                    gaussian_blocks.dim());
+  check<UsageError>(gaussian_blocks.size(0) * size >= rows,
+                    "{} orthogonal rows need {} blocks of {}, found {}", rows, (rows + size - 1) / size, size,
+                    gaussian_blocks.size(0));
   const Tensor q = std::get<0>(at::linalg_qr(gaussian_blocks));
   return q.transpose(-1, -2).reshape({-1, size}).narrow(0, 0, rows);
 }

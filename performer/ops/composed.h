@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear attention composed of LibTorch operations: slower than favor_attention and with every intermediate
-// kept, but free to put each epsilon, shift and mask where a reference system has it. The compatibility presets
-// (performer/compat) are made of these. Differentiable by LibTorch. Letters as in ops/favor.h: B, T, S, H, D, E, M.
+// kept, but free to put each epsilon, shift and mask where a reference system has it. The compatibility
+// presets (performer/compat) are made of these. Differentiable by LibTorch. Letters as in ops/favor.h: B, T,
+// S, H, D, E, M.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,8 +14,9 @@
 
 namespace performer::ops {
 
-// Element-wise functions of the references by name: relu, elu, elu+1, square, abs, requ, gelu (exact), gelu-tanh,
-// sigmoid, tanh, cos, sin, identity, exp, softplus, leaky-relu. Throws UsageError with the known names for another.
+// Element-wise functions of the references by name: relu, elu, elu+1, square, abs, requ, gelu (exact),
+// gelu-tanh, sigmoid, tanh, cos, sin, identity, exp, softplus, leaky-relu. Throws UsageError with the known
+// names for another.
 at::Tensor activation(const std::string& name, const at::Tensor& x);
 std::vector<std::string> activation_names();
 
@@ -24,8 +26,8 @@ at::Tensor project(const at::Tensor& x, const std::optional<at::Tensor>& project
 // |x|^2 / 2 over the last dimension, which is kept with size 1.
 at::Tensor half_square(const at::Tensor& x);
 
-// What attention divides: numerator [B, T, H, E] = sum_j (phi_q.phi_k) v_j and denominator [B, T, H, 1] = sum_j
-// phi_q.phi_k, over all keys or, when causal, over j <= i (needs S == T; UsageError otherwise).
+// What attention divides: numerator [B, T, H, E] = sum_j (phi_q.phi_k) v_j and denominator [B, T, H, 1] =
+// sum_j phi_q.phi_k, over all keys or, when causal, over j <= i (needs S == T; UsageError otherwise).
 struct AttentionSums {
   at::Tensor numerator, denominator;
 };
@@ -34,8 +36,9 @@ struct AttentionSums {
 AttentionSums attention_sums(const at::Tensor& phi_q, const at::Tensor& phi_k, const at::Tensor& value,
                              bool causal, int64_t chunk = 64);
 
-// Orthogonal rows as all references but one make them: Q of a Householder QR of each Gaussian block [N, D, D],
-// its signs as LAPACK leaves them (so not Haar: E[Q_ii] = -0.29 at D = 8), transposed, stacked, and cut to `rows`.
+// Orthogonal rows as all references but one make them: Q of a Householder QR of each Gaussian block [N, D,
+// D], its signs as LAPACK leaves them (so not Haar: E[Q_ii] = -0.29 at D = 8), transposed, stacked, and cut
+// to `rows`.
 // -> [rows, D]. Throws UsageError when N D < rows.
 at::Tensor uncorrected_orthogonal_rows(const at::Tensor& gaussian_blocks, int64_t rows);
 

@@ -14,19 +14,20 @@
 
 namespace performer::ops {
 
-// What a caller or a configuration writes. Sources: FAVOR+, hyperbolic, smreg, trigonometric and the element-wise
-// maps arXiv 2009.14794; oprf 2205.15317; sderf, aderf, saderf 2302.00787; simplex projections 2301.13856;
-// geometry 2603.04127; t2r 2103.13076; hedgehog 2402.04347.
+// What a caller or a configuration writes. Sources: FAVOR+, hyperbolic, smreg, trigonometric and the
+// element-wise maps arXiv 2009.14794; oprf 2205.15317; sderf, aderf, saderf 2302.00787; simplex projections
+// 2301.13856; geometry 2603.04127; t2r 2103.13076; hedgehog 2402.04347.
 struct FeatureMapOptions {
   // favor+, hyperbolic, oprf, sderf, aderf, saderf, expmod, geometry, hedgehog, t2r, trigonometric, or an
-  // element-wise function: relu, elu+1, square, abs, requ, gelu, sigmoid, tanh, cos, sin, identity, exp, leaky-relu.
+  // element-wise function: relu, elu+1, square, abs, requ, gelu, sigmoid, tanh, cos, sin, identity, exp,
+  // leaky-relu.
   std::string map = "favor+";
   int64_t features = 256;           // M, the features a query or key ends up with, of maps with a projection
-  std::string projection = "auto";  // orthogonal, iid, hadamard, givens, simplex, none; auto: orthogonal, none for
-                                    // the element-wise functions
-  std::string row_norm = "chi";     // chi, or sqrt-d: the regularised kernel SMREG
-  double epsilon = -1;              // added to element-wise features; -1: 1e-3 for relu, else 0
-  bool shared_projection = false;   // one projection for all heads (as the references have it) or one for each
+  std::string projection = "auto";  // orthogonal, iid, hadamard, givens, simplex, none; auto: orthogonal,
+                                    // none for the element-wise functions
+  std::string row_norm = "chi";    // chi, or sqrt-d: the regularised kernel SMREG
+  double epsilon = -1;             // added to element-wise features; -1: 1e-3 for relu, else 0
+  bool shared_projection = false;  // one projection for all heads (as the references have it) or one for each
 };
 
 struct FeatureMapTraits {
@@ -50,16 +51,16 @@ struct MapWeights {
   at::Tensor bias;        // hedgehog and t2r [H, P]: a parameter
 };
 
-// Rows that the map draws (P = M, M/2 for hyperbolic and trigonometric), undefined for maps without a projection.
-// Named by (seed, layer, head, redraw): the same on every machine and after every resume.
-at::Tensor draw_map_projection(const FeatureMapOptions& options, int64_t heads, int64_t head_size, int64_t seed,
-                               int64_t layer, int64_t redraw);
+// Rows that the map draws (P = M, M/2 for hyperbolic and trigonometric), undefined for maps without a
+// projection. Named by (seed, layer, head, redraw): the same on every machine and after every resume.
+at::Tensor draw_map_projection(const FeatureMapOptions& options, int64_t heads, int64_t head_size,
+                               int64_t seed, int64_t layer, int64_t redraw);
 // Learned maps at their start: geometry and hedgehog the identity, t2r Xavier-uniform rows.
 MapWeights initial_map_weights(const FeatureMapOptions& options, int64_t heads, int64_t head_size);
 
-// First and second moments of scaled queries and keys, of valid tokens only and without gradient: [N, H, D] and
-// [N, H, D, D] for N sequences, or without N when frozen for causal models and streaming (moments that reach beyond
-// the present token would leak the future).
+// First and second moments of scaled queries and keys, of valid tokens only and without gradient: [N, H, D]
+// and [N, H, D, D] for N sequences, or without N when frozen for causal models and streaming (moments that
+// reach beyond the present token would leak the future).
 struct MapStatistics {
   at::Tensor query_mean, key_mean, query_moment, key_moment;
   bool defined() const { return query_mean.defined(); }
@@ -76,12 +77,15 @@ struct MappedInputs {
 MappedInputs apply_feature_map(const AttentionInputs& inputs, const FeatureMapOptions& options,
                                const MapWeights& weights, const MapStatistics& statistics);
 
-// Attention with any map: output [B, T, H, E] and the final state when asked for. Maps with statistics measure them
-// from `inputs` when none are given, which is refused when causal or with a state (UsageError: freeze them first).
-// Fused kernels except trigonometric, which is composed. Differentiable in query, key, value, matrix and bias.
-std::tuple<at::Tensor, State> mapped_attention(const AttentionInputs& inputs, const FeatureMapOptions& options,
-                                               const MapWeights& weights, const MapStatistics& statistics = {});
-// One token: query, key [B, H, D], value [B, H, E] -> [B, H, E]; `state` is updated in place, made when undefined.
+// Attention with any map: output [B, T, H, E] and the final state when asked for. Maps with statistics
+// measure them from `inputs` when none are given, which is refused when causal or with a state (UsageError:
+// freeze them first). Fused kernels except trigonometric, which is composed. Differentiable in query, key,
+// value, matrix and bias.
+std::tuple<at::Tensor, State> mapped_attention(const AttentionInputs& inputs,
+                                               const FeatureMapOptions& options, const MapWeights& weights,
+                                               const MapStatistics& statistics = {});
+// One token: query, key [B, H, D], value [B, H, E] -> [B, H, E]; `state` is updated in place, made when
+// undefined.
 at::Tensor mapped_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, State& state,
                        const FeatureMapOptions& options, const MapWeights& weights,
                        const MapStatistics& statistics = {});
