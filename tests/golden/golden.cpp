@@ -89,11 +89,10 @@ at::Tensor Case::tensor(const std::string& name) const {
 
 std::vector<std::string> folders() {
   std::vector<std::string> found;
+  add_folder(std::string(PERFORMER_SOURCE_DIR) + "/tests/golden/recorded", found);
+  add_folder(std::string(PERFORMER_SOURCE_DIR) + "/../shared/golden", found);
   const char* given = std::getenv("PERFORMER_GOLDEN");
-  if (given == nullptr) {
-    add_folder(std::string(PERFORMER_SOURCE_DIR) + "/../shared/golden", found);
-    return found;
-  }
+  if (given == nullptr) return found;
   std::stringstream paths(given);
   for (std::string path; std::getline(paths, path, ':');) {
     const size_t before = found.size();
@@ -104,12 +103,13 @@ std::vector<std::string> folders() {
   return found;
 }
 
-std::vector<Case> load_folder(const std::string& folder) {
+std::vector<Case> load_folder(const std::string& folder, const std::string& group) {
   const json index = json::parse(read_file(folder + "/index.json"));
   check<InputError>(index.value("schema", "") == "golden-1", "{}/index.json: schema is not golden-1", folder);
   std::map<std::string, std::shared_ptr<const TensorFile>> files;
   std::vector<Case> cases;
   for (const json& entry : index.at("cases")) {
+    if (!group.empty() && entry.at("group") != group) continue;
     Case item;
     item.id = entry.at("id");
     item.group = entry.at("group");
@@ -164,10 +164,12 @@ std::string difference(const Case& item, const std::string& name, const at::Tens
       result.flatten()[worst].item<double>(), expected.flatten()[worst].item<double>(), atol, rtol);
 }
 
-Group::Group(const std::string& name) : name_(name) {
+Group::Group(const std::string& name, const std::string& system)
+    : name_(system + (system.empty() ? "" : " ") + name) {
   for (const std::string& folder : folders()) {
-    for (Case& item : load_folder(folder)) {
-      if (item.group == name) cases_.push_back(std::move(item));
+    for (Case& item : load_folder(folder, name)) {
+      if (item.entry.value("reference", "").find(system) != std::string::npos)
+        cases_.push_back(std::move(item));
     }
   }
 }

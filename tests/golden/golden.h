@@ -56,22 +56,24 @@ struct Case {
   }
 };
 
-// Folders of PERFORMER_GOLDEN, by default ../shared/golden beside the source tree; a folder without
-// index.json stands for its subfolders. Throws InputError when PERFORMER_GOLDEN names a folder without any
-// index.
+// The small set in tests/golden/recorded, ../shared/golden beside the source tree when it is there, and the
+// folders of PERFORMER_GOLDEN=DIR[:DIR...]; a folder without index.json stands for its subfolders. Throws
+// InputError when PERFORMER_GOLDEN names a folder without any index.
 std::vector<std::string> folders();
-// All cases of one folder's index. Throws InputError for another schema or a missing tensor.
-std::vector<Case> load_folder(const std::string& folder);
+// The cases of one folder's index, of one group unless `group` is empty. Throws InputError for another schema
+// or a missing tensor.
+std::vector<Case> load_folder(const std::string& folder, const std::string& group = "");
 
 // "" when `actual` agrees with output `name` of the case; else one line with the worst element. A float64
 // result is held to the double tolerance, any other to the float32 one, both against the reference's double
 // output where it exists.
 std::string difference(const Case& item, const std::string& name, const at::Tensor& actual);
 
-// The cases of one group in all folders, with a tally of what was compared.
+// The cases of one group in all folders, with a tally of what was compared. `system` ("keras", "lucidrains",
+// "idiap", ...) is part of what the cases name as their reference: systems share names of groups.
 class Group {
  public:
-  explicit Group(const std::string& name);
+  explicit Group(const std::string& name, const std::string& system = "");
   bool empty() const { return cases_.empty(); }
   const std::vector<Case>& cases() const { return cases_; }
 

@@ -11,7 +11,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <iostream>
+#include <map>
 #include <optional>
+#include <set>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
@@ -103,6 +106,30 @@ TEST_F(GoldenFolder, RefusesOtherSchemasAndEmptyFolders) {
 
 TEST_F(GoldenFolder, KnowsGroupsThatAreNotThere) {
   EXPECT_TRUE(Group("other").empty());
+}
+
+// Each of these has a test in this folder that fails for a case it cannot run; a group that nothing runs
+// fails here.
+TEST(GoldenFolders, HaveATestForEveryGroup) {
+  static const std::set<std::string> known = {
+      "plm_tokenizer", "plm_masking", "plm_metrics", "plm_model", "plm_optimizer", "plm_positions",
+      "plm_sampling", "plm_schedule", "jax_projection", "jax_features", "jax_attention_softmax",
+      "jax_attention_trig", "jax_attention_generalized", "jax_module", "tf_projection", "tf_features",
+      "tf_attention",
+      // KernelAttention, performer-pytorch and fast-transformers share names of groups.
+      "features", "projection", "attention", "windowed", "streaming", "layer", "linear_attention",
+      "fast_attention", "modules", "attention_layers", "performer", "lm", "wrapper", "recurrent", "layers",
+      "masks"};
+  for (const std::string& folder : folders()) {
+    std::map<std::string, int> counts;
+    for (const Case& item : load_folder(folder)) {
+      EXPECT_TRUE(known.contains(item.group)) << folder << ": nothing runs group " << item.group;
+      ++counts[item.group];
+    }
+    int total = 0;
+    for (const auto& [group, count] : counts) total += count;
+    std::cout << "[  golden  ] " << folder << ": " << total << " cases in " << counts.size() << " groups\n";
+  }
 }
 
 }  // namespace
