@@ -8,7 +8,9 @@
 namespace performer::kernels {
 
 // output[i] = input[i] / (1 - probability) where element i is kept, else 0, for begin <= i < end. Element i
-// is dropped with `probability` in [0, 1): 31 bits of the hash against a threshold. In place is allowed.
-void dropout(const float* input, float* output, int64_t begin, int64_t end, uint64_t key, double probability);
+// is dropped with `probability` in [0, 1): 31 bits of the hash against a threshold. In place is allowed. For
+// part of a larger tensor `shift` is added to i in the hash: the element's place there less its place here.
+void dropout(const float* input, float* output, int64_t begin, int64_t end, uint64_t key, double probability,
+             int64_t shift = 0);
 
 }  // namespace performer::kernels

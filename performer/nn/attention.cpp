@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "performer/base/error.h"
+#include "performer/nn/chunk_attention.h"
 #include "performer/nn/exact_attention.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
@@ -135,6 +136,20 @@ at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& p
         ops::empty_state(x.size(0), model_.heads, features, head_size_, map.family, query.options());
   }
   return out_(ops::favor_step(query, key, value, state.favor, map).flatten(-2));
+}
+
+at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,
+                                                 const ops::State& initial, ops::State* final) {
+  check<UsageError>(
+      model_.objective == "causal" && is_favor(attention_),
+      "only causal attention of a favor-* kind has a state that one chunk can leave to the next; "
+      "this model has model.objective = {} and attention.kind = {}",
+      model_.objective, attention_.kind);
+  const Heads heads = project(x, batch.positions);
+  const auto attend = [&](const ops::AttentionInputs& inputs) {
+    return ops::favor_attention(inputs, feature_map());
+  };
+  return out_(attend_chunk(attend, {heads.query, heads.key, heads.value}, batch, initial, final).flatten(-2));
 }
 
 }  // namespace performer::nn

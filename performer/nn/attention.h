@@ -38,6 +38,13 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);
   // One token: x [B, width], positions [B] int64 -> [B, width]; `state` is updated. Causal models only.
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);
+  // Consecutive tokens of a batch, x [B, C, width] -> [B, C, width], with the masks and segments of these
+  // tokens alone in `batch`. `initial` is the state that the chunk before left, undefined when no sequence
+  // goes on from there: a state for each row, or when packed one, of the first segment. `final`, unless null,
+  // becomes the state after the chunk, of each row or of the last segment. Causal models of FAVOR kinds only.
+  // Differentiable in x and in kv and key_sum of `initial`.
+  at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::State& initial,
+                           ops::State* final);
 
   // Replaces the random projection in place by draw number `index`; does nothing for kinds without one.
   void redraw(int64_t index);

@@ -4,7 +4,6 @@
 #include <ATen/ATen.h>
 
 #include "performer/nn/initialize.h"
-#include "performer/ops/dropout.h"
 
 namespace performer::nn {
 namespace {
@@ -28,30 +27,40 @@ BlockImpl::BlockImpl(const ModelConfig& model, const AttentionConfig& attention,
   initialize_linear(down_, kDenseBiasStd);
 }
 
-at::Tensor BlockImpl::drop(const at::Tensor& x) const {
-  return is_training() ? ops::dropout(x, dropout_) : x;
+at::Tensor BlockImpl::drop(const at::Tensor& x, const ops::TokenWindow* window) const {
+  if (!is_training()) return x;
+  return window != nullptr ? ops::dropout(x, dropout_, *window) : ops::dropout(x, dropout_);
 }
 
-at::Tensor BlockImpl::feed_forward(const at::Tensor& x) {
-  return drop(down_(drop(activate(up_(x), activation_))));
+at::Tensor BlockImpl::feed_forward(const at::Tensor& x, const ops::TokenWindow* window) {
+  return drop(down_(drop(activate(up_(x), activation_), window)), window);
 }
 
 template <class Attend>
-at::Tensor BlockImpl::apply(const at::Tensor& x, Attend&& attend) {
+at::Tensor BlockImpl::apply(const at::Tensor& x, const ops::TokenWindow* window, Attend&& attend) {
   if (pre_norm_) {
-    const at::Tensor middle = x + drop(attend(attention_norm_(x)));
-    return middle + feed_forward(ffn_norm_(middle));
+    const at::Tensor middle = x + drop(attend(attention_norm_(x)), window);
+    return middle + feed_forward(ffn_norm_(middle), window);
   }
-  const at::Tensor middle = attention_norm_(x + drop(attend(x)));
-  return ffn_norm_(middle + feed_forward(middle));
+  const at::Tensor middle = attention_norm_(x + drop(attend(x), window));
+  return ffn_norm_(middle + feed_forward(middle, window));
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
-  return apply(x, [&](const at::Tensor& input) { return attention_(input, batch); });
+  return apply(x, nullptr, [&](const at::Tensor& input) { return attention_(input, batch); });
+}
+
+at::Tensor BlockImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,
+                                    const ops::TokenWindow& window, const ops::State& initial,
+                                    ops::State* final) {
+  return apply(x, &window, [&](const at::Tensor& input) {
+    return attention_->forward_chunk(input, batch, initial, final);
+  });
 }
 
 at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state) {
-  return apply(x, [&](const at::Tensor& input) { return attention_->step(input, positions, state); });
+  return apply(x, nullptr,
+               [&](const at::Tensor& input) { return attention_->step(input, positions, state); });
 }
 
 }  // namespace performer::nn

@@ -8,6 +8,7 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "performer/nn/attention.h"
+#include "performer/ops/dropout.h"
 
 namespace performer::nn {
 
@@ -16,15 +17,20 @@ class BlockImpl : public torch::nn::Module {
   BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer);
 
   at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);  // [B, T, width] -> same
+  // The tokens of a chunk, x [B, C, width] -> same, as forward() of the whole batch gives them, dropout
+  // included; states as in MultiHeadAttentionImpl::forward_chunk.
+  at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::TokenWindow& window,
+                           const ops::State& initial, ops::State* final);
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);  // [B, width]
   void redraw(int64_t index) { attention_->redraw(index); }
 
  private:
-  at::Tensor feed_forward(const at::Tensor& x);
+  // `window` is null for a whole batch.
+  at::Tensor feed_forward(const at::Tensor& x, const ops::TokenWindow* window);
   template <class Attend>
-  at::Tensor apply(const at::Tensor& x, Attend&& attend);
+  at::Tensor apply(const at::Tensor& x, const ops::TokenWindow* window, Attend&& attend);
 
-  at::Tensor drop(const at::Tensor& x) const;  // in training mode only
+  at::Tensor drop(const at::Tensor& x, const ops::TokenWindow* window) const;  // in training mode only
 
   bool pre_norm_;
   double dropout_;

@@ -6,7 +6,9 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <mutex>
+#include <vector>
 
 #include "performer/base/error.h"
 #include "performer/kernels/dropout.h"
@@ -16,28 +18,52 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements a thread takes at least
 
-at::Tensor masked(const at::Tensor& x, uint64_t key, double probability) {
+// x as runs of consecutive elements of the tensor that names the mask: run r starts at element first +
+// r * stride there.
+struct Runs {
+  int64_t size = 0, first = 0, stride = 0;
+};
+
+Runs runs_of(const at::Tensor& x, const TokenWindow& window) {
+  check<UsageError>(
+      x.dim() >= 2 && window.start >= 0 && window.start + x.size(1) <= window.length,
+      "dropout of a chunk needs [batch, tokens, ...] with the tokens within rows of {}, found {} "
+      "dimensions and the tokens {} to {}",
+      window.length, x.dim(), window.start, window.start + (x.dim() >= 2 ? x.size(1) : 0));
+  int64_t token = 1;
+  for (int64_t dim = 2; dim < x.dim(); ++dim) token *= x.size(dim);
+  return {x.size(1) * token, window.start * token, window.length * token};
+}
+
+at::Tensor masked(const at::Tensor& x, uint64_t key, double probability, const Runs& runs) {
   const at::Tensor input = x.to(at::kFloat).contiguous();
   at::Tensor output = at::empty_like(input);
   const float* from = input.const_data_ptr<float>();
   float* to = output.mutable_data_ptr<float>();
   at::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    kernels::dropout(from, to, begin, end, key, probability);
+    while (begin < end) {
+      const int64_t run = begin / runs.size, stop = std::min(end, (run + 1) * runs.size);
+      kernels::dropout(from, to, begin, stop, key, probability, runs.first + run * (runs.stride - runs.size));
+      begin = stop;
+    }
   });
   return output.to(x.scalar_type());
 }
 
 struct Dropout : torch::autograd::Function<Dropout> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, int64_t key,
-                            double probability) {
+                            double probability, const Runs& runs) {
     context->saved_data["key"] = key;
     context->saved_data["probability"] = probability;
-    return masked(x, static_cast<uint64_t>(key), probability);
+    context->saved_data["runs"] = std::vector<int64_t>{runs.size, runs.first, runs.stride};
+    return masked(x, static_cast<uint64_t>(key), probability, runs);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto key = static_cast<uint64_t>(context->saved_data["key"].toInt());
-    return {masked(gradients[0], key, context->saved_data["probability"].toDouble()), {}, {}};
+    const auto runs = context->saved_data["runs"].toIntVector();
+    const double probability = context->saved_data["probability"].toDouble();
+    return {masked(gradients[0], key, probability, {runs[0], runs[1], runs[2]}), {}, {}, {}};
   }
 };
 
@@ -48,13 +74,21 @@ uint64_t draw_key() {
   return generator->random64();
 }
 
-}  // namespace
-
-at::Tensor dropout(const at::Tensor& x, double probability) {
+at::Tensor drop(const at::Tensor& x, double probability, const Runs& runs) {
   check<UsageError>(probability >= 0 && probability < 1,
                     "a dropout probability must be at least 0 and below 1, not {}", probability);
   if (probability == 0) return x;
-  return Dropout::apply(x, static_cast<int64_t>(draw_key()), probability);
+  return Dropout::apply(x, static_cast<int64_t>(draw_key()), probability, runs);
+}
+
+}  // namespace
+
+at::Tensor dropout(const at::Tensor& x, double probability) {
+  return drop(x, probability, {.size = x.numel()});
+}
+
+at::Tensor dropout(const at::Tensor& x, double probability, const TokenWindow& window) {
+  return drop(x, probability, runs_of(x, window));
 }
 
 }  // namespace performer::ops

@@ -10,4 +10,14 @@ namespace performer::ops {
 // threads, in forward and backward pass, it is computed again. With probability 0 x itself.
 at::Tensor dropout(const at::Tensor& x, double probability);
 
+// Where a chunk stands in the batch that it was cut from: x [B, C, ...] holds the tokens start to
+// start + C - 1 of rows of `length` tokens.
+struct TokenWindow {
+  int64_t start = 0, length = 0;
+};
+
+// The part of dropout(whole batch, probability) that falls to a chunk: with the generator in the same state,
+// chunks put together are the whole bit for bit. Throws UsageError for a window that x does not fit into.
+at::Tensor dropout(const at::Tensor& x, double probability, const TokenWindow& window);
+
 }  // namespace performer::ops

@@ -24,7 +24,7 @@ HWY_INLINE V Mix(V x) {
 }
 
 void Dropout(const float* input, float* output, int64_t begin, int64_t end, uint64_t key, int32_t threshold,
-             float scale) {
+             float scale, int64_t shift) {
   const hn::ScalableTag<float> df;
   const hn::ScalableTag<uint32_t> du;
   const hn::ScalableTag<int32_t> di;
@@ -41,12 +41,12 @@ void Dropout(const float* input, float* output, int64_t begin, int64_t end, uint
   int64_t i = begin;
   for (; i + lanes <= end; i += lanes) {
     const auto x = hn::Mul(hn::LoadU(df, input + i), hn::Set(df, scale));
-    hn::StoreU(hn::IfThenElseZero(kept(i), x), df, output + i);
+    hn::StoreU(hn::IfThenElseZero(kept(i + shift), x), df, output + i);
   }
   if (i == end) return;
   HWY_ALIGN float rest[hn::MaxLanes(df)] = {};
   for (int64_t k = i; k < end; ++k) rest[k - i] = input[k] * scale;
-  hn::Store(hn::IfThenElseZero(kept(i), hn::Load(df, rest)), df, rest);
+  hn::Store(hn::IfThenElseZero(kept(i + shift), hn::Load(df, rest)), df, rest);
   for (int64_t k = i; k < end; ++k) output[k] = rest[k - i];
 }
 
@@ -70,11 +70,11 @@ uint64_t scramble(uint64_t key) {
 
 }  // namespace
 
-void dropout(const float* input, float* output, int64_t begin, int64_t end, uint64_t key,
-             double probability) {
+void dropout(const float* input, float* output, int64_t begin, int64_t end, uint64_t key, double probability,
+             int64_t shift) {
   const auto threshold = static_cast<int32_t>(probability * 0x1p31);
   HWY_DYNAMIC_DISPATCH(Dropout)
-  (input, output, begin, end, scramble(key), threshold, static_cast<float>(1 / (1 - probability)));
+  (input, output, begin, end, scramble(key), threshold, static_cast<float>(1 / (1 - probability)), shift);
 }
 
 }  // namespace performer::kernels
