@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// JAX's default random numbers, so that what google-research draws from a seed can be drawn here:
+// Threefry-2x32-20 (Salmon et al., SC 2011) in the partitionable arrangement that JAX has by default since
+// 0.5.0, where value i of a tensor depends on the key and on i alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <utility>
+
+namespace performer::compat::google {
+
+using JaxKey = std::array<uint32_t, 2>;
+
+// One block of Threefry-2x32 with 20 rounds.
+JaxKey threefry2x32(JaxKey key, JaxKey counter);
+
+// jax.random.PRNGKey of a 32-bit seed, jax.random.split(key), and jax.random.normal(key, sizes) in float32 on
+// CPU. The values are those of JAX to a few roundings: its inverse error function is another approximation.
+JaxKey jax_key(int32_t seed);
+std::pair<JaxKey, JaxKey> jax_split(JaxKey key);
+at::Tensor jax_normal(JaxKey key, at::IntArrayRef sizes);
+
+}  // namespace performer::compat::google

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Projections of google-research's code: what they are made of, and how they are drawn.
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "performer/base/error.h"
+#include "performer/compat/google.h"
+#include "performer/compat/jax_random.h"
+
+namespace performer::google_projection_tests {
+
+namespace google = compat::google;
+using google::JaxKey;
+
+// Known answers of the Random123 distribution for threefry2x32x20.
+TEST(JaxRandom, ThreefryKnownAnswers) {
+  EXPECT_EQ(google::threefry2x32({0, 0}, {0, 0}), (JaxKey{0x6b200159, 0x99ba4efe}));
+  EXPECT_EQ(google::threefry2x32({0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}),
+            (JaxKey{0x1cb996fc, 0xbb002be7}));
+  EXPECT_EQ(google::threefry2x32({0x13198a2e, 0x03707344}, {0x243f6a88, 0x85a308d3}),
+            (JaxKey{0xc4923a9c, 0x483df7a0}));
+}
+
+TEST(JaxRandom, NormalIsStandardAndDependsOnKeyAndIndexAlone) {
+  // The value that JAX's own documentation prints for random.normal(random.key(42)).
+  EXPECT_NEAR(google::jax_normal(google::jax_key(42), {}).item<float>(), -0.028304616F, 1e-7);
+  const auto [first, second] = google::jax_split(google::jax_key(-7));
+  EXPECT_NE(first, second);
+  const at::Tensor values = google::jax_normal(first, {200, 100});
+  EXPECT_NEAR(values.mean().item<double>(), 0, 0.03);
+  EXPECT_NEAR(values.std().item<double>(), 1, 0.03);
+  EXPECT_TRUE(values.isfinite().all().item<bool>());
+  EXPECT_TRUE(google::jax_normal(first, {3, 7}).flatten().equal(values.flatten().narrow(0, 0, 21)));
+  EXPECT_FALSE(google::jax_normal(second, {3, 7}).flatten().equal(values.flatten().narrow(0, 0, 21)));
+}
+
+TEST(GoogleProjection, RowsAreOrthogonalInBlocksWithTheLengthsAskedFor) {
+  const google::DrawName name{.seed = 3, .layer = 1};
+  const google::GaussianDraw draw = google::draw_gaussians(20, 8, name);
+  EXPECT_EQ(draw.blocks.sizes(), (at::IntArrayRef{3, 8, 8}));
+  for (const int64_t scaling : {0, 1}) {
+    const at::Tensor w = google::orthogonal_projection(draw, 20, scaling);
+    const at::Tensor lengths =
+        scaling == 1 ? at::full({20}, std::sqrt(8.0), at::kDouble) : draw.row_norms.norm(2, {1});
+    EXPECT_TRUE(w.norm(2, {1}).allclose(lengths, 1e-12, 1e-12));
+    const at::Tensor unit = w / w.norm(2, {1}, true);
+    for (int64_t begin : {0, 8, 16}) {
+      const at::Tensor rows = unit.narrow(0, begin, std::min<int64_t>(8, 20 - begin));
+      EXPECT_TRUE(at::matmul(rows, rows.t()).allclose(at::eye(rows.size(0), at::kDouble), 0, 1e-12)) << begin;
+    }
+  }
+}
+
+// LAPACK's reflections map the first column x onto -sign(x_1) |x| e_1, so the first entry of Q is never
+// positive and has the mean -0.29 at size 8; of a Haar matrix it is symmetric around 0.
+TEST(GoogleProjection, SignsAreTheReferencesOwn) {
+  double sum = 0;
+  constexpr int kDraws = 60;
+  for (int64_t i = 0; i < kDraws; ++i) {
+    const at::Tensor w =
+        google::draw_projection({.rows = 8, .columns = 8, .scaling = 1}, {.seed = 5, .redraw = i});
+    const double first = w[0][0].item<double>() / std::sqrt(8.0);
+    EXPECT_LE(first, 0);
+    sum += first;
+  }
+  EXPECT_NEAR(sum / kDraws, -0.29, 0.1);
+}
+
+TEST(GoogleProjection, DrawsAreNamed) {
+  const google::ProjectionOptions options{.rows = 12, .columns = 8};
+  const auto draw = [&](google::DrawName name) { return google::draw_projection(options, name); };
+  const google::DrawName name{.seed = 1, .layer = 2, .head = 3, .redraw = 4};
+  EXPECT_TRUE(draw(name).equal(draw(name)));
+  EXPECT_EQ(draw(name).scalar_type(), at::kFloat);
+  EXPECT_FALSE(draw(name).equal(draw({.seed = 2, .layer = 2, .head = 3, .redraw = 4})));
+  EXPECT_FALSE(draw(name).equal(draw({.seed = 1, .layer = 1, .head = 3, .redraw = 4})));
+  EXPECT_FALSE(draw(name).equal(draw({.seed = 1, .layer = 2, .head = 2, .redraw = 4})));
+  EXPECT_FALSE(draw(name).equal(draw({.seed = 1, .layer = 2, .head = 3, .redraw = 5})));
+  const at::Tensor iid = google::draw_projection({.rows = 400, .columns = 16, .orthogonal = false}, name);
+  EXPECT_NEAR(iid.std().item<double>(), 1, 0.03);
+  EXPECT_GT(at::matmul(iid[0], iid[1]).abs().item<double>(), 1e-3);  // not orthogonal
+}
+
+TEST(GoogleProjection, RefusesWhatTheReferenceRefuses) {
+  const google::GaussianDraw draw = google::draw_gaussians(16, 8, {});
+  EXPECT_THROW(google::orthogonal_projection(draw, 16, 2), UsageError);
+  EXPECT_THROW(google::orthogonal_projection(draw, 17, 1), UsageError);
+  EXPECT_THROW(google::orthogonal_projection({draw.blocks, {}}, 16, 0), UsageError);
+  EXPECT_THROW(google::draw_projection({.rows = 0, .columns = 8}, {}), UsageError);
+}
+
+TEST(GoogleProjection, SeedSaturates) {
+  const auto seed_of_sum = [](double sum) {
+    return google::redraw_seed(at::tensor({sum / 2, sum / 2}, at::kFloat));
+  };
+  EXPECT_EQ(seed_of_sum(0), 0);
+  EXPECT_EQ(seed_of_sum(1e-6), 10);
+  EXPECT_EQ(seed_of_sum(0.25 + 1.0 / 1024), 2509766);    // 2509765.625, rounded up
+  EXPECT_EQ(seed_of_sum(-0.25 - 1.0 / 1024), -2509765);  // up is towards zero
+  EXPECT_EQ(seed_of_sum(215), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(seed_of_sum(1e9), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(seed_of_sum(-215), std::numeric_limits<int32_t>::min());
+  EXPECT_EQ(seed_of_sum(std::nan("")), 0);
+}
+
+TEST(GoogleProjection, RedrawsFollowTheQueries) {
+  google::SoftmaxAttentionOptions options;
+  options.head_size = 8;
+  options.features = 12;
+  const google::FastAttention attention = google::make_fast_softmax_attention(options);
+  const at::Tensor q = at::full({1, 4, 1, 8}, 0.01);
+  EXPECT_EQ(attention.projection_for(q).sizes(), (at::IntArrayRef{12, 8}));
+  EXPECT_TRUE(attention.projection_for(q).equal(attention.projection_for(q.clone())));
+  EXPECT_FALSE(attention.projection_for(q).equal(attention.projection_for(q * 2)));
+  // Every large sum of one sign draws the same matrix.
+  EXPECT_TRUE(attention.projection_for(q * 1e4).equal(attention.projection_for(q * 2e4)));
+  EXPECT_FALSE(attention.projection_for(q * 1e4).equal(attention.projection_for(q * -1e4)));
+  options.redraw = false;
+  const google::FastAttention fixed = google::make_fast_softmax_attention(options);
+  EXPECT_TRUE(fixed.projection_for(q).equal(fixed.projection_for(q * 2)));
+  EXPECT_TRUE(fixed.projection_for(q).equal(google::draw_jax_projection({.rows = 12, .columns = 8}, 0)));
+}
+
+}  // namespace performer::google_projection_tests

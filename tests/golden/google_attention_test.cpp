@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attentions that google-research's two factories make, and the module around them.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "performer/compat/google.h"
+#include "performer/nn/fast_attention_module.h"
+#include "tests/golden/golden.h"
+#include "tests/golden/google_cases.h"
+
+namespace performer::google_attention_golden {
+
+using golden::Case;
+namespace google = compat::google;
+
+google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
+  google::SoftmaxAttentionOptions options;
+  options.head_size = item.option<int64_t>("d");
+  options.features = item.option<int64_t>("m");
+  options.renormalize = item.option<bool>("renormalize");
+  options.stabilizer = item.option<double>("stabilizer");
+  options.unidirectional = item.option<bool>("unidirectional");
+  options.nonnegative = item.option<bool>("nonnegative");
+  options.chunk = item.option<int64_t>("unroll");
+  return google::make_fast_softmax_attention(options, w);
+}
+
+google::FastAttention generalized_attention(const Case& item, const at::Tensor& w) {
+  google::GeneralizedAttentionOptions options;
+  options.head_size = item.option<int64_t>("d");
+  options.features = golden::option_or<int64_t>(item, "m", 256);
+  const auto projection = item.option<std::string>("projection");
+  options.features_type = projection == "none" ? "deterministic" : projection;
+  options.renormalize = item.option<bool>("renormalize");
+  options.stabilizer = item.option<double>("stabilizer");
+  options.unidirectional = item.option<bool>("unidirectional");
+  options.function = golden::google_function(item.option<std::string>("kernel_fn"));
+  options.epsilon = item.option<double>("kernel_epsilon");
+  options.chunk = item.option<int64_t>("unroll");
+  return google::make_fast_generalized_attention(options, w);
+}
+
+google::FastAttention attention_of(const Case& item, const at::Tensor& w) {
+  const auto family = item.option<std::string>("family");
+  EXPECT_TRUE(family == "softmax" || family == "gen")
+      << item.id << ": family " << family << " is not understood";
+  return family == "softmax" ? softmax_attention(item, w) : generalized_attention(item, w);
+}
+
+std::vector<int64_t> axis_of(const Case& item) {
+  const auto found = item.options.find("axis");
+  if (found == item.options.end() || found->is_null()) return {};
+  if (found->is_number()) return {found->get<int64_t>()};
+  return found->get<std::vector<int64_t>>();
+}
+
+void expect_attention(golden::Group& group, const Case& item, at::ScalarType type) {
+  const at::Tensor q = golden::leaf(item, "q", type), k = golden::leaf(item, "k", type),
+                   v = golden::leaf(item, "v", type);
+  const google::FastAttention attention = attention_of(item, golden::leaf(item, "W", type, false));
+  const auto [out, denominator] = attention.attend(q, k, v, axis_of(item));
+  group.expect(item, "out", out);
+  golden::expect_recorded(group, item, "R", denominator);
+  out.backward(item.tensor("ct").to(type));
+  group.expect(item, "dq", q.grad());
+  group.expect(item, "dk", k.grad());
+  group.expect(item, "dv", v.grad());
+}
+
+void run_attention_group(const char* name) {
+  golden::Group group(name);
+  if (group.empty()) GTEST_SKIP() << golden::kMissing;
+  for (const Case& item : group.cases()) {
+    golden::expect_known_options(item, {"family", "d", "m", "unidirectional", "renormalize", "stabilizer",
+                                        "unroll", "projection", "input_std", "hostile", "nonnegative",
+                                        "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
+    for (const at::ScalarType type : golden::run_types(item)) expect_attention(group, item, type);
+  }
+  group.finish();
+}
+
+TEST(Golden, JaxAttentionSoftmax) {
+  run_attention_group("jax_attention_softmax");
+}
+TEST(Golden, JaxAttentionTrigonometric) {
+  run_attention_group("jax_attention_trig");
+}
+TEST(Golden, JaxAttentionGeneralized) {
+  run_attention_group("jax_attention_generalized");
+}
+
+nn::FastAttentionModule module_of(const Case& item) {
+  nn::FastAttentionModuleOptions options;
+  options.heads = item.option<int64_t>("heads");
+  options.query_size = item.tensor("inputs_q").size(-1);
+  options.key_value_size = item.tensor("inputs_kv").size(-1);
+  options.qkv_features = options.heads * item.option<int64_t>("d_head");
+  options.out_features = item.tensor("out_kernel").size(-1);
+  options.use_bias = item.has("query_bias");
+  google::SoftmaxAttentionOptions attention;
+  attention.features = item.option<int64_t>("m");
+  attention.redraw = false;
+  attention.unidirectional = item.option<bool>("unidirectional");
+  options.attention = attention;
+  nn::FastAttentionModule module(options);
+  std::map<std::string, at::Tensor> weights = {{"projection", item.tensor("W")}};
+  for (const char* layer : {"query", "key", "value", "out"}) {
+    for (const char* part : {"kernel", "bias"}) {
+      const std::string name = std::string(layer) + "_" + part;
+      if (item.has(name)) weights[std::string(layer) + "/" + part] = item.tensor(name);
+    }
+  }
+  module->import_flax(weights);
+  return module;
+}
+
+TEST(Golden, JaxModule) {
+  golden::Group group("jax_module");
+  if (group.empty()) GTEST_SKIP() << golden::kMissing;
+  for (const Case& item : group.cases()) {
+    golden::expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
+    EXPECT_EQ(item.has("mask_k"), item.option<bool>("mask")) << item.id;
+    nn::FastAttentionModule module = module_of(item);
+    for (const at::ScalarType type : golden::run_types(item)) {
+      module->to(type);
+      std::optional<at::Tensor> mask;
+      if (item.has("mask_k")) mask = item.tensor("mask_k");
+      group.expect(
+          item, "out",
+          module->forward(item.tensor("inputs_q").to(type), item.tensor("inputs_kv").to(type), mask));
+    }
+  }
+  group.finish();
+}
+
+}  // namespace performer::google_attention_golden

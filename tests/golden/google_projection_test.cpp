@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Projections of google-research's JAX code: from recorded Gaussians, and drawn anew from the queries.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "performer/compat/google.h"
+#include "tests/golden/golden.h"
+#include "tests/golden/google_cases.h"
+
+namespace performer::google_projection_golden {
+
+using golden::Case;
+namespace google = compat::google;
+
+void expect_redraw(golden::Group& group, const Case& item) {
+  golden::expect_known_options(item, {"d", "m", "redraw_features"});
+  google::SoftmaxAttentionOptions options;
+  options.head_size = item.option<int64_t>("d");
+  options.features = item.option<int64_t>("m");
+  options.redraw = item.option<bool>("redraw_features");
+  const google::FastAttention attention = google::make_fast_softmax_attention(options);
+  const at::Tensor q = item.tensor("q");
+  group.expect(item, "scaled_sum", at::scalar_tensor(google::redraw_sum(q)));
+  group.expect(item, "seed", at::scalar_tensor(google::redraw_seed(q), at::kInt));
+  group.expect(item, "W_drawn", attention.projection_for(q));
+  group.expect(item, "out", attention(q, item.tensor("k"), item.tensor("v")));
+}
+
+void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType type) {
+  const auto rows = item.option<int64_t>("m"), scaling = item.option<int64_t>("scaling");
+  std::vector<at::Tensor> blocks;
+  for (int64_t block = 0; block < item.option<int64_t>("n_blocks"); ++block) {
+    blocks.push_back(item.tensor(fmt::format("gauss_block{}", block)).to(type));
+    const auto [q, r] = at::linalg_qr(blocks.back());
+    group.expect(item, fmt::format("Q{}", block), q);
+    group.expect(item, fmt::format("R{}", block), r);
+  }
+  const google::GaussianDraw draw{at::stack(blocks), golden::leaf(item, "gauss_norm", type, false)};
+  const at::Tensor w = google::orthogonal_projection(draw, rows, scaling);
+  group.expect(item, "W", w);
+  golden::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
+  golden::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
+}
+
+TEST(Golden, JaxProjection) {
+  golden::Group group("jax_projection");
+  if (group.empty()) GTEST_SKIP() << golden::kMissing;
+  for (const Case& item : group.cases()) {
+    if (item.options.contains("redraw_features")) {
+      expect_redraw(group, item);
+      continue;
+    }
+    golden::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
+    const auto kind = item.option<std::string>("type");
+    for (const at::ScalarType type : golden::run_types(item)) {
+      if (kind == "ortho") {
+        expect_orthogonal(group, item, type);
+      } else if (kind == "iid") {
+        group.expect(item, "W", item.tensor("gauss").to(type));
+      } else {
+        ADD_FAILURE() << item.id << ": projection type " << kind << " is not understood";
+      }
+    }
+  }
+  group.finish();
+}
+
+}  // namespace performer::google_projection_golden
