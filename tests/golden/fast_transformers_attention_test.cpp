@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// fast-transformers' linear attentions: all tokens at once, the causal product, and one token at a time.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "performer/nn/transformer_layers_attention.h"
+#include "tests/golden/fast_transformers_cases.h"
+
+namespace performer::golden::fast_transformers::attention {
+
+nn::InnerAttentionPtr attention_of(const Case& item, const std::string& kind, at::ScalarType type) {
+  nn::InnerAttentionOptions options;
+  options.feature_map = map_options(item.option<std::string>("feature_map"), item.options);
+  options.eps = option_or<double>(item.options, "eps", 1e-6);
+  const at::Tensor q = item.tensor("q"), v = item.tensor("v");
+  const auto made = nn::make_attention(kind, options, {q.size(-2), q.size(-1), v.size(-1), 0});
+  const auto map = std::dynamic_pointer_cast<ft::FeatureMapImpl>(made->randomness());
+  expect_resolved(item, *map);
+  if (item.has("omega")) set_omega(*map, item.tensor("omega"), type);
+  made->eval();
+  return made;
+}
+
+void run_batch(Group& group, const Case& item, at::ScalarType type) {
+  const bool causal = item.function == "CausalLinearAttention";
+  check<InputError>(causal || item.function == "LinearAttention", "unknown function {}", item.function);
+  const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+  const auto made = attention_of(item, causal ? "causal-linear" : "linear", type);
+  const int64_t batch = q.size(0), length = q.size(1), keys = k.size(1);
+  const nn::AttentionMask mask = causal ? nn::AttentionMask(nn::TriangularCausalMask(length))
+                                        : nn::AttentionMask(nn::FullMask(length, keys));
+  const at::Tensor out = made->forward({q, k, v, mask, lengths_of(item, "query_lengths", batch, length),
+                                        lengths_of(item, "key_lengths", batch, keys)});
+  expect_all(group, item, out, {{"q", q}, {"k", k}, {"v", v}});
+}
+
+void run_product(Group& group, const Case& item, at::ScalarType type) {
+  for (const int64_t chunk : {1, 7, 64}) {
+    const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+    expect_all(group, item, ft::causal_dot_product(q, k, v, chunk), {{"q", q}, {"k", k}, {"v", v}});
+  }
+}
+
+TEST(GoldenFastTransformers, Attention) {
+  Group group("attention", kSystem);
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) {
+    expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps", "E", "M"});
+    for (const at::ScalarType type : kTypes) {
+      item.function == "causal_dot_product" ? run_product(group, item, type) : run_batch(group, item, type);
+    }
+  }
+  group.finish();
+}
+
+void run_self(Group& group, const Case& item, at::ScalarType type) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
+                   v = item.tensor("v").to(type);
+  const auto made = attention_of(item, "linear", type);
+  nn::AttentionState state;
+  std::vector<at::Tensor> outs;
+  for (int64_t i = 0; i < q.size(1); ++i) {
+    outs.push_back(made->step(q.select(1, i), k.select(1, i), v.select(1, i), state));
+    expect_output(group, item, fmt::format("S_{}", i), state.linear.s.clone());
+    expect_output(group, item, fmt::format("Z_{}", i), state.linear.z.clone());
+  }
+  expect_output(group, item, "out", at::stack(outs, 1));
+}
+
+void run_cross(Group& group, const Case& item, at::ScalarType type) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
+                   v = item.tensor("v").to(type);
+  const auto made = attention_of(item, "linear", type);
+  const nn::AttentionState memory =
+      made->summarize(k, v, lengths_of(item, "key_lengths", k.size(0), k.size(1)));
+  std::vector<at::Tensor> outs;
+  for (int64_t i = 0; i < q.size(1); ++i) outs.push_back(made->cross_step(q.select(1, i), memory));
+  expect_output(group, item, "out", at::stack(outs, 1));
+  expect_output(group, item, "S", memory.linear.s);
+  expect_output(group, item, "Z", memory.linear.z);
+}
+
+TEST(GoldenFastTransformers, Recurrent) {
+  Group group("recurrent", kSystem);
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) {
+    expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps"});
+    const bool cross = item.function == "RecurrentCrossLinearAttention";
+    check<InputError>(cross || item.function == "RecurrentLinearAttention", "unknown function {}",
+                      item.function);
+    for (const at::ScalarType type : kTypes)
+      cross ? run_cross(group, item, type) : run_self(group, item, type);
+    for (const auto& [name, output] : item.outputs) {
+      const bool known = name == "out" || (cross ? name == "S" || name == "Z"
+                                                 : name.starts_with("S_") || name.starts_with("Z_"));
+      EXPECT_TRUE(known) << item.id << ": nothing is compared with output " << name;
+    }
+  }
+  group.finish();
+}
+
+}  // namespace performer::golden::fast_transformers::attention
