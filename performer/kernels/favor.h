@@ -39,7 +39,21 @@ struct View {
 };
 
 enum class Family : uint8_t { exponential, elementwise };
-enum class Function : uint8_t { relu, elu1, square, abs, requ, gelu, sigmoid, tanh, cos, sin, identity };
+enum class Function : uint8_t {
+  relu,
+  elu1,
+  square,
+  abs,
+  requ,
+  gelu,
+  sigmoid,
+  tanh,
+  cos,
+  sin,
+  identity,
+  exp,
+  leaky_relu
+};
 
 // Name of an element-wise function as users write it ("relu", "elu+1", ...), and back. Throws UsageError with
 // the known names for an unknown one.

@@ -9,8 +9,8 @@
 namespace performer::kernels {
 
 namespace {
-constexpr const char* kNames[] = {"relu",    "elu+1", "square", "abs", "requ",    "gelu",
-                                  "sigmoid", "tanh",  "cos",    "sin", "identity"};
+constexpr const char* kNames[] = {"relu", "elu+1", "square", "abs",      "requ", "gelu",      "sigmoid",
+                                  "tanh", "cos",   "sin",    "identity", "exp",  "leaky-relu"};
 }
 
 const char* function_name(Function function) {

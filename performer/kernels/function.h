@@ -9,6 +9,8 @@
 
 namespace performer::kernels {
 
+inline constexpr double kLeakySlope = 0.01;  // leaky-relu below 0, as in the frameworks of the references
+
 template <class T>
 T apply_function(Function function, T u) {
   switch (function) {
@@ -34,11 +36,15 @@ T apply_function(Function function, T u) {
       return std::sin(u);
     case Function::identity:
       return u;
+    case Function::exp:
+      return std::exp(u);
+    case Function::leaky_relu:
+      return u > 0 ? u : T(kLeakySlope) * u;
   }
   return 0;
 }
 
-// relu'(0) = abs'(0) = 0, as in the references.
+// relu'(0) = abs'(0) = 0 and leaky-relu'(0) = its slope below 0, as in the references.
 template <class T>
 T function_derivative(Function function, T u) {
   switch (function) {
@@ -70,6 +76,10 @@ T function_derivative(Function function, T u) {
       return std::cos(u);
     case Function::identity:
       return 1;
+    case Function::exp:
+      return std::exp(u);
+    case Function::leaky_relu:
+      return u > 0 ? T(1) : T(kLeakySlope);
   }
   return 0;
 }

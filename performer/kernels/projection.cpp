@@ -1,33 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/kernels/projection.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "performer/base/error.h"
-#include "performer/base/philox.h"
 
 namespace performer::kernels {
 
-ProjectionKind projection_kind_from_name(const std::string& name) {
-  if (name == "orthogonal") return ProjectionKind::orthogonal;
-  if (name == "iid") return ProjectionKind::iid;
-  throw UsageError(fmt::format("unknown projection '{}'; known: orthogonal, iid", name));
-}
-
-RowNorm row_norm_from_name(const std::string& name) {
-  if (name == "chi") return RowNorm::chi;
-  if (name == "sqrt-d") return RowNorm::sqrt_d;
-  throw UsageError(fmt::format("unknown row norm '{}'; known: chi, sqrt-d", name));
-}
-
 namespace {
 
-// One stream a purpose: blocks of directions, then the row norms, never share values. Heads and redraws are
-// 16 and 32 bits of the name; a layer has its own word.
-PhiloxStream stream(const ProjectionKey& key, uint32_t purpose) {
-  return PhiloxStream(key.seed, key.layer, key.head << 16 | purpose, key.redraw);
-}
+constexpr const char* kKindNames[] = {"orthogonal", "iid", "hadamard", "givens", "simplex"};
 constexpr uint32_t kRowNorms = 0xFFFF;
 
 double norm(const double* row, int64_t size) {
@@ -36,10 +22,43 @@ double norm(const double* row, int64_t size) {
   return std::sqrt(sum);
 }
 
+// Unit rows of one block.
+std::vector<double> directions(ProjectionKind kind, int64_t size, const ProjectionKey& key, uint32_t block) {
+  switch (kind) {
+    case ProjectionKind::hadamard:
+      return hadamard_rows(size, key, block);
+    case ProjectionKind::givens:
+      return givens_orthogonal(size, key, block);
+    case ProjectionKind::simplex:
+      return simplex_directions(size, key, block);
+    default:
+      return haar_orthogonal(size, key, block);
+  }
+}
+
 }  // namespace
 
+ProjectionKind projection_kind_from_name(const std::string& name) {
+  for (size_t i = 0; i < std::size(kKindNames); ++i) {
+    if (name == kKindNames[i]) return static_cast<ProjectionKind>(i);
+  }
+  throw UsageError(fmt::format("unknown projection '{}'; known: {}", name, fmt::join(kKindNames, ", ")));
+}
+
+RowNorm row_norm_from_name(const std::string& name) {
+  if (name == "chi") return RowNorm::chi;
+  if (name == "sqrt-d") return RowNorm::sqrt_d;
+  throw UsageError(fmt::format("unknown row norm '{}'; known: chi, sqrt-d", name));
+}
+
+// One stream a purpose: blocks of directions, then the row norms, never share values. Heads and redraws are
+// 16 and 32 bits of the name; a layer has its own word.
+PhiloxStream projection_stream(const ProjectionKey& key, uint32_t purpose) {
+  return PhiloxStream(key.seed, key.layer, key.head << 16 | purpose, key.redraw);
+}
+
 std::vector<double> haar_orthogonal(int64_t size, const ProjectionKey& key, uint32_t block) {
-  PhiloxStream random = stream(key, block);
+  PhiloxStream random = projection_stream(key, block);
   const int64_t n = size;
   std::vector<double> a(n * n), q(n * n, 0.0), v(n);
   for (double& value : a) value = random.normal();
@@ -84,25 +103,28 @@ std::vector<float> draw_projection(ProjectionKind kind, RowNorm row_norm, int64_
   const double root = std::sqrt(static_cast<double>(head_size));
   std::vector<float> projection(features * head_size);
   std::vector<double> row(head_size), block;
-  PhiloxStream lengths = stream(key, kRowNorms);
-  PhiloxStream rows = stream(key, 0);  // iid rows; unused when orthogonal
+  uint32_t blocks = 0;
+  size_t used = 0;  // elements of `block` that are rows already
+  PhiloxStream lengths = projection_stream(key, kRowNorms);
+  PhiloxStream rows = projection_stream(key, 0);  // iid rows; unused by the other kinds
   for (int64_t f = 0; f < features; ++f) {
     if (kind == ProjectionKind::iid) {
       for (double& value : row) value = rows.normal();
     } else {
-      if (f % head_size == 0) block = haar_orthogonal(head_size, key, static_cast<uint32_t>(f / head_size));
-      std::copy_n(block.begin() + f % head_size * head_size, head_size, row.begin());
+      if (used == block.size()) block = directions(kind, head_size, key, blocks++), used = 0;
+      std::copy_n(block.begin() + static_cast<int64_t>(used), head_size, row.begin());
+      used += row.size();
     }
     double factor = 1;
     if (row_norm == RowNorm::sqrt_d) {
       factor = root / norm(row.data(), head_size);
-    } else if (kind == ProjectionKind::orthogonal) {
+    } else if (kind != ProjectionKind::iid) {
       double sum = 0;
       for (int64_t i = 0; i < head_size; ++i) {
         const double value = lengths.normal();
         sum += value * value;
       }
-      factor = std::sqrt(sum);  // rows of Q have length 1
+      factor = std::sqrt(sum);  // directions have length 1
     }
     for (int64_t i = 0; i < head_size; ++i)
       projection[f * head_size + i] = static_cast<float>(factor * row[i]);

@@ -190,6 +190,7 @@ HWY_NOINLINE void ApplyFunction(Function function, float epsilon, const float* u
                                 int64_t padded) {
   const Tag d;
   const Vec eps = hn::Set(d, epsilon), zero = hn::Zero(d), one = hn::Set(d, 1.0f);
+  const Vec slope = hn::Set(d, cpu::kLeakySlopeFloat);
   for (int64_t i = 0; i < padded; i += kLanes) {
     const Vec x = hn::Load(d, u + i);
     Vec y;
@@ -212,6 +213,12 @@ HWY_NOINLINE void ApplyFunction(Function function, float epsilon, const float* u
       case Function::identity:
         y = x;
         break;
+      case Function::exp:
+        y = Exp(x);
+        break;
+      case Function::leaky_relu:
+        y = hn::IfThenElse(hn::Gt(x, zero), x, hn::Mul(x, slope));
+        break;
       default:
         for (int64_t k = i; k < i + kLanes; ++k) phi[k] = ElementFunction(function, u[k]);
         y = hn::Load(d, phi + i);
@@ -223,7 +230,7 @@ HWY_NOINLINE void ApplyFunction(Function function, float epsilon, const float* u
 // gradient *= g'(u)
 HWY_NOINLINE void MultiplyDerivative(Function function, const float* u, float* gradient, int64_t padded) {
   const Tag d;
-  const Vec zero = hn::Zero(d);
+  const Vec zero = hn::Zero(d), slope = hn::Set(d, cpu::kLeakySlopeFloat);
   for (int64_t i = 0; i < padded; i += kLanes) {
     const Vec x = hn::Load(d, u + i), g = hn::Load(d, gradient + i);
     Vec y;
@@ -245,6 +252,12 @@ HWY_NOINLINE void MultiplyDerivative(Function function, const float* u, float* g
         break;
       case Function::identity:
         y = g;
+        break;
+      case Function::exp:
+        y = hn::Mul(g, Exp(x));
+        break;
+      case Function::leaky_relu:
+        y = hn::IfThenElse(hn::Gt(x, zero), g, hn::Mul(g, slope));
         break;
       default:
         for (int64_t k = i; k < i + kLanes; ++k) gradient[k] *= ElementDerivative(function, u[k]);

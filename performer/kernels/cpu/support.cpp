@@ -9,6 +9,8 @@
 
 namespace performer::kernels::cpu {
 
+static_assert(kLeakySlopeFloat == static_cast<float>(kLeakySlope));
+
 float ElementFunction(Function function, float u) {
   return apply_function(function, u);
 }

@@ -12,6 +12,7 @@ namespace performer::kernels::cpu {
 // Single elements of functions without a vector form.
 float ElementFunction(Function function, float u);
 float ElementDerivative(Function function, float u);
+inline constexpr float kLeakySlopeFloat = 0.01f;  // kLeakySlope of kernels/function.h
 
 // Reads `count` elements from `offset` on as float32 times `scale`; writes them back times `scale`.
 void LoadRow(const View& view, int64_t offset, int64_t count, float scale, float* row);
