@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of KernelAttention on projected heads: long and short path, windows, streaming.
+#include "performer/compat/keras_attention.h"
+
+#include "performer/compat/keras_projection.h"
+#include "tests/golden/keras_case.h"
+
+namespace performer::golden::keras {
+namespace {
+
+namespace reference = compat::keras;
+using Inputs = std::map<std::string, at::Tensor>;
+
+const std::set<std::string> kAttention = {"num_heads",
+                                          "key_dim",
+                                          "value_dim",
+                                          "feature_transform",
+                                          "num_random_features",
+                                          "seed",
+                                          "is_short_seq",
+                                          "scale",
+                                          "scale_by_length",
+                                          "causal_padding",
+                                          "use_causal_windowed",
+                                          "causal_chunk_length",
+                                          "causal_window_length",
+                                          "causal_window_decay"};
+
+std::set<std::string> with_attention(std::set<std::string> names) {
+  names.insert(kAttention.begin(), kAttention.end());
+  return names;
+}
+
+// The recorded projection is the one that its seed gives.
+void expect_seeded_projection(const Case& item) {
+  const int64_t rows = item.option<int64_t>("num_random_features");
+  ASSERT_EQ(item.has("W"), rows > 0) << item.id;
+  if (rows <= 0) return;
+  const int64_t seed = item.option<int64_t>("seed");
+  const at::Tensor ours =
+      reference::projection_from_seed(rows, item.option<int64_t>("key_dim"), {seed, seed + 1});
+  EXPECT_TRUE(at::allclose(ours, item.tensor("W"), 1e-4, 1e-5)) << item.id;
+}
+
+void compare_attention(Group& group, const Case& item) {
+  expect_known(item, kAttention);
+  expect_seeded_projection(item);
+  const reference::AttentionOptions with = attention_options(item);
+  compare(group, item, {"query", "key", "value"}, [&](const Inputs& inputs) {
+    return reference::compute_attention(inputs.at("query"), inputs.at("key"), inputs.at("value"), with,
+                                        maybe(inputs, "W"), maybe(inputs, "mask"));
+  });
+}
+
+TEST(KerasGolden, Attention) {
+  Group group("attention", "keras");
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) compare_attention(group, item);
+  group.finish();
+}
+
+void compare_windowed_features(Group& group, const Case& item) {
+  expect_known(item, {"chunk_length", "window_length", "window_decay", "padding"});
+  const reference::Window window{item.option<int64_t>("chunk_length"), item.option<int64_t>("window_length"),
+                                 optional_number(item, "window_decay"), text_or_none(item, "padding")};
+  compare(group, item, {"query_prime", "key_prime", "value"}, [&](const Inputs& inputs) {
+    return reference::causal_windowed_attention(inputs.at("query_prime"), inputs.at("key_prime"),
+                                                inputs.at("value"), window);
+  });
+}
+
+void compare_window_sum(Group& group, const Case& item) {
+  expect_known(item, {"window_length", "window_weights"});
+  const int64_t window = item.option<int64_t>("window_length");
+  const bool weighted = item.function == "weighted_window_sum";
+  compare(group, item, {"x"}, [&](const Inputs& inputs) {
+    const at::Tensor& x = inputs.at("x");
+    if (!weighted) return reference::rectangular_window_sum(x, window);
+    const auto weights = item.option<std::vector<double>>("window_weights");
+    return reference::weighted_window_sum(x, window, at::tensor(weights, x.options().requires_grad(false)));
+  });
+}
+
+TEST(KerasGolden, Windowed) {
+  Group group("windowed", "keras");
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) {
+    if (item.function == "causal_windowed_performer_attention") {
+      compare_windowed_features(group, item);
+    } else if (item.function == "rectangular_window_sum" || item.function == "weighted_window_sum") {
+      compare_window_sum(group, item);
+    } else {
+      ASSERT_EQ(item.function, "KernelAttention._compute_attention") << item.id;
+      compare_attention(group, item);
+    }
+  }
+  group.finish();
+}
+
+// Chunk by chunk with the state after each, where it is recorded.
+void compare_stream(Group& group, const Case& item, at::ScalarType type) {
+  const reference::AttentionOptions with = attention_options(item);
+  const auto input = [&](const char* name) { return item.tensor(name).to(type); };
+  const at::Tensor query = input("query"), key = input("key"), value = input("value");
+  ASSERT_EQ(item.has("mask"), item.option<bool>("mask")) << item.id;
+  std::optional<at::Tensor> projection, mask;
+  if (item.has("W")) projection = input("W");
+  reference::Cache cache;
+  std::vector<at::Tensor> outputs;
+  int64_t begin = 0, index = 0;
+  for (const int64_t length : item.option<std::vector<int64_t>>("chunks")) {
+    if (item.has("mask")) mask = input("mask").narrow(1, begin, length);
+    const auto part = [&](const at::Tensor& x) { return x.narrow(1, begin, length); };
+    outputs.push_back(
+        reference::compute_attention(part(query), part(key), part(value), with, projection, mask, &cache));
+    const std::string kv = fmt::format("kv_{}", index), k_sum = fmt::format("k_sum_{}", index);
+    if (item.outputs.contains(kv)) keras::expect(group, item, kv, cache.kv);
+    if (item.outputs.contains(k_sum)) keras::expect(group, item, k_sum, cache.k_sum);
+    begin += length;
+    ++index;
+  }
+  ASSERT_EQ(begin, query.size(1)) << item.id;
+  keras::expect(group, item, "out", at::cat(outputs, 1));
+}
+
+TEST(KerasGolden, Streaming) {
+  Group group("streaming", "keras");
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) {
+    if (item.function == "KernelAttention._compute_attention") {  // a batch form that equals a stream
+      compare_attention(group, item);
+      continue;
+    }
+    ASSERT_EQ(item.function, "KernelAttention._compute_attention with cache") << item.id;
+    expect_known(item, with_attention({"chunks", "cache_init"}));
+    ASSERT_EQ(item.options.at("cache_init"), "zeros") << item.id;
+    expect_seeded_projection(item);
+    compare_stream(group, item, at::kFloat);
+    compare_stream(group, item, at::kDouble);
+  }
+  group.finish();
+}
+
+}  // namespace
+}  // namespace performer::golden::keras
