@@ -11,7 +11,6 @@
 
 #include "performer/base/error.h"
 #include "performer/base/philox.h"
-#include "performer/compat/jax_random.h"
 #include "performer/ops/composed.h"
 
 namespace performer::compat::google {
@@ -97,9 +96,8 @@ Tensor draw_projection(const ProjectionOptions& options, const DrawName& name) {
   return drawn.to(at::kFloat);
 }
 
-Tensor draw_jax_projection(const ProjectionOptions& options, int32_t seed) {
+Tensor draw_jax_projection(const ProjectionOptions& options, JaxKey key) {
   const int64_t count = blocks_for(options.rows, options.columns);
-  const JaxKey key = jax_split(jax_key(seed)).first;
   const Tensor lengths = jax_normal(key, {options.rows, options.columns});
   if (!options.orthogonal) return lengths;
   std::vector<Tensor> blocks;
@@ -110,6 +108,10 @@ Tensor draw_jax_projection(const ProjectionOptions& options, int32_t seed) {
     chain = next;
   }
   return orthogonal_projection({at::stack(blocks), lengths}, options.rows, options.scaling);
+}
+
+Tensor draw_jax_projection(const ProjectionOptions& options, int32_t seed) {
+  return draw_jax_projection(options, jax_split(jax_key(seed)).first);
 }
 
 float redraw_sum(const Tensor& query) {

@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "performer/compat/jax_random.h"
+
 namespace performer::compat::google {
 
 // Projections.
@@ -49,8 +51,10 @@ at::Tensor orthogonal_projection(const GaussianDraw& draw, int64_t rows, int64_t
 GaussianDraw draw_gaussians(int64_t rows, int64_t columns, const DrawName& name);
 // [rows, columns] float32 from them: what the reference would make of these Gaussians.
 at::Tensor draw_projection(const ProjectionOptions& options, const DrawName& name);
-// [rows, columns] float32 as the reference draws it from a seed (Threefry): the directions from a chain of
-// split keys, the lengths from the unsplit one. The reference's matrix without redraws is that of seed 0.
+// [rows, columns] float32 as the reference's matrix classes draw it from a key of JAX's generator
+// (get_2d_array): the directions from a chain of split keys, the lengths from the unsplit one.
+at::Tensor draw_jax_projection(const ProjectionOptions& options, JaxKey key);
+// The same as its attentions draw it from a seed (draw_weights). Without redraws they all use seed 0.
 at::Tensor draw_jax_projection(const ProjectionOptions& options, int32_t seed);
 
 // The reference's data-dependent seed: ceil(sum(query) 1e7) in float32, converted to int32 with saturation.
@@ -95,7 +99,8 @@ struct Attended {
   at::Tensor denominator;  // [batch, axes not attended over..., heads, attention axes...], before the guard
 };
 
-// FastAttentionviaLowRankDecomposition: attention of any features.
+// FastAttentionviaLowRankDecomposition: attention of any features. The bias, masks, dropout and type that the
+// reference's call accepts and ignores do not exist here.
 class FastAttention {
  public:
   // Features of data [batch..., attention axes..., D]; `projection` may be undefined.

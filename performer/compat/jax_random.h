@@ -18,7 +18,7 @@ using JaxKey = std::array<uint32_t, 2>;
 JaxKey threefry2x32(JaxKey key, JaxKey counter);
 
 // jax.random.PRNGKey of a 32-bit seed, jax.random.split(key), and jax.random.normal(key, sizes) in float32 on
-// CPU. The values are those of JAX to a few roundings: its inverse error function is another approximation.
+// CPU, JAX's values to a rounding or two.
 JaxKey jax_key(int32_t seed);
 std::pair<JaxKey, JaxKey> jax_split(JaxKey key);
 at::Tensor jax_normal(JaxKey key, at::IntArrayRef sizes);

@@ -4,9 +4,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <random>
 
 #include "performer/base/error.h"
 #include "performer/base/philox.h"
@@ -35,19 +37,48 @@ Tensor givens_product(int64_t size, const GivensDraw& draw) {
   return product;
 }
 
-GivensDraw draw_givens(int64_t size, const google::DrawName& name) {
+namespace {
+
+// D ceil(ln D) rotations of a generator with uniform() in [0, 1) and below(n).
+template <class Uniform, class Below>
+GivensDraw draw_rotations(int64_t size, Uniform uniform, Below below) {
   check<UsageError>(size >= 1, "a Givens product needs at least 1 row, found {}", size);
   const auto rotations = size * static_cast<int64_t>(std::ceil(std::log(static_cast<double>(size))));
-  PhiloxStream stream(static_cast<uint64_t>(name.seed), static_cast<uint32_t>(name.layer),
-                      static_cast<uint32_t>(name.head) << 16, static_cast<uint32_t>(name.redraw));
   GivensDraw draw{at::empty({rotations}, at::kDouble), at::empty({rotations, 2}, at::kLong)};
+  double* uniforms = draw.uniforms.mutable_data_ptr<double>();
+  int64_t* pairs = draw.pairs.mutable_data_ptr<int64_t>();
   for (int64_t t = 0; t < rotations; ++t) {
-    draw.uniforms[t] = stream.uniform();
-    for (int64_t side = 0; side < 2; ++side) {
-      draw.pairs[t][side] = static_cast<int64_t>(stream.below(static_cast<uint64_t>(size)));
-    }
+    uniforms[t] = uniform();
+    for (int64_t side = 0; side < 2; ++side) pairs[2 * t + side] = below(static_cast<uint32_t>(size));
   }
   return draw;
+}
+
+}  // namespace
+
+GivensDraw draw_givens(int64_t size, const google::DrawName& name) {
+  PhiloxStream stream(static_cast<uint64_t>(name.seed), static_cast<uint32_t>(name.layer),
+                      static_cast<uint32_t>(name.head) << 16, static_cast<uint32_t>(name.redraw));
+  return draw_rotations(
+      size, [&] { return stream.uniform(); },
+      [&](uint32_t n) { return static_cast<int64_t>(stream.below(n)); });
+}
+
+GivensDraw draw_numpy_givens(int64_t size, uint32_t seed) {
+  std::mt19937 words(seed);
+  const auto uniform = [&] {  // 53 bits of two words
+    const double high = words() >> 5, low = words() >> 6;
+    return (high * 67108864.0 + low) / 9007199254740992.0;
+  };
+  const auto below = [&](uint32_t n) {  // words cut to as many bits as n - 1 has, until one is not above it
+    if (n == 1) return int64_t{0};
+    const uint32_t mask = std::bit_ceil(n) - 1;
+    for (;;) {
+      const auto value = static_cast<uint32_t>(words()) & mask;
+      if (value < n) return static_cast<int64_t>(value);
+    }
+  };
+  return draw_rotations(size, uniform, below);
 }
 
 Tensor givens_projection(const Tensor& product, const Tensor& row_norms, int64_t rows, int64_t scaling) {

@@ -25,6 +25,8 @@ struct GivensDraw {
 // not orthogonal: rows shrink or grow. -> [D, D] float64.
 at::Tensor givens_product(int64_t size, const GivensDraw& draw);
 GivensDraw draw_givens(int64_t size, const google::DrawName& name);
+// What the reference draws from a seed: numpy's legacy generator (MT19937), uniform() then choice(size, 2).
+GivensDraw draw_numpy_givens(int64_t size, uint32_t seed);
 
 // create_projection_matrix with struct_mode: every block is this one product [D, D], the last cut to the rows
 // needed; row_norms [rows, D] Gaussians for scaling 0. Blocks by QR are google::orthogonal_projection. ->

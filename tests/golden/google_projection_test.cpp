@@ -43,6 +43,18 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
   golden::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
 }
 
+// The recorded Gaussians themselves are those of the recorded seed.
+void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
+  const google::JaxKey key = google::jax_key(item.option<int32_t>("seed"));
+  const google::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
+                                          golden::option_or<int64_t>(item, "scaling", 0)};
+  group.expect(item, "W", google::draw_jax_projection(options, key));
+  const at::Tensor given = item.tensor(orthogonal ? "gauss_block0" : "gauss");
+  const at::Tensor drawn =
+      google::jax_normal(orthogonal ? google::jax_split(key).second : key, given.sizes());
+  EXPECT_TRUE(drawn.allclose(given, 1e-6, 1e-6)) << item.id << ": " << (drawn - given).abs().max();
+}
+
 TEST(Golden, JaxProjection) {
   golden::Group group("jax_projection");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
@@ -53,6 +65,7 @@ TEST(Golden, JaxProjection) {
     }
     golden::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
     const auto kind = item.option<std::string>("type");
+    expect_drawn(group, item, kind == "ortho");
     for (const at::ScalarType type : golden::run_types(item)) {
       if (kind == "ortho") {
         expect_orthogonal(group, item, type);

@@ -28,6 +28,9 @@ at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType 
 }
 
 at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarType type) {
+  const auto draw = tensorflow::draw_numpy_givens(item.option<int64_t>("d"), item.option<uint32_t>("seed"));
+  EXPECT_TRUE(draw.uniforms.equal(item.tensor("uniform64"))) << item.id;
+  EXPECT_TRUE(draw.pairs.equal(item.tensor("index_pairs").to(at::kLong))) << item.id;
   const at::Tensor product =
       tensorflow::givens_product(item.option<int64_t>("d"),
                                  {item.tensor("uniform64"), item.tensor("index_pairs")})
