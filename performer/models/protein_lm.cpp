@@ -11,7 +11,6 @@
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
 #include "performer/nn/recompute.h"
-#include "performer/ops/dropout.h"
 
 namespace performer {
 
@@ -66,7 +65,8 @@ void ProteinLMImpl::check_batch(const at::Tensor& tokens, const at::Tensor& posi
       length, model_.max_length);
 }
 
-at::Tensor ProteinLMImpl::embed(const at::Tensor& tokens, const at::Tensor& positions) {
+at::Tensor ProteinLMImpl::embed(const at::Tensor& tokens, const at::Tensor& positions,
+                                const ops::TokenWindow* window) {
   check_batch(tokens, positions);
   at::Tensor x = embedding_(tokens);
   if (model_.positions == "learned") {
@@ -74,7 +74,8 @@ at::Tensor ProteinLMImpl::embed(const at::Tensor& tokens, const at::Tensor& posi
   } else if (model_.positions == "sinusoidal") {
     x = x + nn::sinusoids(positions, model_.width).to(x.scalar_type());
   }
-  return is_training() ? ops::dropout(x, model_.dropout) : x;
+  if (!is_training()) return x;
+  return window != nullptr ? ops::dropout(x, model_.dropout, *window) : ops::dropout(x, model_.dropout);
 }
 
 at::Tensor ProteinLMImpl::run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch) {
@@ -100,6 +101,21 @@ at::Tensor ProteinLMImpl::logits(const at::Tensor& hidden) {
 
 at::Tensor ProteinLMImpl::forward(const SequenceBatch& batch) {
   return logits(hidden(batch));
+}
+
+at::Tensor ProteinLMImpl::forward_chunk(const SequenceBatch& chunk, const ops::TokenWindow& window,
+                                        const std::vector<ops::State>& initial,
+                                        std::vector<ops::State>* final) {
+  check<UsageError>(initial.empty() || initial.size() == blocks_.size(),
+                    "the state before a chunk has {} layers, the model {}: take it from the chunk before",
+                    initial.size(), blocks_.size());
+  if (final != nullptr) final->assign(blocks_.size(), {});
+  at::Tensor x = embed(chunk.tokens, chunk.positions, &window);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    x = blocks_[layer]->forward_chunk(x, chunk, window, initial.empty() ? ops::State{} : initial[layer],
+                                      final != nullptr ? &(*final)[layer] : nullptr);
+  }
+  return logits(final_norm_(x));
 }
 
 DecodeState ProteinLMImpl::begin(int64_t batch_size) const {

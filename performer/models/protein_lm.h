@@ -13,6 +13,7 @@
 
 #include "performer/nn/attention.h"
 #include "performer/nn/block.h"
+#include "performer/ops/dropout.h"
 
 namespace performer {
 
@@ -31,6 +32,15 @@ class ProteinLMImpl : public torch::nn::Module {
   // outside the vocabulary.
   at::Tensor forward(const SequenceBatch& batch);
   at::Tensor hidden(const SequenceBatch& batch);  // final-norm output [B, T, width]
+
+  // Logits [B, C, vocabulary] of the tokens start .. start + C - 1 of each row of a batch, as forward() of
+  // the whole gives them, dropout included when the generator is in the same state. `chunk` holds these
+  // tokens with their masks and segments; `initial` what the chunk before left, a state a layer, or nothing
+  // when no sequence goes on from there; `final`, unless null, becomes what this one leaves. Causal models of
+  // FAVOR kinds only; gradients flow into `initial`. nn::MultiHeadAttentionImpl::forward_chunk describes the
+  // states.
+  at::Tensor forward_chunk(const SequenceBatch& chunk, const ops::TokenWindow& window,
+                           const std::vector<ops::State>& initial, std::vector<ops::State>* final);
 
   // Streaming (causal models, no gradients, no dropout in evaluation mode): feed one token [B] int64 of each
   // sequence, get the logits [B, vocabulary] of the next.
@@ -52,7 +62,8 @@ class ProteinLMImpl : public torch::nn::Module {
  private:
   void initialize();
   void check_batch(const at::Tensor& tokens, const at::Tensor& positions) const;
-  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions);
+  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions,
+                   const ops::TokenWindow* window = nullptr);
   at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch);
   at::Tensor logits(const at::Tensor& hidden);
 

@@ -3,7 +3,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/autocast_mode.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,6 +12,7 @@
 
 #include "performer/base/error.h"
 #include "performer/train/adam.h"
+#include "performer/train/autocast.h"
 #include "performer/train/batch_queue.h"
 #include "performer/train/evaluation.h"
 #include "performer/train/loss.h"
@@ -20,6 +20,7 @@
 #include "performer/train/out_of_memory.h"
 #include "performer/train/progress.h"
 #include "performer/train/run_folder.h"
+#include "performer/train/slim.h"
 
 namespace performer {
 namespace {
@@ -29,26 +30,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// Runs forward passes in bfloat16 where LibTorch holds that to be safe.
-class AutocastScope {
- public:
-  explicit AutocastScope(bool enabled) : enabled_(enabled) {
-    if (!enabled_) return;
-    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-    at::autocast::set_autocast_enabled(at::kCPU, true);
-  }
-  ~AutocastScope() {
-    if (!enabled_) return;
-    at::autocast::set_autocast_enabled(at::kCPU, false);
-    at::autocast::clear_cache();  // weights change before the next use
-  }
-  AutocastScope(const AutocastScope&) = delete;
-  AutocastScope& operator=(const AutocastScope&) = delete;
-
- private:
-  bool enabled_;
-};
 
 template <class Config>
 void add_settings(Settings& settings, const std::string& section, const Config& config) {
@@ -68,6 +49,23 @@ bool holds_out(const TrainRequest& request) {
   return request.valid_files.empty() && request.data.holdout > 0;
 }
 
+// Tokens of a batch whose activations are kept at a time.
+int64_t kept_tokens(const TrainRequest& request) {
+  const DataConfig& data = request.data;
+  if (request.train.slim_chunk == 0) return data.batch_tokens;
+  const int64_t rows = data.layout == "packed" ? 1 : data.batch_tokens / data.length;
+  return request.train.slim_chunk < data.batch_tokens / rows ? rows * request.train.slim_chunk
+                                                             : data.batch_tokens;
+}
+
+// What still trades time for memory.
+std::string memory_advice(const TrainRequest& request) {
+  const TrainConfig& train = request.train;
+  if (train.slim_chunk > 0) return fmt::format("lower train.slim_chunk ({})", train.slim_chunk);
+  const bool slim = request.model.objective == "causal" && is_favor(request.attention);
+  return slim ? "set train.slim_chunk (1024, say)" : "set train.checkpoint_activations = true";
+}
+
 // Linux grants memory that it does not have and kills the process once it is used, without a word. What
 // surely cannot fit is therefore refused beforehand, by what the blocks must keep for the backward pass:
 // their inputs, and without recomputation norms, projections, attention and both sides of the activation too.
@@ -75,20 +73,22 @@ void check_memory(const TrainRequest& request) {
   const ModelConfig& model = request.model;
   const int64_t inside = request.train.checkpoint_activations ? 0 : 4 * model.width + 2 * model.ffn;
   const double bytes = request.train.precision == "bfloat16" ? 2 : 4;
-  const double needed = static_cast<double>(request.data.batch_tokens) * static_cast<double>(model.layers) *
+  const double needed = static_cast<double>(kept_tokens(request)) * static_cast<double>(model.layers) *
                         static_cast<double>(model.width + inside) * bytes;
   constexpr double kGiB = 1 << 30;
   check(needed < physical_memory(),
         "out of memory: batches of data.batch_tokens = {} tokens take more than {:.0f} GiB with this model, "
         "and this machine has {:.0f} GiB: lower data.batch_tokens and raise train.accumulate to make up for "
-        "it, lower data.length ({}), model.layers or model.width, or set train.checkpoint_activations = true",
-        request.data.batch_tokens, needed / kGiB, physical_memory() / kGiB, request.data.length);
+        "it, lower data.length ({}), model.layers or model.width, or {}",
+        request.data.batch_tokens, needed / kGiB, physical_memory() / kGiB, request.data.length,
+        memory_advice(request));
 }
 
 void validate(const TrainRequest& request) {
   validate(request.model, request.attention);
   validate(request.data);
   validate(request.train);
+  validate_slim(request.model, request.attention, request.train);
   check<UsageError>(!request.train_files.empty(), "no training sequences given (--train FILE...)");
   const bool from_input =
       std::find(request.train_files.begin(), request.train_files.end(), "-") != request.train_files.end();
@@ -157,6 +157,7 @@ class Run {
   void evaluate_now();
   Group next_group();
   void step();
+  BatchSums backward(const data::Batch& batch, double weight);
   StepMetrics optimize(const Group& group);
   void report(const StepMetrics& metrics, double duration);
   TrainResult finish();
@@ -380,8 +381,8 @@ void Run::step() {
       [&] {
         return fmt::format(
             "lower data.batch_tokens ({}; raise train.accumulate to make up for it), data.length ({}), "
-            "model.layers or model.width, or set train.checkpoint_activations = true; {}",
-            request_.data.batch_tokens, request_.data.length, checkpoint_note());
+            "model.layers or model.width, or {}; {}",
+            request_.data.batch_tokens, request_.data.length, memory_advice(request_), checkpoint_note());
       });
   const QueuedBatch& last = group.batches.back();
   state_.step = number;
@@ -402,6 +403,24 @@ void Run::step() {
   report(metrics, duration);
 }
 
+// Adds to the gradients what a batch contributes to a mean over `weight` targets.
+BatchSums Run::backward(const data::Batch& batch, double weight) {
+  const TrainConfig& train = request_.train;
+  const bool bfloat16 = train.precision == "bfloat16";
+  const at::Tensor targets = target_tensor(batch), weights = weight_tensor(batch);
+  if (train.slim_chunk > 0) {
+    return slim_backward(saved_.model, to_tensors(batch), targets, weights,
+                         {train.slim_chunk, weight, bfloat16});
+  }
+  const at::Tensor logits = [&] {
+    const AutocastScope autocast(bfloat16);
+    return saved_.model->forward(to_tensors(batch));
+  }();
+  const at::Tensor loss = weighted_cross_entropy(logits, targets, weights) / weight;
+  loss.backward();
+  return {loss.item<double>(), weighted_correct(logits, targets, weights).item<double>()};
+}
+
 // Gradients of the mean over the whole group, then one step of the optimizer.
 StepMetrics Run::optimize(const Group& group) {
   StepMetrics metrics;
@@ -416,20 +435,13 @@ StepMetrics Run::optimize(const Group& group) {
   const double weight = std::max(group.weight, 1e-9);
   adam_->zero_gradients();
   for (const QueuedBatch& queued : group.batches) {
-    const at::Tensor targets = target_tensor(queued.batch), weights = weight_tensor(queued.batch);
-    const at::Tensor logits = [&] {
-      const AutocastScope autocast(train.precision == "bfloat16");
-      return saved_.model->forward(to_tensors(queued.batch));
-    }();
-    const at::Tensor loss = weighted_cross_entropy(logits, targets, weights) / weight;
-    const double value = loss.item<double>();
-    check(std::isfinite(value),
+    const BatchSums sums = backward(queued.batch, weight);
+    check(std::isfinite(sums.loss),
           "the loss is {} in step {}: lower train.learning_rate ({}) or train.clip ({}), lengthen "
           "train.warmup, or use train.precision = float32; {}",
-          value, metrics.step, train.learning_rate, train.clip, checkpoint_note());
-    loss.backward();
-    metrics.loss += value;
-    metrics.accuracy += weighted_correct(logits, targets, weights).item<double>() / weight;
+          sums.loss, metrics.step, train.learning_rate, train.clip, checkpoint_note());
+    metrics.loss += sums.loss;
+    metrics.accuracy += sums.correct / weight;
   }
   metrics.gradient_norm = clip_gradients(adam_->gradients(), train.clip);
   check(std::isfinite(metrics.gradient_norm),

@@ -28,6 +28,7 @@ struct TrainConfig {
   int64_t accumulate = 1;
   std::string precision = "float32";
   bool checkpoint_activations = false;
+  int64_t slim_chunk = 0;
   int64_t log_every = 10;
   int64_t evaluate_every = 500;
   int64_t checkpoint_every = 500;
@@ -57,6 +58,11 @@ struct TrainConfig {
           Choices{"float32", "bfloat16"});
     visit("checkpoint_activations", self.checkpoint_activations,
           "recompute each block in the backward pass: less memory, a third more time");
+    visit(
+        "slim_chunk", self.slim_chunk,
+        "causal favor-* models: tokens of a row (packed: of the batch) whose activations are kept at a time, "
+        "the rest recomputed from the attention's states: same gradients, memory in proportion to this; "
+        "0: off");
     visit("log_every", self.log_every, "steps between progress lines; every step goes to metrics.jsonl");
     visit("evaluate_every", self.evaluate_every,
           "steps between evaluations on the held-out sequences; 0: only at the end");

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// SLiM (sub-linear memory, arXiv 2012.11346): the gradient of a batch in the memory of a chunk.
+//
+// In a causal Performer the state of the attention is all that later tokens see of earlier ones, and
+// everything else works on single tokens. A first pass without gradients runs over the chunks in order and
+// keeps each layer's state at their bounds; a second one takes them from the last to the first, runs each
+// again from its state with gradients, and hands the gradient of that state to the chunk before. Gradients
+// are exact. States are kept, not recovered by subtracting what a chunk had added, which costs the method's
+// own code its digits.
+#pragma once
+
+#include "performer/models/protein_lm.h"
+#include "performer/train/trainer.h"
+
+namespace performer {
+
+// What a batch contributes to the metrics of its step.
+struct BatchSums {
+  double loss = 0;     // cross entropy times weights over the divisor of the gradients
+  double correct = 0;  // weight of the targets that were predicted
+};
+
+struct SlimOptions {
+  int64_t chunk = 0;      // tokens of each row that are in memory at a time, at least 1; packed: of the batch
+  double divisor = 1;     // of the summed loss: the weight of everything that belongs to the step
+  bool bfloat16 = false;  // autocast of the forward passes
+};
+
+// Adds to the parameters' gradients those of weighted_cross_entropy(model(batch), targets, weights) /
+// divisor; targets and weights [B, T] as in loss.h. Dropout, and what it takes from LibTorch's generator, is
+// that of one pass over the whole batch. Where a chunk covers the batch, so is every other number.
+//
+// Memory: activations of B x chunk tokens, and for each chunk and layer the state [B, H, M, E + 2] (packed:
+// of the one segment that crosses a bound, if any). Time: a forward pass more than without; packed: only for
+// the segments that cross a bound.
+BatchSums slim_backward(ProteinLM& model, const SequenceBatch& batch, const at::Tensor& targets,
+                        const at::Tensor& weights, const SlimOptions& options);
+
+// Throws UsageError when train.slim_chunk is on and the model is not causal, its attention has no state of
+// constant size, or train.checkpoint_activations is on too.
+void validate_slim(const ModelConfig& model, const AttentionConfig& attention, const TrainConfig& train);
+
+}  // namespace performer
