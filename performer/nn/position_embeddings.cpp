@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/nn/position_embeddings.h"
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "performer/base/error.h"
+#include "performer/nn/positions.h"
+
+namespace performer::nn {
+
+at::Tensor sinusoid_table(int64_t length, int64_t width) {
+  check<UsageError>(width >= 2 && width % 2 == 0,
+                    "sinusoidal and rotary positions need an even size of at least 2, not {}", width);
+  // Pairs (sin, cos) apart: all sines, then all cosines.
+  return sinusoids(at::arange(length), width).unflatten(-1, {width / 2, 2}).transpose(1, 2).flatten(1);
+}
+
+LearnedPositionsImpl::LearnedPositionsImpl(int64_t max_length, int64_t dim) {
+  check<UsageError>(max_length >= 1, "learned positions need a longest length of at least 1, not {}",
+                    max_length);
+  weight_ = register_parameter("weight", at::randn({max_length, dim}) * 0.02);
+}
+
+at::Tensor LearnedPositionsImpl::forward(int64_t length) {
+  check<UsageError>(length <= weight_.size(0),
+                    "a sequence of {} tokens is longer than the {} learned positions; shorten it", length,
+                    weight_.size(0));
+  return weight_.narrow(0, 0, length);
+}
+
+AxialPositionsImpl::AxialPositionsImpl(const std::vector<int64_t>& shape, int64_t dim) : dim_(dim) {
+  check<UsageError>(!shape.empty(), "axial positions need a shape, for example (ceil(length / 64), 64)");
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    check<UsageError>(shape[axis] >= 1, "axial positions of shape ({}): every size must be at least 1",
+                      fmt::join(shape, ", "));
+    max_length_ *= shape[axis];
+    std::vector<int64_t> sizes(shape.size() + 2, 1);
+    sizes[axis + 1] = shape[axis];
+    sizes.back() = dim;
+    weights_.push_back(register_parameter(fmt::format("weights_{}", axis), at::randn(sizes) * 0.02));
+  }
+}
+
+at::Tensor AxialPositionsImpl::forward(int64_t length) {
+  check<UsageError>(length <= max_length_,
+                    "a sequence of {} tokens is longer than the {} axial positions; shorten it, or take a "
+                    "larger axial shape",
+                    length, max_length_);
+  at::Tensor sum = weights_[0];
+  for (size_t axis = 1; axis < weights_.size(); ++axis) sum = sum + weights_[axis];
+  return sum.reshape({max_length_, dim_}).narrow(0, 0, length);
+}
+
+std::vector<int64_t> default_axial_shape(int64_t max_length) {
+  return {(max_length + 63) / 64, 64};
+}
+
+}  // namespace performer::nn
