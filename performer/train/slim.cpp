@@ -88,16 +88,17 @@ class SlimPass {
         weights_(weights),
         options_(options),
         chunks_(chunks_of(batch, options.chunk)),
+        before_(chunks_.size()),
         generator_(at::globalContext().defaultGenerator(at::kCPU)) {
     const std::lock_guard lock(generator_.mutex());
     generator_start_ = generator_.get_state();
   }
 
   BatchSums run() {
-    std::vector<States> before = states_before_chunks();
     States gradient;  // of the state that the chunk at hand leaves
     for (size_t i = chunks_.size(); i-- > 0;) {
-      gradient = backward(chunks_[i], std::exchange(before[i], {}), gradient);
+      if (chunks_[i].continues && before_[i].empty()) find_states(i);
+      gradient = backward(chunks_[i], std::exchange(before_[i], {}), gradient);
     }
     return sums_;
   }
@@ -115,16 +116,15 @@ class SlimPass {
     return model_->forward_chunk(cut(batch_, begin, end), {begin, batch_.tokens.size(1)}, initial, final);
   }
 
-  // Only what a later chunk goes on from is run: when packed, at most one segment of each chunk.
-  std::vector<States> states_before_chunks() {
+  // The states before chunk i and before all others that its rows, or the segment which goes on into it, run
+  // through. Nothing else is run, and states of one segment at a time are kept.
+  void find_states(size_t i) {
     const at::NoGradGuard no_grad;
-    std::vector<States> before(chunks_.size());
-    for (size_t i = 0; i + 1 < chunks_.size(); ++i) {
-      const Chunk& chunk = chunks_[i];
-      if (!chunks_[i + 1].continues) continue;
-      forward(chunk.last, chunk.end, chunk.last == chunk.begin ? before[i] : States{}, &before[i + 1]);
+    size_t first = i - 1;  // where they begin
+    while (chunks_[first].continues && chunks_[first].last == chunks_[first].begin) --first;
+    for (size_t k = first; k < i; ++k) {
+      forward(chunks_[k].last, chunks_[k].end, before_[k], &before_[k + 1]);
     }
-    return before;
   }
 
   // Adds the chunk's gradients, its part in those of later chunks included; returns that of the state before.
@@ -154,6 +154,7 @@ class SlimPass {
   const at::Tensor &targets_, &weights_;
   const SlimOptions& options_;
   const std::vector<Chunk> chunks_;
+  std::vector<States> before_;  // each chunk; none where it is not needed or not known yet
   at::Generator generator_;
   at::Tensor generator_start_;
   BatchSums sums_;

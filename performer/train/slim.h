@@ -30,9 +30,9 @@ struct SlimOptions {
 // divisor; targets and weights [B, T] as in loss.h. Dropout, and what it takes from LibTorch's generator, is
 // that of one pass over the whole batch. Where a chunk covers the batch, so is every other number.
 //
-// Memory: activations of B x chunk tokens, and for each chunk and layer the state [B, H, M, E + 2] (packed:
-// of the one segment that crosses a bound, if any). Time: a forward pass more than without; packed: only for
-// the segments that cross a bound.
+// Memory: activations of B x chunk tokens, and for each layer and each bound between chunks the state
+// [B, H, M, E + 2]; packed: [1, H, M, E + 2] at the bounds that the longest segment crosses. Time: a forward
+// pass more than without; packed: only over the segments that cross a bound.
 BatchSums slim_backward(ProteinLM& model, const SequenceBatch& batch, const at::Tensor& targets,
                         const at::Tensor& weights, const SlimOptions& options);
 
