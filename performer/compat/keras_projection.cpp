@@ -72,8 +72,10 @@ Seed next_seed(Seed seed) {
   return {static_cast<int32_t>(block[0]), static_cast<int32_t>(block[1])};
 }
 
+// In double: a QR decomposition magnifies the rounding of its steps by the condition of the block.
 Tensor projection_from_draws(const Tensor& blocks, const Tensor& norms) {
-  return ops::uncorrected_orthogonal_rows(blocks, norms.size(0)) * norms.unsqueeze(-1);
+  const Tensor rows = ops::uncorrected_orthogonal_rows(blocks.to(at::kDouble), norms.size(0));
+  return (rows * norms.to(at::kDouble).unsqueeze(-1)).to(blocks.scalar_type());
 }
 
 Tensor projection_from_seed(int64_t rows, int64_t size, Seed seed) {

@@ -19,11 +19,13 @@ at::Tensor stateless_normal(int64_t rows, int64_t columns, Seed seed);
 // The seed of the next block: two int32 of tf.random.stateless_uniform over all integers.
 Seed next_seed(Seed seed);
 
-// [rows, D] from Gaussian blocks [N, D, D] (directions) and row lengths [rows].
+// [rows, D] from Gaussian blocks [N, D, D] (directions) and row lengths [rows], in the type of blocks.
 at::Tensor projection_from_draws(const at::Tensor& blocks, const at::Tensor& norms);
 
 // The layer's matrix [rows, D] for {seed, seed + 1}: as many blocks as needed, their seeds chained, lengths
-// of fresh Gaussian rows from the last seed. Throws UsageError unless rows >= 1 and size >= 1.
+// of fresh Gaussian rows from the last seed. Equal to TensorFlow's but for the rounding of its logarithm,
+// sine and cosine, magnified by the QR decomposition: about 1e-5 at D = 64. Throws UsageError unless rows >=
+// 1 and size >= 1.
 at::Tensor projection_from_seed(int64_t rows, int64_t size, Seed seed);
 
 // What a training call with `redraw` uses: new directions, here from our counter-based generator by (seed,

@@ -38,6 +38,12 @@ inline std::string text_or_none(const Case& item, const std::string& name) {
   return item.option<std::string>(name);
 }
 
+// The recorded projection W is the one that its seed gives, as closely as draws that differ in their last
+// digits allow after a QR decomposition; another seed would be off by the size of W.
+inline void expect_seeded(const Case& item, const at::Tensor& seeded) {
+  EXPECT_LT((seeded - item.tensor("W")).abs().max().item<double>(), 5e-3) << item.id;
+}
+
 // Results in float32 that the reference lost to underflow or cancellation have no value to compare with.
 inline void expect(Group& group, const Case& item, const std::string& name, const at::Tensor& actual) {
   if (actual.scalar_type() == at::kFloat && item.outputs.at(name).f32_unreliable) return;
