@@ -261,7 +261,7 @@ Tensor KernelAttentionImpl::moment(const Heads& scaled, const Call& call) const 
     query_weights = mask.slice(1, mask.size(1) - scaled.query.size(1)).to(type);
   }
   const kernel_own::Means q = kernel_own::means(scaled.query.to(type), query_weights),
-                   k = kernel_own::means(scaled.key.to(type), key_weights);
+                          k = kernel_own::means(scaled.key.to(type), key_weights);
   return (q.square + k.square + 2 * (q.value * k.value).sum(-1)).clamp_min(0);
 }
 
@@ -361,7 +361,8 @@ KernelAttentionImpl::Parts KernelAttentionImpl::windowed_attention(const Heads& 
                     heads.key.size(1), tokens);
   KernelCache fresh;
   KernelCache& cache = call.inputs.cache != nullptr ? *call.inputs.cache : fresh;
-  kernel_own::Run run = kernel_own::make_run(options_, heads.query, heads.key, heads.value, call.log_weight, cache);
+  kernel_own::Run run =
+      kernel_own::make_run(options_, heads.query, heads.key, heads.value, call.log_weight, cache);
   if (options_.scale_by_length) kernel_own::count_keys(run, cache);
   const at::ScalarType type = heads.value.scalar_type();
 
@@ -381,8 +382,8 @@ KernelAttentionImpl::Parts KernelAttentionImpl::windowed_attention(const Heads& 
   if (by_token) {
     std::optional<Tensor> key_mask;
     if (call.key_keep.defined()) key_mask = call.key_keep;
-    out = kernel_own::token_by_token(run, map, scaled.query, scaled.key, key_mask, call.inputs.cache != nullptr,
-                              cache);
+    out = kernel_own::token_by_token(run, map, scaled.query, scaled.key, key_mask,
+                                     call.inputs.cache != nullptr, cache);
   } else {
     const windowed::Features query = windowed::features(scaled.query, map, true),
                              key = windowed::features(scaled.key, map, false);
