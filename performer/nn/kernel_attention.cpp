@@ -222,12 +222,12 @@ KernelAttentionImpl::Parts KernelAttentionImpl::compatible_attention(const Heads
   with.scale_by_length = options_.scale_by_length;
   if (options_.use_causal_windowed) {
     with.window = keras::Window{options_.causal_chunk_length, options_.causal_window_length,
-                                    options_.causal_window_decay, options_.causal_padding};
+                                options_.causal_window_decay, options_.causal_padding};
   }
   keras::Cache* cache = inputs.cache != nullptr ? &inputs.cache->reference : nullptr;
   const auto attend = [&](const Tensor& query) {
-    return keras::compute_attention(query, heads.key, heads.value, with, projection,
-                                        inputs.attention_mask, cache);
+    return keras::compute_attention(query, heads.key, heads.value, with, projection, inputs.attention_mask,
+                                    cache);
   };
   if (!begins) return {{}, attend(heads.query)};
   Parts parts;
