@@ -112,7 +112,10 @@ std::function<Tensor(const PresetCall&)> keras_transform(const char* transform) 
     options.feature_transform = transform;
     options.scale = 1 / std::sqrt(static_cast<double>(call.query.size(-1)));
     // Causal there are windows of chunks alone: single tokens, and a window of the whole sequence.
-    if (call.causal) options.window = keras::Window{.chunk_length = 1, .window_length = call.query.size(1)};
+    if (call.causal) {
+      options.window.emplace();
+      options.window->window_length = call.query.size(1);
+    }
     std::optional<Tensor> mask;
     if (call.key_mask) mask = call.key_mask->to(call.query.scalar_type());
     return keras::compute_attention(call.query, call.key, call.value, options, call.projection, mask);

@@ -60,7 +60,10 @@ Direct keras_direct(const std::string& transform) {
     compat::keras::AttentionOptions options;
     options.feature_transform = transform;
     options.scale = 1 / std::sqrt(8.0);
-    if (causal) options.window = compat::keras::Window{.chunk_length = 1, .window_length = 6};
+    if (causal) {
+      options.window.emplace();
+      options.window->window_length = 6;
+    }
     return compat::keras::compute_attention(in.q, in.k, in.v, options, w, {});
   };
 }
