@@ -66,6 +66,7 @@ TEST(NextToken, TopKKeepsTies) {
   const at::Tensor p = probabilities({1, 3, 2, 2}, options);
   EXPECT_EQ(p[0].item<double>(), 0);
   EXPECT_GT(p[1].item<double>(), p[2].item<double>());
+  EXPECT_GT(p[2].item<double>(), 0);
   EXPECT_EQ(p[2].item<double>(), p[3].item<double>());
   EXPECT_NEAR(p.sum().item<double>(), 1, 1e-12);
 }
