@@ -190,7 +190,8 @@ Tensor FeatureMapImpl::forward(const Tensor& input) const {
   if (options_.map == "activation") return ops::activation(options_.function, input);
   const bool generalized = options_.map == "generalized";
   const Tensor x = generalized && softmax_temp_ == 1 ? input : input * std::sqrt(softmax_temp_);
-  const Tensor u = at::matmul(x, omega_.to(x.scalar_type()));
+  // A graph keeps what it was given, so it gets a tensor of its own: set_data() must not reach into it.
+  const Tensor u = at::matmul(x, omega_.detach().to(x.scalar_type()));
   if (generalized) return ops::activation(options_.function, u);
   const double n = static_cast<double>(n_dims_);
   if (options_.map == "favor") {

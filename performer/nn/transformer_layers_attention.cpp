@@ -304,7 +304,8 @@ class FavorInner : public InnerAttention {
  private:
   ops::FeatureMap map() const {
     ops::FeatureMap map = map_;
-    if (projection_) map.projection = projection_->weight.to(at::kFloat);
+    // Detached, so that a graph keeps this draw when redraw() puts another one into `weight`.
+    if (projection_) map.projection = projection_->weight.detach().to(at::kFloat);
     return map;
   }
 

@@ -122,6 +122,20 @@ TEST(FastTransformersMaps, RefuseWhatCannotBe) {
   EXPECT_THROW(stabilized(at::ones({2, 8})), UsageError);
 }
 
+TEST(FastTransformersMaps, DrawAsTheyAreTold) {
+  for (const std::string map : {"favor", "generalized", "random-fourier", "smoothed-random-fourier"}) {
+    for (const std::string draw : {"auto", "orthogonal", "iid"}) {
+      FeatureMapOptions options = options_of(map);
+      options.draw = draw;
+      FeatureMap made(options, 8);
+      const at::Tensor products = at::matmul(made->omega().t(), made->omega());
+      const bool orthogonal = largest_error(products, products.diagonal().diag()) < 1e-4;
+      const bool by_default = map == "favor" || map == "generalized";
+      EXPECT_EQ(orthogonal, draw == "auto" ? by_default : draw == "orthogonal") << map << " " << draw;
+    }
+  }
+}
+
 TEST(FastTransformersMaps, DrawsHaveNames) {
   FeatureMapOptions options = options_of("favor");
   FeatureMap first(options, 8, 2), second(options, 8, 2), layer(options, 8, 3);
@@ -153,7 +167,8 @@ TEST(FastTransformersMaps, ScheduleGoesOnAfterLoadingWhenItIsKept) {
 
 TEST(FastTransformersMaps, ADrawLeavesEarlierGraphsAlone) {
   FeatureMap map(options_of("favor"), 4);
-  const at::Tensor x = normal({3, 4}, 1).set_requires_grad(true);
+  // In the projection's own type, so that the graph holds omega itself and not a converted copy.
+  const at::Tensor x = normal({3, 4}, 1).to(at::kFloat).set_requires_grad(true);
   const at::Tensor before = torch::autograd::grad({map(x).sum()}, {x})[0];
   const at::Tensor out = map(x).sum();
   map->new_feature_map();
@@ -199,7 +214,7 @@ TEST(FastTransformersAttention, CausalProductOfNothingAndOfHalfTypes) {
       at::IntArrayRef({1, 1, 0, 3}));
   // 2,000 ones: bfloat16 sums would stop at 256.
   const at::Tensor ones = at::ones({1, 1, 2000, 1}, at::kBFloat16);
-  const at::Tensor out = causal_dot_product(ones, ones, ones);
+  const at::Tensor out = causal_dot_product(ones, ones, ones, /*chunk=*/1);
   EXPECT_EQ(out.scalar_type(), at::kBFloat16);
   EXPECT_EQ(out.flatten()[1999].item<float>(), 2000);
   EXPECT_THROW(causal_dot_product(ones, ones, ones, 0), UsageError);

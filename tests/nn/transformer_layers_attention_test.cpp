@@ -68,6 +68,51 @@ TEST(InnerAttention, FullIsASoftmax) {
   }
 }
 
+TEST(InnerAttention, StepsFollowTheTemperature) {
+  for (const std::string kind : {"full", "favor"}) {
+    InnerAttentionOptions options;
+    options.softmax_temp = 0.3;
+    options.favor_features = 6;
+    const auto attention = make_attention(kind, options, {2, 5, 5, 0});
+    attention->eval();
+    const Problem p = problem(6, 6);
+    InnerInputs in = inputs_of(p);
+    in.mask = TriangularCausalMask(6);
+    in.key_lengths = FullMask(3, 6);
+    const at::Tensor causal = attention->forward(in);
+    in.mask = FullMask(6);
+    const at::Tensor whole = attention->forward(in);
+    const AttentionState memory = attention->summarize(p.key, p.value, FullMask(3, 6));
+    AttentionState state;
+    for (int64_t i = 0; i < 6; ++i) {
+      const at::Tensor query = p.query.select(1, i);
+      const at::Tensor out = attention->step(query, p.key.select(1, i), p.value.select(1, i), state);
+      EXPECT_LT(largest_error(out, causal.select(1, i)), 1e-12) << kind << " " << i;
+      EXPECT_LT(largest_error(attention->cross_step(query, memory), whole.select(1, i)), 1e-12)
+          << kind << " " << i;
+    }
+  }
+}
+
+TEST(InnerAttention, ARedrawLeavesEarlierGraphsAlone) {
+  InnerAttentionOptions options;
+  options.favor_features = 6;
+  const auto attention = make_attention("favor", options, {2, 5, 5, 0});
+  Problem p = problem(6, 6);
+  p.query = p.query.to(at::kFloat).set_requires_grad(true);  // the projection's own type
+  p.key = p.key.to(at::kFloat);
+  p.value = p.value.to(at::kFloat);
+  p.mask = at::ones({6, 6}, at::kBool);
+  const auto gradient = [&](const at::Tensor& out) {
+    return torch::autograd::grad({out.sum()}, {p.query})[0];
+  };
+  const at::Tensor before = gradient(attention->forward(inputs_of(p))),
+                   out = attention->forward(inputs_of(p));
+  attention->redraw(1);
+  EXPECT_TRUE(at::equal(gradient(out), before));
+  EXPECT_FALSE(at::equal(gradient(attention->forward(inputs_of(p))), before));
+}
+
 TEST(InnerAttention, RowsWithoutKeysAreZeroAndTheirGradientsToo) {
   for (const std::string kind :
        {"full", "exact-topk", "local", "aft-full", "linear", "favor", "aft-simple"}) {
