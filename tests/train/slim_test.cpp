@@ -41,7 +41,7 @@ std::vector<at::Tensor> sequences(std::initializer_list<int64_t> lengths) {
 }
 
 // Every layout of batches: one segment, many, with empty ones and ones of a single token, rows with and
-// without padding.
+// without padding, or with masked tokens before others.
 std::map<std::string, Task> tasks() {
   at::manual_seed(21);
   std::map<std::string, Task> all;
@@ -49,6 +49,11 @@ std::map<std::string, Task> tasks() {
   all["packed"] = task_of(packed(sequences({5, 0, 1, 37, 0, 0, 40, 1, 2, 11, 0})));
   all["padded"] = task_of(padded(sequences({1, 12, 40, 7}), 27));
   all["rows"] = task_of(rows(random_tokens({3, 32})));
+  SequenceBatch holes =
+      rows(random_tokens({2, 30}));  // masked tokens before others, where they could be seen
+  holes.key_mask = at::rand({2, 30}).gt(0.3);
+  holes.key_mask->narrow(1, 0, 9)[0].fill_(false);
+  all["holes"] = task_of(holes);
   return all;
 }
 
@@ -185,11 +190,13 @@ TEST_P(Slim, AddsToTheGradientsThatAreThere) {
   const auto all = tasks();
   const Result expected = from_zero(model, [&] {
     add_whole(model, all.at("packed"));
-    return add_whole(model, all.at("padded"));
+    add_whole(model, all.at("padded"));
+    return add_whole(model, all.at("holes"));
   });
   const Result got = from_zero(model, [&] {
     add_slim(model, all.at("packed"), 16);
-    return add_slim(model, all.at("padded"), 9);
+    add_slim(model, all.at("padded"), 9);
+    return add_slim(model, all.at("holes"), 4);
   });
   EXPECT_LE(distance(expected, got).first, 1e-11);
 }
