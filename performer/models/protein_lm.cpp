@@ -33,6 +33,7 @@ ProteinLMImpl::ProteinLMImpl(const ModelConfig& model, const AttentionConfig& at
   } else {
     output_ = register_module("output", torch::nn::Linear(model.width, vocabulary));
   }
+  if (model.regression_head) regression_ = register_module("regression", torch::nn::Linear(model.width, 1));
   initialize();
 }
 
@@ -45,14 +46,21 @@ void ProteinLMImpl::initialize() {
   } else {
     nn::initialize_linear(output_, nn::kDenseBiasStd);
   }
+  if (regression_) nn::initialize_linear(regression_, nn::kDenseBiasStd);
 }
 
 void ProteinLMImpl::check_batch(const at::Tensor& tokens, const at::Tensor& positions) const {
-  check<UsageError>(tokens.sizes().equals(positions.sizes()),
+  const bool soft = tokens.is_floating_point();
+  check<UsageError>(!soft || (tokens.dim() > 0 && tokens.size(-1) == vocabulary_),
+                    "soft tokens [{}] must be distributions over the {} tokens of this model",
+                    fmt::join(tokens.sizes(), ", "), vocabulary_);
+  const at::IntArrayRef places = soft ? tokens.sizes().slice(0, tokens.dim() - 1) : tokens.sizes();
+  check<UsageError>(places.equals(positions.sizes()),
                     "tokens [{}] and positions [{}] must have the same shape",
                     fmt::join(tokens.sizes(), ", "), fmt::join(positions.sizes(), ", "));
   if (tokens.numel() == 0) return;
-  const int64_t lowest = tokens.min().item<int64_t>(), highest = tokens.max().item<int64_t>();
+  const int64_t lowest = soft ? 0 : tokens.min().item<int64_t>(),
+                highest = soft ? 0 : tokens.max().item<int64_t>();
   check<UsageError>(lowest >= 0 && highest < vocabulary_,
                     "token {} is not in the vocabulary 0..{} of this model", lowest < 0 ? lowest : highest,
                     vocabulary_ - 1);
@@ -68,7 +76,9 @@ void ProteinLMImpl::check_batch(const at::Tensor& tokens, const at::Tensor& posi
 at::Tensor ProteinLMImpl::embed(const at::Tensor& tokens, const at::Tensor& positions,
                                 const ops::TokenWindow* window) {
   check_batch(tokens, positions);
-  at::Tensor x = embedding_(tokens);
+  at::Tensor x = tokens.is_floating_point()
+                     ? at::matmul(tokens.to(embedding_->weight.scalar_type()), embedding_->weight)
+                     : embedding_(tokens);
   if (model_.positions == "learned") {
     x = x + at::embedding(learned_positions_, positions);
   } else if (model_.positions == "sinusoidal") {
@@ -89,6 +99,16 @@ at::Tensor ProteinLMImpl::hidden(const SequenceBatch& batch) {
   at::Tensor x = embed(batch.tokens, batch.positions);
   for (nn::Block& block : blocks_) x = run_block(block, x, batch);
   return final_norm_(x);
+}
+
+Representations ProteinLMImpl::represent(const SequenceBatch& batch) {
+  Representations made;
+  at::Tensor x = made.input = embed(batch.tokens, batch.positions);
+  for (nn::Block& block : blocks_) made.layers.push_back(x = run_block(block, x, batch));
+  made.output = final_norm_(x);
+  made.logits = logits(made.output);
+  if (regression_) made.regression = regression_(made.output).squeeze(-1);
+  return made;
 }
 
 at::Tensor ProteinLMImpl::logits(const at::Tensor& hidden) {
@@ -143,6 +163,10 @@ at::Tensor ProteinLMImpl::step(const at::Tensor& tokens, DecodeState& state) {
 void ProteinLMImpl::redraw(int64_t index) {
   for (nn::Block& block : blocks_) block->redraw(index);
   redraw_index_ = index;
+}
+
+void ProteinLMImpl::update_statistics() {
+  for (nn::Block& block : blocks_) block->update_statistics();
 }
 
 int64_t ProteinLMImpl::parameter_count() const {

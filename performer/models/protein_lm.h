@@ -23,6 +23,15 @@ struct DecodeState {
   at::Tensor positions;  // int64 [B]
 };
 
+// What a model computes on the way to its logits, each [B, T, width] unless said otherwise.
+struct Representations {
+  at::Tensor input;                // embedding and positions
+  std::vector<at::Tensor> layers;  // output of each block
+  at::Tensor output;               // after the final norm
+  at::Tensor logits;               // [B, T, vocabulary]
+  at::Tensor regression;           // [B, T]; undefined without model.regression_head
+};
+
 class ProteinLMImpl : public torch::nn::Module {
  public:
   // Validates the configurations; weights are initialised as in protein_lm from LibTorch's generator.
@@ -32,6 +41,7 @@ class ProteinLMImpl : public torch::nn::Module {
   // outside the vocabulary.
   at::Tensor forward(const SequenceBatch& batch);
   at::Tensor hidden(const SequenceBatch& batch);  // final-norm output [B, T, width]
+  Representations represent(const SequenceBatch& batch);
 
   // Logits [B, C, vocabulary] of the tokens start .. start + C - 1 of each row of a batch, as forward() of
   // the whole gives them, dropout included when the generator is in the same state. `chunk` holds these
@@ -50,6 +60,8 @@ class ProteinLMImpl : public torch::nn::Module {
   // Draw number `index` of every layer's projection; called at optimizer-step boundaries only.
   void redraw(int64_t index);
   int64_t redraw_index() const { return redraw_index_; }
+  // Running moments of every layer whose map has them; called after an optimizer step.
+  void update_statistics();
   // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout
   // included.
   void set_checkpoint_activations(bool on) { checkpoint_activations_ = on; }
@@ -76,8 +88,9 @@ class ProteinLMImpl : public torch::nn::Module {
   at::Tensor learned_positions_;  // [max_length, width], undefined for other positions
   std::vector<nn::Block> blocks_;
   torch::nn::LayerNorm final_norm_{nullptr};
-  torch::nn::Linear output_{nullptr};  // absent when tied
-  at::Tensor tied_bias_;               // [vocabulary], defined when tied
+  torch::nn::Linear output_{nullptr};      // absent when tied
+  at::Tensor tied_bias_;                   // [vocabulary], defined when tied
+  torch::nn::Linear regression_{nullptr};  // absent without model.regression_head
 };
 TORCH_MODULE(ProteinLM);
 

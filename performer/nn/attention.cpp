@@ -3,14 +3,11 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 #include "performer/base/error.h"
 #include "performer/nn/chunk_attention.h"
 #include "performer/nn/exact_attention.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
-#include "performer/ops/projection.h"
 
 namespace performer::nn {
 namespace {
@@ -28,7 +25,7 @@ at::Tensor normalize_heads(const at::Tensor& x, const at::Tensor& gain) {
 
 MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention,
                                                int64_t layer)
-    : model_(model), attention_(attention), layer_(layer) {
+    : model_(model), attention_(attention) {
   validate(model, attention);
   head_size_ = performer::head_size(model);
   const int64_t inner = model.heads * head_size_;
@@ -47,31 +44,18 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
   }
   if (attention.learned_temperature)
     temperature_ = register_parameter("temperature", at::ones({model.heads}));
-  if (projection_kind(attention) != "none") projection_ = register_buffer("projection", draw(0));
-}
-
-at::Tensor MultiHeadAttentionImpl::draw(int64_t index) const {
-  return ops::draw_projection(projection_kind(attention_), attention_.row_norm, model_.heads,
-                              attention_.features, head_size_, attention_.seed, layer_, index);
+  if (is_favor(attention) || is_preset(attention)) {
+    linear_ = register_module(
+        "linear", LinearAttention(attention, model.heads, head_size_, model.objective == "causal", layer));
+  }
 }
 
 void MultiHeadAttentionImpl::redraw(int64_t index) {
-  if (!projection_.defined()) return;
-  const at::NoGradGuard no_grad;
-  projection_.copy_(draw(index));
+  if (linear_) linear_->redraw(index);
 }
 
-ops::FeatureMap MultiHeadAttentionImpl::feature_map() const {
-  ops::FeatureMap map;
-  if (attention_.kind == "favor-softmax") {
-    map.family = "exponential";
-    map.scale = std::pow(static_cast<double>(head_size_), -0.25);  // of both sides: q k / sqrt(d)
-  } else {
-    map.family = "relu";
-    map.epsilon = feature_epsilon(attention_);
-  }
-  if (projection_.defined()) map.projection = projection_.to(at::kFloat);
-  return map;
+void MultiHeadAttentionImpl::update_statistics() {
+  if (linear_) linear_->update_statistics();
 }
 
 MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
@@ -96,22 +80,14 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
   return heads;
 }
 
-at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) const {
+at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) {
   const bool causal = model_.objective == "causal";
   if (attention_.kind == "exact") return exact_attention(heads.query, heads.key, heads.value, causal, batch);
   if (attention_.kind == "identity") {
     if (!batch.key_mask) return heads.value;
     return heads.value.masked_fill(batch.key_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
   }
-  ops::AttentionInputs inputs;
-  inputs.query = heads.query;
-  inputs.key = heads.key;
-  inputs.value = heads.value;
-  inputs.causal = causal;
-  inputs.key_mask = batch.key_mask;
-  inputs.query_mask = batch.key_mask;
-  inputs.cu_query = batch.cu_seqlens;
-  return std::get<0>(ops::favor_attention(inputs, feature_map()));
+  return linear_->forward(heads.query, heads.key, heads.value, batch);
 }
 
 at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
@@ -129,13 +105,7 @@ at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& p
   if (attention_.kind == "exact") {
     return out_(exact_step(query, key, value, state.keys, state.values, state.length).flatten(-2));
   }
-  const ops::FeatureMap map = feature_map();
-  if (!state.favor.defined()) {
-    const int64_t features = map.projection ? map.projection->size(-2) : head_size_;
-    state.favor =
-        ops::empty_state(x.size(0), model_.heads, features, head_size_, map.family, query.options());
-  }
-  return out_(ops::favor_step(query, key, value, state.favor, map).flatten(-2));
+  return out_(linear_->step(query, key, value, state.favor).flatten(-2));
 }
 
 at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,

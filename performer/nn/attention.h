@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "performer/nn/config.h"
+#include "performer/nn/linear_attention.h"
 #include "performer/nn/sequence_batch.h"
 #include "performer/ops/favor.h"
 
@@ -22,15 +23,12 @@ struct LayerState {
   int64_t length = 0;
 };
 
-// Queries, keys and values of each head, attention of one of the kinds
-//   favor-softmax  positive features of the exponential family on x d^(-1/4): unbiased for softmax(q k /
-//   sqrt(d)) favor-relu     relu(x) + epsilon, or relu(W x) + epsilon (Performers' generalised attention)
-//   exact          softmax(q k / sqrt(d))
-//   identity       the values themselves
-// and an output projection. Weights are Xavier-uniform, biases (an option) zero, as in protein_lm.
+// Queries, keys and values of each head, attention of one of the kinds of attention_kinds()
+// (docs/mechanisms.md), and an output projection. Weights are Xavier-uniform, biases (an option) zero, as in
+// protein_lm.
 class MultiHeadAttentionImpl : public torch::nn::Module {
  public:
-  // `layer` names the random projection, together with attention.seed.
+  // `layer` names the random projections, together with attention.seed.
   MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer);
 
   // x [B, T, width] -> [B, T, width]; masks and segments from `batch`. Masked keys are not seen; masked rows
@@ -48,6 +46,8 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
 
   // Replaces the random projection in place by draw number `index`; does nothing for kinds without one.
   void redraw(int64_t index);
+  // Running moments of maps that have them take in the last training batch; call after an optimizer step.
+  void update_statistics();
   const AttentionConfig& config() const { return attention_; }
 
  private:
@@ -55,17 +55,15 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
     at::Tensor query, key, value;  // [B, T, H, D]
   };
   Heads project(const at::Tensor& x, const at::Tensor& positions);
-  at::Tensor attend(const Heads& heads, const SequenceBatch& batch) const;  // [B, T, H, D]
-  ops::FeatureMap feature_map() const;
-  at::Tensor draw(int64_t index) const;  // projection number `index`, [H, M, D]
+  at::Tensor attend(const Heads& heads, const SequenceBatch& batch);  // [B, T, H, D]
 
   ModelConfig model_;
   AttentionConfig attention_;
-  int64_t layer_, head_size_;
+  int64_t head_size_;
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
   at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature
-  at::Tensor projection_;             // buffer [H, M, D] float32, undefined for kinds without one
+  LinearAttention linear_{nullptr};   // favor-* kinds and presets
 };
 TORCH_MODULE(MultiHeadAttention);
 

@@ -23,6 +23,7 @@ class BlockImpl : public torch::nn::Module {
                            const ops::State& initial, ops::State* final);
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);  // [B, width]
   void redraw(int64_t index) { attention_->redraw(index); }
+  void update_statistics() { attention_->update_statistics(); }
 
  private:
   // `window` is null for a whole batch.

@@ -8,6 +8,8 @@
 #include <variant>
 
 #include "performer/base/error.h"
+#include "performer/compat/presets.h"
+#include "performer/nn/linear_attention.h"
 
 namespace performer {
 namespace {
@@ -55,21 +57,28 @@ void validate_model(const ModelConfig& model) {
                     "model.dropout must be at least 0 and below 1, not {}", model.dropout);
 }
 
-void validate_attention(const AttentionConfig& attention) {
+// Keys that a preset fixes must be left alone, or a model would not be what its configuration says.
+void validate_preset(const AttentionConfig& attention) {
+  const AttentionConfig plain;
+  const auto fixed = [&](const char* key, bool changed) {
+    check<UsageError>(!changed, "{} is fixed by attention.kind = {}; leave it at its default", key,
+                      attention.kind);
+  };
+  fixed("attention.projection", attention.projection != plain.projection);
+  fixed("attention.row_norm", attention.row_norm != plain.row_norm);
+  fixed("attention.epsilon", attention.epsilon != plain.epsilon);
+  fixed("attention.shared_projection", attention.shared_projection != plain.shared_projection);
+}
+
+void validate_attention(const AttentionConfig& attention, int64_t head_size) {
   check_choices("attention", attention);
   check_size("attention.features", attention.features);
-  check<UsageError>(
-      attention.kind != "favor-softmax" || attention.projection != "none",
-      "attention.projection = none does not go with attention.kind = favor-softmax, whose features are "
-      "random projections; choose orthogonal or iid");
   check<UsageError>(attention.epsilon == -1 || (attention.epsilon >= 0 && std::isfinite(attention.epsilon)),
                     "attention.epsilon must be at least 0, or -1 for the default, not {}", attention.epsilon);
-  check<UsageError>(
-      attention.epsilon <= 0 || attention.kind == "favor-relu",
-      "attention.epsilon ({}) is used by attention.kind = favor-relu only, not by {}; leave it at -1",
-      attention.epsilon, attention.kind);
   check<UsageError>(attention.redraw_every >= 0, "attention.redraw_every must be at least 0 (never), not {}",
                     attention.redraw_every);
+  if (is_preset(attention)) validate_preset(attention);
+  if (is_favor(attention)) ops::validate(nn::feature_map_options(attention), head_size);
 }
 
 }  // namespace
@@ -78,24 +87,34 @@ int64_t head_size(const ModelConfig& model) {
   return model.head_size > 0 ? model.head_size : model.width / model.heads;
 }
 
-double feature_epsilon(const AttentionConfig& attention) {
-  if (attention.kind != "favor-relu") return 0;
-  return attention.epsilon < 0 ? 1e-3 : attention.epsilon;
-}
-
-std::string projection_kind(const AttentionConfig& attention) {
-  if (!is_favor(attention)) return "none";
-  if (attention.projection != "auto") return attention.projection;
-  return attention.kind == "favor-softmax" ? "orthogonal" : "none";
+std::vector<std::string> attention_kinds() {
+  std::vector<std::string> kinds = {"favor-softmax", "favor-relu"};
+  for (const std::string& map : ops::feature_map_names()) {
+    if (map != "favor+" && map != "relu") kinds.push_back("favor-" + map);
+  }
+  kinds.insert(kinds.end(), {"exact", "identity"});
+  const std::vector<std::string> presets = compat::preset_names();
+  kinds.insert(kinds.end(), presets.begin(), presets.end());
+  return kinds;
 }
 
 bool is_favor(const AttentionConfig& attention) {
-  return attention.kind == "favor-softmax" || attention.kind == "favor-relu";
+  return attention.kind.starts_with("favor-");
+}
+
+bool is_preset(const AttentionConfig& attention) {
+  return !is_favor(attention) && attention.kind != "exact" && attention.kind != "identity";
+}
+
+std::string map_name(const AttentionConfig& attention) {
+  check<UsageError>(is_favor(attention), "attention.kind = {} has no feature map of ours", attention.kind);
+  const std::string map = attention.kind.substr(std::string("favor-").size());
+  return map == "softmax" ? "favor+" : map;
 }
 
 void validate(const ModelConfig& model, const AttentionConfig& attention) {
   validate_model(model);
-  validate_attention(attention);
+  validate_attention(attention, head_size(model));
 }
 
 }  // namespace performer

@@ -11,8 +11,9 @@ namespace performer {
 // Padded: tokens [B, T], key_mask [B, T] false at padding, no cu_seqlens. Packed: tokens [1, total],
 // cu_seqlens [N + 1] int64 on CPU with the bounds of N segments that never see each other, no key_mask.
 struct SequenceBatch {
-  at::Tensor tokens;                   // int64
-  at::Tensor positions;                // int64, same shape: place within the sequence, from 0
+  at::Tensor
+      tokens;  // int64; or soft tokens: floating-point distributions with a last dimension of the vocabulary
+  at::Tensor positions;                // int64, of the tokens' shape: place within the sequence, from 0
   std::optional<at::Tensor> key_mask;  // bool
   std::optional<at::Tensor> cu_seqlens;
 };

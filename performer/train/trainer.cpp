@@ -450,6 +450,7 @@ StepMetrics Run::optimize(const Group& group) {
         metrics.gradient_norm, metrics.step, train.learning_rate, checkpoint_note());
   metrics.learning_rate = schedule_(metrics.step);
   adam_->step(metrics.learning_rate);
+  saved_.model->update_statistics();
   return metrics;
 }
 

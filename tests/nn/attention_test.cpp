@@ -90,7 +90,8 @@ at::Tensor expected_output(MultiHeadAttention& layer, const Variant& variant, co
   }
   at::Tensor mixed = v;
   if (variant.kind != "identity") {
-    at::Tensor weight = scores(variant, q, k, weights["projection"]) * key_mask.unsqueeze(1).unsqueeze(1);
+    at::Tensor weight =
+        scores(variant, q, k, weights["linear.projection"]) * key_mask.unsqueeze(1).unsqueeze(1);
     if (variant.causal) weight = weight.tril();
     mixed = at::einsum("bhij,bjhe->bihe", {weight / weight.sum(-1, true), v});
   }
@@ -178,10 +179,10 @@ TEST(Attention, RedrawIsReproducibleAndNamedByLayer) {
   const Variant variant{"favor-softmax"};
   MultiHeadAttention layer(model_config(variant), attention_config(variant), 2);
   MultiHeadAttention other(model_config(variant), attention_config(variant), 3);
-  const at::Tensor buffer = layer->named_buffers()["projection"];
+  const at::Tensor buffer = layer->named_buffers()["linear.projection"];
   ASSERT_EQ(buffer.sizes(), (at::IntArrayRef{3, 20, 10}));
   const at::Tensor first = buffer.clone();
-  EXPECT_FALSE(at::equal(first, other->named_buffers()["projection"]));
+  EXPECT_FALSE(at::equal(first, other->named_buffers()["linear.projection"]));
   EXPECT_FALSE(at::equal(first[0], first[1])) << "heads share a projection";
   layer->redraw(1);
   EXPECT_FALSE(at::equal(first, buffer)) << "redraw happens in place";

@@ -60,10 +60,12 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"kind", [](auto&, auto& a) { a.kind = "soft"; }, "attention.kind must be one of"},
         Bad{"features", [](auto&, auto& a) { a.features = 0; }, "attention.features must be between 1"},
         Bad{"softmax_none", [](auto&, auto& a) { a.kind = "favor-softmax", a.projection = "none"; },
-            "attention.projection = none does not go with"},
+            "projection"},
         Bad{"epsilon", [](auto&, auto& a) { a.epsilon = -0.5; }, "attention.epsilon must be at least 0"},
-        Bad{"softmax_epsilon", [](auto&, auto& a) { a.kind = "favor-softmax", a.epsilon = 1e-3; },
-            "attention.epsilon (0.001) is used by attention.kind = favor-relu only"},
+        Bad{"softmax_epsilon", [](auto&, auto& a) { a.kind = "favor-softmax", a.epsilon = 1e-3; }, "epsilon"},
+        Bad{"preset_projection", [](auto&, auto& a) { a.kind = "jax-softmax", a.projection = "iid"; },
+            "attention.projection is fixed by attention.kind = jax-softmax"},
+        Bad{"odd_hyperbolic", [](auto&, auto& a) { a.kind = "favor-hyperbolic", a.features = 15; }, "even"},
         Bad{"redraw_every", [](auto&, auto& a) { a.redraw_every = -1; }, "attention.redraw_every"}),
     [](const auto& info) { return info.param.name; });
 
@@ -80,15 +82,25 @@ TEST(Config, ResolvesDefaults) {
   model.head_size = 24;
   EXPECT_EQ(head_size(model), 24);
   AttentionConfig attention;
-  EXPECT_EQ(projection_kind(attention), "none");
-  EXPECT_EQ(feature_epsilon(attention), 1e-3);
-  attention.epsilon = 0;
-  EXPECT_EQ(feature_epsilon(attention), 0);
+  EXPECT_EQ(map_name(attention), "relu");
   attention.kind = "favor-softmax";
-  EXPECT_EQ(projection_kind(attention), "orthogonal");
+  EXPECT_EQ(map_name(attention), "favor+");
   attention.kind = "exact";
-  attention.projection = "iid";
-  EXPECT_EQ(projection_kind(attention), "none");
+  EXPECT_THROW(map_name(attention), UsageError);
+}
+
+TEST(Config, EveryKindIsOneOfThree) {
+  const std::vector<std::string> kinds = attention_kinds();
+  EXPECT_EQ(std::set<std::string>(kinds.begin(), kinds.end()).size(), kinds.size())
+      << "a kind is listed twice";
+  for (const std::string& kind : kinds) {
+    AttentionConfig attention;
+    attention.kind = kind;
+    EXPECT_NO_THROW(validate(ModelConfig{}, attention)) << kind;
+    EXPECT_FALSE(is_favor(attention) && is_preset(attention)) << kind;
+  }
+  EXPECT_NE(std::find(kinds.begin(), kinds.end(), "favor-oprf"), kinds.end());
+  EXPECT_NE(std::find(kinds.begin(), kinds.end(), "jax-softmax"), kinds.end());
 }
 
 }  // namespace

@@ -189,13 +189,13 @@ TEST_F(TrainerTest, RedrawsAtStepBoundaries) {
     TrainRequest with = request(fmt::format("run{}", steps));
     with.train.steps = steps;
     train(with);
-    return model_state(load_model(with.output).model).at("blocks_0.attention.projection").clone();
+    return model_state(load_model(with.output).model).at("blocks_0.attention.linear.projection").clone();
   };
   const TrainRequest with = request("x");
   ProteinLM reference(with.model, with.attention, data::kVocabularySize);
   const auto draw = [&](int64_t index) {
     reference->redraw(index);
-    return model_state(reference).at("blocks_0.attention.projection").clone();
+    return model_state(reference).at("blocks_0.attention.linear.projection").clone();
   };
   EXPECT_TRUE(at::equal(projection_after(3), draw(0)));
   EXPECT_TRUE(at::equal(projection_after(4), draw(1)));
