@@ -14,6 +14,7 @@ Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
 Action generate_command(CLI::App& app);
+Action approx_command(CLI::App& app);
 Action info_command(CLI::App& app);
 
 }  // namespace performer::cli

@@ -32,6 +32,8 @@ constexpr Command kCommands[] = {
     {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
     {"score", "log-likelihoods of sequences, whole or residue by residue", score_command},
     {"generate", "sample new sequences from a causal model", generate_command},
+    {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
+     approx_command},
     {"info", "this build, this machine, or a model", info_command},
 };
 

@@ -20,7 +20,8 @@ MAY_INCLUDE = {
     "models": {"nn", "compat", "ops", "kernels", "data", "base"},
     "train": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
     "infer": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
-    "cli": {"train", "infer", "models", "nn", "compat", "ops", "kernels", "data", "base"},
+    "approx": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
+    "cli": {"train", "infer", "approx", "models", "nn", "compat", "ops", "kernels", "data", "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
 

@@ -165,6 +165,19 @@ void ProteinLMImpl::redraw(int64_t index) {
   redraw_index_ = index;
 }
 
+void ProteinLMImpl::observe_attention(const LayerObserver& observer) {
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    if (!observer) {
+      blocks_[layer]->observe_attention({});
+      continue;
+    }
+    blocks_[layer]->observe_attention(
+        [observer, layer](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+          observer(static_cast<int64_t>(layer), query, key, value);
+        });
+  }
+}
+
 void ProteinLMImpl::update_statistics() {
   for (nn::Block& block : blocks_) block->update_statistics();
 }

@@ -9,6 +9,7 @@
 #include <torch/nn/modules/normalization.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "performer/nn/attention.h"
@@ -60,6 +61,11 @@ class ProteinLMImpl : public torch::nn::Module {
   // Draw number `index` of every layer's projection; called at optimizer-step boundaries only.
   void redraw(int64_t index);
   int64_t redraw_index() const { return redraw_index_; }
+  // `observer` sees every layer's queries, keys and values in the forward passes that follow; an empty one
+  // ends that.
+  using LayerObserver = std::function<void(int64_t layer, const at::Tensor& query, const at::Tensor& key,
+                                           const at::Tensor& value)>;
+  void observe_attention(const LayerObserver& observer);
   // Running moments of every layer whose map has them; called after an optimizer step.
   void update_statistics();
   // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout

@@ -91,7 +91,9 @@ at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatc
 }
 
 at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
-  return out_(attend(project(x, batch.positions), batch).flatten(-2));
+  const Heads heads = project(x, batch.positions);
+  if (observer_) observer_(heads.query, heads.key, heads.value);
+  return out_(attend(heads, batch).flatten(-2));
 }
 
 at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state) {

@@ -5,6 +5,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/modules/linear.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -22,6 +23,11 @@ struct LayerState {
   at::Tensor keys, values;  // [B, H, capacity, D], of which the first `length` tokens are filled
   int64_t length = 0;
 };
+
+// Called with what attention sees in a forward pass: queries and keys [B, T, H, D] (normalised and turned by
+// their positions; undefined for kind identity) and values.
+using AttentionObserver =
+    std::function<void(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value)>;
 
 // Queries, keys and values of each head, attention of one of the kinds of attention_kinds()
 // (docs/mechanisms.md), and an output projection. Weights are Xavier-uniform, biases (an option) zero, as in
@@ -48,6 +54,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   void redraw(int64_t index);
   // Running moments of maps that have them take in the last training batch; call after an optimizer step.
   void update_statistics();
+  void observe(AttentionObserver observer) { observer_ = std::move(observer); }
   const AttentionConfig& config() const { return attention_; }
 
  private:
@@ -63,7 +70,8 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
   at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature
-  LinearAttention linear_{nullptr};   // favor-* kinds and presets
+  AttentionObserver observer_;
+  LinearAttention linear_{nullptr};  // favor-* kinds and presets
 };
 TORCH_MODULE(MultiHeadAttention);
 

@@ -23,6 +23,7 @@ class BlockImpl : public torch::nn::Module {
                            const ops::State& initial, ops::State* final);
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);  // [B, width]
   void redraw(int64_t index) { attention_->redraw(index); }
+  void observe_attention(AttentionObserver observer) { attention_->observe(std::move(observer)); }
   void update_statistics() { attention_->update_statistics(); }
 
  private:

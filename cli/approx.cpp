@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// performer approx: the approximation studies of the papers, or the same on a trained model.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "performer/approx/model_study.h"
+#include "performer/approx/studies.h"
+#include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/models/checkpoint.h"
+
+namespace performer::cli {
+
+namespace {
+
+struct ApproxOptions {
+  CommonOptions common;
+  approx::StudyOptions study;
+  approx::ModelStudyOptions on_model;
+  std::vector<std::string> kinds, studies = {"output", "kernel", "propagation", "orderings"};
+  std::vector<int64_t> features;
+  std::string model, input, output;
+};
+
+// Everything a study found, as files that are each complete or not there.
+class Folder {
+ public:
+  explicit Folder(const std::string& path) : path_(path) {
+    if (!path_.empty()) make_directories(path_);
+  }
+  void add(const approx::Table& table) const {
+    if (path_.empty()) return;
+    write_file(fmt::format("{}/{}.tsv", path_, table.name), approx::to_tsv(table));
+    write_file(fmt::format("{}/{}.json", path_, table.name), approx::to_json(table).dump(2) + "\n");
+  }
+  void add(const std::vector<std::pair<std::string, approx::Chart>>& charts) const {
+    if (path_.empty()) return;
+    for (const auto& [name, chart] : charts)
+      write_file(fmt::format("{}/{}.svg", path_, name), approx::to_svg(chart));
+  }
+
+ private:
+  std::string path_;
+};
+
+void note(const std::string& text) {
+  spdlog::info("{}", text);
+}
+
+void run_studies(const ApproxOptions& options, const Folder& folder, Output& out) {
+  using Run = approx::Study (*)(const approx::StudyOptions&, const approx::Progress&);
+  static const std::vector<std::pair<std::string, Run>> known = {{"output", approx::output_error_study},
+                                                                 {"kernel", approx::kernel_error_study},
+                                                                 {"propagation", approx::propagation_study},
+                                                                 {"orderings", approx::ordering_study}};
+  for (const auto& [name, study] : known) {
+    if (std::find(options.studies.begin(), options.studies.end(), name) == options.studies.end()) continue;
+    const approx::Study found = study(options.study, note);
+    folder.add(found.table);
+    folder.add(found.charts);
+    out.write(approx::to_text(found.table) + "\n");
+  }
+}
+
+void run_on_model(const ApproxOptions& options, const Folder& folder, Output& out) {
+  ModelFolder model = load_model(options.model);
+  const approx::ModelStudy found = approx::model_study(model.model, options.input, options.on_model, note);
+  folder.add(found.heads);
+  folder.add(found.errors);
+  folder.add(found.charts);
+  out.write(approx::to_text(found.heads));
+  const auto heads = static_cast<int64_t>(found.heads.rows.size());
+  out.write(
+      fmt::format("\nExact softmax is the better choice in {} of {} heads (relative error above {:g}, or "
+                  "sequences too short "
+                  "to gain).\n",
+                  found.exact_heads, heads, options.on_model.tolerance));
+  if (found.left_out > 0) {
+    spdlog::warn("{} sequences longer than --max-length {} were left out", found.left_out,
+                 options.on_model.max_length);
+  }
+}
+
+void run(ApproxOptions options) {
+  options.common.apply();
+  check<UsageError>(options.model.empty() == options.input.empty(),
+                    "--model and --input go together: {} is missing",
+                    options.model.empty() ? "--model" : "--input");
+  if (!options.kinds.empty()) options.study.kinds = options.on_model.kinds = options.kinds;
+  if (!options.features.empty()) options.study.features = options.on_model.features = options.features;
+  std::sort(options.study.features.begin(), options.study.features.end());
+  std::sort(options.on_model.features.begin(), options.on_model.features.end());
+  if (options.model.empty()) approx::validate(options.study);
+  const Folder folder(options.output);
+  Output out("-");
+  if (options.model.empty()) {
+    run_studies(options, folder, out);
+  } else {
+    run_on_model(options, folder, out);
+  }
+  out.finish();
+}
+
+}  // namespace
+
+Action approx_command(CLI::App& app) {
+  auto options = std::make_shared<ApproxOptions>();
+  approx::StudyOptions& study = options->study;
+  approx::ModelStudyOptions& on_model = options->on_model;
+  const auto list = [](CLI::Option* option) { return option->delimiter(','); };
+  list(app.add_option("--kinds", options->kinds,
+                      fmt::format("kinds to compare, KIND[:PROJECTION[:ROW_NORM]]; default {}",
+                                  fmt::join(study.kinds, ","))));
+  list(app.add_option("--features", options->features,
+                      fmt::format("numbers of random features; default {}, with --model {}",
+                                  fmt::join(study.features, ","), fmt::join(on_model.features, ","))));
+  list(app.add_option("--std", study.stds, "standard deviations of the entries of queries and keys")
+           ->capture_default_str());
+  list(app.add_option("--lengths", study.lengths, "sequence lengths")->capture_default_str());
+  list(app.add_option("--studies", options->studies, "which studies: output, kernel, propagation, orderings")
+           ->check(CLI::IsMember({"output", "kernel", "propagation", "orderings"}))
+           ->capture_default_str());
+  app.add_option("--head-size", study.head_size, "D")->capture_default_str();
+  app.add_option("--layers", study.layers, "layers of the propagation study")->capture_default_str();
+  CLI::Option* draws = app.add_option("--draws", study.draws, "independent draws a number is the mean of")
+                           ->capture_default_str();
+  draws->each(
+      [&on_model](const std::string& text) { on_model.draws = std::strtoll(text.c_str(), nullptr, 10); });
+  app.add_option("--seed", study.seed, "of data and projections")->capture_default_str();
+  app.add_flag("--causal", study.causal, "attention of each token to those before it only");
+  app.add_option("--model", options->model, "measure on the queries and keys of this model folder instead")
+      ->type_name("DIR");
+  app.add_option("--input", options->input, "FASTA that --model reads; - is standard input")
+      ->type_name("FILE");
+  app.add_option("--sequences", on_model.sequences, "sequences of --input to measure on")
+      ->capture_default_str();
+  app.add_option("--max-length", on_model.max_length, "leave out longer sequences of --input")
+      ->capture_default_str();
+  app.add_option("--tolerance", on_model.tolerance,
+                 "relative error of a head's output that is still acceptable")
+      ->capture_default_str();
+  app.add_option("-o,--output", options->output,
+                 "folder for tables (TSV, JSON) and pictures (SVG); none: standard output only")
+      ->type_name("DIR");
+  options->common.add_to(app);
+  app.footer(
+      "Errors are relative to softmax attention; 'uniform' is attention that looks at no query: an "
+      "approximation that is not\n"
+      "better than it is none. Tables go to standard output as text.");
+  return [options] { run(*options); };
+}
+
+}  // namespace performer::cli

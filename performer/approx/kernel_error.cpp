@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "performer/approx/kernel_estimate.h"
+#include "performer/approx/studies.h"
+#include "performer/nn/linear_attention.h"
+
+namespace performer::approx {
+namespace {
+
+constexpr double kSquaredSums[] = {0.25, 0.5, 1, 2, 4, 8, 12, 16};
+constexpr int64_t kPairs = 16;
+constexpr int64_t kDrawsPerDraw =
+    16;  // of the projection, for each independent set of data of the other studies
+
+// Kinds whose features estimate the softmax kernel; presets give attention, not features.
+bool estimates_softmax(const Estimator& estimator) {
+  if (is_preset(estimator.attention)) return false;
+  const ops::FeatureMapTraits traits = ops::feature_map_traits(map_name(estimator.attention));
+  return traits.exponential && !traits.learned && map_name(estimator.attention) != "expmod";
+}
+
+}  // namespace
+
+Study kernel_error_study(const StudyOptions& options, const Progress& progress) {
+  validate(options);
+  const at::NoGradGuard no_grad;
+  const int64_t features = options.features.back(), draws = options.draws * kDrawsPerDraw;
+  Study study{
+      {"kernel_error",
+       fmt::format("Relative error of exp(x y) for x orthogonal to y: {} features, head size {}, {} draws",
+                   features, options.head_size, draws),
+       {"kind", "squared_sum", "error", "error_se", "predicted_iid", "bias", "bias_se"},
+       {}},
+      {}};
+  Chart chart{fmt::format("Error of the kernel estimate, {} features", features),
+              "|x + y|^2",
+              "relative root mean square error",
+              true,
+              true,
+              {}};
+  for (const std::string& kind : options.kinds) {
+    const Estimator estimator = parse_estimator(kind);
+    if (!estimates_softmax(estimator)) continue;
+    if (progress) progress(fmt::format("kernel error: {}", kind));
+    ops::FeatureMapOptions map = nn::feature_map_options(estimator.attention);
+    map.features = features;
+    ChartSeries series{kind, {}, false};
+    for (const double squared_sum : kSquaredSums) {
+      const Pairs pairs = pairs_at(squared_sum, 0, kPairs, options.head_size, options.seed);
+      const at::Tensor estimates = relative_estimates(pairs, map, draws, options.seed);
+      const MeanSquare mean_square = mean_square_error(estimates);
+      const at::Tensor of_draws = estimates.mean(-1) - 1;
+      const double root = std::sqrt(mean_square.value), root_error = mean_square.error / (2 * root);
+      study.table.add({kind, squared_sum, root, root_error,
+                       std::sqrt(predicted_mean_square(map, squared_sum, 0)), of_draws.mean().item<double>(),
+                       of_draws.std().item<double>() / std::sqrt(static_cast<double>(draws))});
+      series.points.push_back({squared_sum, root, root_error});
+    }
+    chart.series.push_back(std::move(series));
+  }
+  study.charts.emplace_back("kernel_error", std::move(chart));
+  return study;
+}
+
+}  // namespace performer::approx

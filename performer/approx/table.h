@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Results of a study as rows and columns.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace performer::approx {
+
+using Cell = std::variant<std::string, int64_t, double>;
+
+struct Table {
+  std::string name;   // of the files it is written to
+  std::string title;  // one line: what was measured
+  std::vector<std::string> columns;
+  std::vector<std::vector<Cell>> rows;
+
+  // Throws UsageError unless the row has a cell for every column.
+  void add(std::vector<Cell> row);
+};
+
+// Numbers with six significant digits; a NaN is an empty cell: not measured.
+std::string to_tsv(const Table& table);
+nlohmann::ordered_json to_json(const Table& table);  // {"title", "rows": [{column: value}]}; NaN is null
+std::string to_text(const Table& table);             // aligned for reading
+
+}  // namespace performer::approx
