@@ -87,9 +87,8 @@ ops::MapStatistics LinearAttentionImpl::running_statistics() const {
 
 void LinearAttentionImpl::note_statistics(const ops::AttentionInputs& inputs) {
   if (!running_.defined() || !is_training()) return;
-  const ops::MapStatistics measured = ops::measure_statistics(inputs, options_);
-  for (const auto& [name, member] : moments())
-    last_measured_.*member = (measured.*member).mean(0).to(at::kFloat);
+  const ops::MapStatistics measured = ops::pool_statistics(ops::measure_statistics(inputs, options_));
+  for (const auto& [name, member] : moments()) last_measured_.*member = (measured.*member).to(at::kFloat);
 }
 
 void LinearAttentionImpl::update_statistics() {
@@ -155,7 +154,11 @@ at::Tensor LinearAttentionImpl::step(const at::Tensor& query, const at::Tensor& 
   check<UsageError>(preset_.empty(),
                     "attention.kind = {} reproduces a reference that cannot be fed one token at a time; {}",
                     preset_, preset_.empty() ? "" : compat::preset_traits(preset_).instead);
-  return ops::mapped_step(query, key, value, state, options_, weights(), running_statistics());
+  // A new sequence may come after an optimizer step, a redraw or other weights.
+  if (!state.defined() || !streaming_) {
+    streaming_ = ops::prepare_feature_map(options_, weights(), running_statistics(), heads_, head_size_);
+  }
+  return ops::mapped_step(query, key, value, state, *streaming_);
 }
 
 }  // namespace performer::nn

@@ -57,11 +57,12 @@ class LinearAttentionImpl : public torch::nn::Module {
   std::string preset_;  // "" for own maps
   int64_t heads_, head_size_, layer_;
   bool causal_;
-  bool statistics_ = false;           // the map has running moments
-  at::Tensor projection_;             // buffer [H or 1, P, D] float32, or undefined
-  at::Tensor matrix_, bias_;          // parameters, or undefined
-  ops::MapStatistics running_;        // buffers [H, D] and [H, D, D], or undefined
-  ops::MapStatistics last_measured_;  // of the last training batch
+  bool statistics_ = false;                    // the map has running moments
+  at::Tensor projection_;                      // buffer [H or 1, P, D] float32, or undefined
+  at::Tensor matrix_, bias_;                   // parameters, or undefined
+  ops::MapStatistics running_;                 // buffers [H, D] and [H, D, D], or undefined
+  ops::MapStatistics last_measured_;           // of the last training batch
+  std::optional<ops::PreparedMap> streaming_;  // of step(): prepared once a sequence, not once a token
 };
 TORCH_MODULE(LinearAttention);
 
