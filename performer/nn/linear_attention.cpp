@@ -40,6 +40,10 @@ LinearAttentionImpl::LinearAttentionImpl(const AttentionConfig& attention, int64
     : attention_(attention), heads_(heads), head_size_(head_size), layer_(layer), causal_(causal) {
   if (is_preset(attention)) {
     preset_ = attention.kind;
+    const compat::PresetTraits& traits = compat::preset_traits(preset_);
+    check<UsageError>(causal ? traits.causal : traits.bidirectional,
+                      "attention.kind = {} has no {} form: choose another kind, or model.objective = {}",
+                      preset_, causal ? "causal" : "bidirectional", causal ? "masked" : "causal");
   } else {
     options_ = feature_map_options(attention);
     ops::validate(options_, head_size);
@@ -60,9 +64,11 @@ LinearAttentionImpl::LinearAttentionImpl(const AttentionConfig& attention, int64
 }
 
 at::Tensor LinearAttentionImpl::draw(int64_t index) const {
-  if (!preset_.empty())
+  if (!preset_.empty()) {
+    if (!compat::preset_traits(preset_).projected) return {};
     return compat::preset_projection(preset_, heads_, attention_.features, head_size_, attention_.seed,
                                      layer_, index);
+  }
   return ops::draw_map_projection(options_, heads_, head_size_, attention_.seed, layer_, index);
 }
 

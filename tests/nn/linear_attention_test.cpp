@@ -184,7 +184,12 @@ class PresetKinds : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(PresetKinds, RunsInALayerPackedAsAlone) {
   torch::manual_seed(3);
+  const compat::PresetTraits& traits = compat::preset_traits(GetParam());
   for (const bool causal : {true, false}) {
+    if (!(causal ? traits.causal : traits.bidirectional)) {
+      EXPECT_THROW(make(GetParam(), causal), UsageError);
+      continue;
+    }
     LinearAttention layer = make(GetParam(), causal);
     const Input in = random_input(1, 15);
     SequenceBatch packed;
