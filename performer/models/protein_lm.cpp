@@ -95,13 +95,25 @@ at::Tensor ProteinLMImpl::run_block(nn::Block& block, const at::Tensor& x, const
                        block->parameters());
 }
 
-at::Tensor ProteinLMImpl::hidden(const SequenceBatch& batch) {
+at::Tensor ProteinLMImpl::rotary(const at::Tensor& positions) const {
+  if (model_.positions != "rotary") return {};
+  return nn::rotary_table(positions, head_size(model_), embedding_->weight.scalar_type());
+}
+
+SequenceBatch ProteinLMImpl::with_rotary(SequenceBatch batch) const {
+  batch.rotary = rotary(batch.positions);
+  return batch;
+}
+
+at::Tensor ProteinLMImpl::hidden(const SequenceBatch& given) {
+  const SequenceBatch batch = with_rotary(given);
   at::Tensor x = embed(batch.tokens, batch.positions);
   for (nn::Block& block : blocks_) x = run_block(block, x, batch);
   return final_norm_(x);
 }
 
-Representations ProteinLMImpl::represent(const SequenceBatch& batch) {
+Representations ProteinLMImpl::represent(const SequenceBatch& given) {
+  const SequenceBatch batch = with_rotary(given);
   Representations made;
   at::Tensor x = made.input = embed(batch.tokens, batch.positions);
   for (nn::Block& block : blocks_) made.layers.push_back(x = run_block(block, x, batch));
@@ -123,13 +135,14 @@ at::Tensor ProteinLMImpl::forward(const SequenceBatch& batch) {
   return logits(hidden(batch));
 }
 
-at::Tensor ProteinLMImpl::forward_chunk(const SequenceBatch& chunk, const ops::TokenWindow& window,
+at::Tensor ProteinLMImpl::forward_chunk(const SequenceBatch& given, const ops::TokenWindow& window,
                                         const std::vector<ops::State>& initial,
                                         std::vector<ops::State>* final) {
   check<UsageError>(initial.empty() || initial.size() == blocks_.size(),
                     "the state before a chunk has {} layers, the model {}: take it from the chunk before",
                     initial.size(), blocks_.size());
   if (final != nullptr) final->assign(blocks_.size(), {});
+  const SequenceBatch chunk = with_rotary(given);
   at::Tensor x = embed(chunk.tokens, chunk.positions, &window);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     x = blocks_[layer]->forward_chunk(x, chunk, window, initial.empty() ? ops::State{} : initial[layer],
@@ -152,9 +165,10 @@ at::Tensor ProteinLMImpl::step(const at::Tensor& tokens, DecodeState& state) {
   check<UsageError>(state.layers.size() == blocks_.size(),
                     "the decode state has {} layers, the model {}: make it with begin()", state.layers.size(),
                     blocks_.size());
+  const at::Tensor table = rotary(state.positions.unsqueeze(1));
   at::Tensor x = embed(tokens, state.positions);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    x = blocks_[layer]->step(x, state.positions, state.layers[layer]);
+    x = blocks_[layer]->step(x, state.positions, state.layers[layer], table);
   }
   state.positions = state.positions + 1;
   return logits(final_norm_(x));

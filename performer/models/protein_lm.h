@@ -82,6 +82,8 @@ class ProteinLMImpl : public torch::nn::Module {
   void check_batch(const at::Tensor& tokens, const at::Tensor& positions) const;
   at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions,
                    const ops::TokenWindow* window = nullptr);
+  at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2], undefined for other positions
+  SequenceBatch with_rotary(SequenceBatch batch) const;
   at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch);
   at::Tensor logits(const at::Tensor& hidden);
 

@@ -59,7 +59,8 @@ void MultiHeadAttentionImpl::update_statistics() {
 }
 
 MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
-                                                              const at::Tensor& positions) {
+                                                              const at::Tensor& positions,
+                                                              const at::Tensor& rotary) {
   const auto split = [&](const at::Tensor& flat) { return flat.unflatten(-1, {model_.heads, head_size_}); };
   Heads heads{{}, {}, split(value_(x))};
   if (attention_.kind == "identity") return heads;
@@ -73,7 +74,8 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
     heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.key.scalar_type());
   }
   if (model_.positions == "rotary") {
-    const at::Tensor table = rotary_table(positions, head_size_, heads.query.scalar_type());
+    const at::Tensor table =
+        rotary.defined() ? rotary : rotary_table(positions, head_size_, heads.query.scalar_type());
     heads.query = rotate(heads.query, table);
     heads.key = rotate(heads.key, table);
   }
@@ -91,17 +93,18 @@ at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatc
 }
 
 at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
-  const Heads heads = project(x, batch.positions);
+  const Heads heads = project(x, batch.positions, batch.rotary);
   if (observer_) observer_(heads.query, heads.key, heads.value);
   return out_(attend(heads, batch).flatten(-2));
 }
 
-at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state) {
+at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
+                                        const at::Tensor& rotary) {
   check<UsageError>(model_.objective == "causal",
                     "only a causal model can be fed one token at a time; this one has "
                     "model.objective = {}",
                     model_.objective);
-  const Heads row = project(x.unsqueeze(1), positions.unsqueeze(1));
+  const Heads row = project(x.unsqueeze(1), positions.unsqueeze(1), rotary);
   if (attention_.kind == "identity") return out_(row.value.squeeze(1).flatten(-2));
   const at::Tensor query = row.query.squeeze(1), key = row.key.squeeze(1), value = row.value.squeeze(1);
   if (attention_.kind == "exact") {
@@ -117,10 +120,8 @@ at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const Sequ
       "only causal attention of a favor-* kind has a state that one chunk can leave to the next; "
       "this model has model.objective = {} and attention.kind = {}",
       model_.objective, attention_.kind);
-  const Heads heads = project(x, batch.positions);
-  const auto attend = [&](const ops::AttentionInputs& inputs) {
-    return ops::favor_attention(inputs, feature_map());
-  };
+  const Heads heads = project(x, batch.positions, batch.rotary);
+  const auto attend = [&](const ops::AttentionInputs& inputs) { return linear_->continue_from(inputs); };
   return out_(attend_chunk(attend, {heads.query, heads.key, heads.value}, batch, initial, final).flatten(-2));
 }
 

@@ -41,7 +41,9 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   // attend to nothing and give out(0).
   at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);
   // One token: x [B, width], positions [B] int64 -> [B, width]; `state` is updated. Causal models only.
-  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);
+  // `rotary` as in SequenceBatch, of positions [B, 1].
+  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
+                  const at::Tensor& rotary = {});
   // Consecutive tokens of a batch, x [B, C, width] -> [B, C, width], with the masks and segments of these
   // tokens alone in `batch`. `initial` is the state that the chunk before left, undefined when no sequence
   // goes on from there: a state for each row, or when packed one, of the first segment. `final`, unless null,
@@ -61,7 +63,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   struct Heads {
     at::Tensor query, key, value;  // [B, T, H, D]
   };
-  Heads project(const at::Tensor& x, const at::Tensor& positions);
+  Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary);
   at::Tensor attend(const Heads& heads, const SequenceBatch& batch);  // [B, T, H, D]
 
   ModelConfig model_;

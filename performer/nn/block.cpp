@@ -58,9 +58,10 @@ at::Tensor BlockImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& ba
   });
 }
 
-at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state) {
+at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
+                           const at::Tensor& rotary) {
   return apply(x, nullptr,
-               [&](const at::Tensor& input) { return attention_->step(input, positions, state); });
+               [&](const at::Tensor& input) { return attention_->step(input, positions, state, rotary); });
 }
 
 }  // namespace performer::nn

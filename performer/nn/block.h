@@ -21,7 +21,8 @@ class BlockImpl : public torch::nn::Module {
   // included; states as in MultiHeadAttentionImpl::forward_chunk.
   at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::TokenWindow& window,
                            const ops::State& initial, ops::State* final);
-  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state);  // [B, width]
+  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
+                  const at::Tensor& rotary = {});  // [B, width]
   void redraw(int64_t index) { attention_->redraw(index); }
   void observe_attention(AttentionObserver observer) { attention_->observe(std::move(observer)); }
   void update_statistics() { attention_->update_statistics(); }

@@ -16,6 +16,8 @@ struct SequenceBatch {
   at::Tensor positions;                // int64, of the tokens' shape: place within the sequence, from 0
   std::optional<at::Tensor> key_mask;  // bool
   std::optional<at::Tensor> cu_seqlens;
+  // Of the positions (nn::rotary_table), for all layers at once; undefined: each layer computes its own.
+  at::Tensor rotary = {};
 };
 
 }  // namespace performer

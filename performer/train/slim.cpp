@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "performer/base/error.h"
+#include "performer/ops/feature_maps.h"
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
 
@@ -182,6 +183,11 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
       "before a chunk, found {}: change it, or set train.slim_chunk = 0, and "
       "train.checkpoint_activations = true to save memory",
       train.slim_chunk, attention.kind);
+  check<UsageError>(!ops::feature_map_traits(map_name(attention)).statistics,
+                    "train.slim_chunk = {} does not go with attention.kind = {}, whose moments are measured "
+                    "over whole batches: choose a "
+                    "kind without statistics (favor-softmax), or set train.slim_chunk = 0",
+                    train.slim_chunk, attention.kind);
   check<UsageError>(
       !train.checkpoint_activations,
       "train.slim_chunk = {} recomputes chunks as a whole, which leaves nothing to "

@@ -494,7 +494,10 @@ TrainResult Run::go() {
 }
 
 TrainResult Run::finish() {
-  if (state_.evaluated != state_.step) evaluate_now();
+  if (state_.evaluated != state_.step) {
+    if (state_.step != saved_step_) save();  // the evaluation may take long, and be killed
+    evaluate_now();
+  }
   update_seconds();
   save();
   const double rate = step_seconds_ > 0 ? static_cast<double>(step_tokens_) / step_seconds_ : 0;
