@@ -95,7 +95,7 @@ Advice advise(const std::vector<double>& errors, const std::vector<Estimator>& e
     best = Advice{"", false, estimators[choice / options.features.size()].name, features};
     best_error = errors[choice];
   }
-  if (!best) return {"exact: no map within the tolerance"};
+  if (!best) return {"exact: no map within the tolerance", true, "", 0};
   const double crossover = static_cast<double>((causal ? 4 : 2) * best->features);
   best->text = fmt::format("{}, {} features", best->kind, best->features);
   if (mean_length < crossover) {

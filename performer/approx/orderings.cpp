@@ -11,10 +11,10 @@
 namespace performer::approx {
 namespace {
 
-constexpr int64_t kHeadSize = 8;  // small, where orthogonality matters most and tails are short
-constexpr int64_t kFeatures = 8;
-constexpr int64_t kPairs = 4;
-constexpr int64_t kDrawsPerDraw = 1000;
+constexpr int64_t kOrderingHeadSize = 8;  // small, where orthogonality matters most and tails are short
+constexpr int64_t kOrderingFeatures = 8;
+constexpr int64_t kOrderingPairs = 4;
+constexpr int64_t kOrderingDraws = 1000;
 
 struct Map {
   const char* name;
@@ -24,7 +24,7 @@ struct Map {
 ops::FeatureMapOptions map_of(const char* map, const char* projection, const char* row_norm = "chi") {
   ops::FeatureMapOptions options;
   options.map = map;
-  options.features = kFeatures;
+  options.features = kOrderingFeatures;
   options.projection = projection;
   options.row_norm = row_norm;
   return options;
@@ -64,18 +64,18 @@ std::string verdict(double low, double high) {
 Study ordering_study(const StudyOptions& options, const Progress& progress) {
   validate(options);
   const at::NoGradGuard no_grad;
-  const int64_t draws = options.draws * kDrawsPerDraw;
+  const int64_t draws = options.draws * kOrderingDraws;
   Study study{
       {"orderings",
        fmt::format("Mean square errors of exp(x y), head size {}, {} features, {} draws; intervals of 95 %",
-                   kHeadSize, kFeatures, draws),
+                   kOrderingHeadSize, kOrderingFeatures, draws),
        {"claim", "squared_sum", "smaller", "larger", "ratio", "low", "high", "verdict"},
        {}},
       {}};
   for (const double squared_sum : {0.5, 1.0, 2.0}) {
     if (progress) progress(fmt::format("orderings: |x + y|^2 = {:g}", squared_sum));
     const double product = squared_sum / 8;  // neither orthogonal nor parallel
-    const Pairs pairs = pairs_at(squared_sum, product, kPairs, kHeadSize, options.seed + 1);
+    const Pairs pairs = pairs_at(squared_sum, product, kOrderingPairs, kOrderingHeadSize, options.seed + 1);
     int64_t seed = options.seed;
     const auto measure = [&](const Map& map) {
       return mean_square_error(relative_estimates(pairs, map.options, draws, ++seed));

@@ -27,14 +27,14 @@ double standard_error(const at::Tensor& values) {
   return (values.to(at::kDouble).std() / std::sqrt(static_cast<double>(values.numel()))).item<double>();
 }
 
-double mean(const at::Tensor& values) {
+double mean_of(const at::Tensor& values) {
   return values.to(at::kDouble).mean().item<double>();
 }
 
 void add_row(Table& table, const std::string& kind, int64_t features, double std, int64_t length,
              const MatrixError& error) {
-  table.add({kind, features, std, length, mean(error.output), standard_error(error.output),
-             mean(error.matrix), standard_error(error.matrix), mean(error.moved),
+  table.add({kind, features, std, length, mean_of(error.output), standard_error(error.output),
+             mean_of(error.matrix), standard_error(error.matrix), mean_of(error.moved),
              standard_error(error.moved)});
 }
 

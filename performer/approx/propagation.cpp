@@ -13,14 +13,14 @@
 namespace performer::approx {
 namespace {
 
-constexpr int64_t kHeads = 4;
+constexpr int64_t kModelHeads = 4;
 
 ModelConfig model_config(const StudyOptions& options) {
   ModelConfig model;
   model.layers = options.layers;
-  model.heads = kHeads;
+  model.heads = kModelHeads;
   model.head_size = options.head_size;
-  model.width = kHeads * options.head_size;
+  model.width = kModelHeads * options.head_size;
   model.ffn = 4 * model.width;
   model.dropout = 0;
   model.positions = "sinusoidal";
