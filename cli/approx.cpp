@@ -67,7 +67,7 @@ void run_studies(const ApproxOptions& options, const Folder& folder, Output& out
     const approx::Study found = study(options.study, note);
     folder.add(found.table);
     folder.add(found.charts);
-    out.write(approx::to_text(found.table) + "\n");
+    out.write(found.summary + "\n");
   }
 }
 

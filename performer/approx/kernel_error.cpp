@@ -64,6 +64,7 @@ Study kernel_error_study(const StudyOptions& options, const Progress& progress) 
     chart.series.push_back(std::move(series));
   }
   study.charts.emplace_back("kernel_error", std::move(chart));
+  study.summary = to_pivot_text(study.table, {}, "kind", "squared_sum", "error");
   return study;
 }
 

@@ -54,6 +54,10 @@ std::vector<Claim> claims() {
            {"oprf iid", map_of("oprf", "iid")}}};
 }
 
+// Half the width of a 99.9 % interval in standard errors: there are many comparisons, and squares of
+// estimates have long tails.
+constexpr double kInterval = 3.29;
+
 std::string verdict(double low, double high) {
   if (high <= 1) return "holds";
   return low > 1 ? "contradicted" : "within noise";
@@ -67,12 +71,12 @@ Study ordering_study(const StudyOptions& options, const Progress& progress) {
   const int64_t draws = options.draws * kOrderingDraws;
   Study study{
       {"orderings",
-       fmt::format("Mean square errors of exp(x y), head size {}, {} features, {} draws; intervals of 95 %",
+       fmt::format("Mean square errors of exp(x y), head size {}, {} features, {} draws; intervals of 99.9 %",
                    kOrderingHeadSize, kOrderingFeatures, draws),
        {"claim", "squared_sum", "smaller", "larger", "ratio", "low", "high", "verdict"},
        {}},
       {}};
-  for (const double squared_sum : {0.5, 1.0, 2.0}) {
+  for (const double squared_sum : {0.25, 0.5, 1.0}) {
     if (progress) progress(fmt::format("orderings: |x + y|^2 = {:g}", squared_sum));
     const double product = squared_sum / 8;  // neither orthogonal nor parallel
     const Pairs pairs = pairs_at(squared_sum, product, kOrderingPairs, kOrderingHeadSize, options.seed + 1);
@@ -83,7 +87,8 @@ Study ordering_study(const StudyOptions& options, const Progress& progress) {
     for (const Claim& claim : claims()) {
       const MeanSquare smaller = measure(claim.smaller), larger = measure(claim.larger);
       const double ratio = smaller.value / larger.value;
-      const double spread = 1.96 * std::hypot(smaller.error / smaller.value, larger.error / larger.value);
+      const double spread =
+          kInterval * std::hypot(smaller.error / smaller.value, larger.error / larger.value);
       const double low = ratio * std::exp(-spread), high = ratio * std::exp(spread);
       study.table.add({std::string(claim.text), squared_sum, smaller.value, larger.value, ratio, low, high,
                        verdict(low, high)});
@@ -94,7 +99,7 @@ Study ordering_study(const StudyOptions& options, const Progress& progress) {
       const MeanSquare found = measure(map);
       const double predicted = predicted_mean_square(map.options, squared_sum, product),
                    ratio = found.value / predicted;
-      const double spread = 1.96 * found.error / found.value;
+      const double spread = kInterval * found.error / found.value;
       const double low = ratio * std::exp(-spread), high = ratio * std::exp(spread);
       study.table.add({fmt::format("{} = its formula (2009.14794, lemma 2)", map.name), squared_sum,
                        found.value, predicted, ratio, low, high,
@@ -104,10 +109,11 @@ Study ordering_study(const StudyOptions& options, const Progress& progress) {
     const at::Tensor of_draws =
         relative_estimates(pairs, map_of("favor+", "orthogonal", "sqrt-d"), draws, ++seed).mean(-1);
     const double mean = of_draws.mean().item<double>();
-    const double spread = 1.96 * of_draws.std().item<double>() / std::sqrt(static_cast<double>(draws));
+    const double spread = kInterval * of_draws.std().item<double>() / std::sqrt(static_cast<double>(draws));
     study.table.add({std::string("smreg <= softmax kernel (2009.14794, theorem 1)"), squared_sum, mean, 1.0,
                      mean, mean - spread, mean + spread, verdict(mean - spread, mean + spread)});
   }
+  study.summary = to_text(study.table);
   return study;
 }
 

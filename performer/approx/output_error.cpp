@@ -132,6 +132,7 @@ Study output_error_study(const StudyOptions& options, const Progress& progress) 
     }
   }
   draw_charts(study, options);
+  study.summary = to_pivot_text(study.table, {"std", "length"}, "kind", "features", "output_error");
   return study;
 }
 

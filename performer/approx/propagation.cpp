@@ -106,6 +106,7 @@ Study propagation_study(const StudyOptions& options, const Progress& progress) {
     }
     study.charts.emplace_back(fmt::format("propagation_std{:g}", std), std::move(chart));
   }
+  study.summary = to_pivot_text(study.table, {"std"}, "kind", "layer", "error");
   return study;
 }
 

@@ -31,6 +31,7 @@ void validate(const StudyOptions& options);
 struct Study {
   Table table;
   std::vector<std::pair<std::string, Chart>> charts;  // name of the file without extension
+  std::string summary = {};                           // the table for reading, without its smaller columns
 };
 
 using Progress = std::function<void(const std::string&)>;

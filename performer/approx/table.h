@@ -27,4 +27,10 @@ std::string to_tsv(const Table& table);
 nlohmann::ordered_json to_json(const Table& table);  // {"title", "rows": [{column: value}]}; NaN is null
 std::string to_text(const Table& table);             // aligned for reading
 
+// The same, shorter: for each combination of values in the columns `group` one table with the values of
+// column `row` down, those of `column` across, and `value` within. Throws UsageError for a column that the
+// table lacks.
+std::string to_pivot_text(const Table& table, const std::vector<std::string>& group, const std::string& row,
+                          const std::string& column, const std::string& value);
+
 }  // namespace performer::approx

@@ -36,6 +36,21 @@ TEST(ApproxTable, AlignsWordsLeftAndNumbersRight) {
             "An example\nkind    features  error\na             16   0.25\nlonger         4\n");
 }
 
+TEST(ApproxTable, TurnsIntoOneTableAGroup) {
+  Table table{"t", "Title", {"kind", "features", "std", "error"}, {}};
+  for (const double std : {0.5, 1.0}) {
+    table.add({std::string("uniform"), int64_t{0}, std, 3.0});
+    for (const int64_t features : {8, 16})
+      table.add({std::string("a"), features, std, std / static_cast<double>(features)});
+  }
+  EXPECT_EQ(
+      to_pivot_text(table, {"std"}, "kind", "features", "error"),
+      "Title\nerror, std 0.5 against features\nkind     0       8      16\nuniform  3\na           0.0625  "
+      "0.0312\n\n"
+      "error, std 1 against features\nkind     0      8      16\nuniform  3\na           0.125  0.0625\n");
+  EXPECT_THROW(to_pivot_text(table, {}, "kind", "none", "error"), UsageError);
+}
+
 TEST(ApproxTable, RefusesRowsOfAnotherLength) {
   Table table = example();
   EXPECT_THROW(table.add({std::string("a")}), UsageError);
