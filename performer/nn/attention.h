@@ -26,7 +26,7 @@ struct LayerState {
 
 // Called with what attention sees in a forward pass: queries and keys [B, T, H, D] (normalised and turned by
 // their positions; undefined for kind identity) and values.
-using AttentionObserver =
+using HeadsObserver =
     std::function<void(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value)>;
 
 // Queries, keys and values of each head, attention of one of the kinds of attention_kinds()
@@ -56,7 +56,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   void redraw(int64_t index);
   // Running moments of maps that have them take in the last training batch; call after an optimizer step.
   void update_statistics();
-  void observe(AttentionObserver observer) { observer_ = std::move(observer); }
+  void observe(HeadsObserver observer) { observer_ = std::move(observer); }
   const AttentionConfig& config() const { return attention_; }
 
  private:
@@ -72,7 +72,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
   at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature
-  AttentionObserver observer_;
+  HeadsObserver observer_;
   LinearAttention linear_{nullptr};  // favor-* kinds and presets
 };
 TORCH_MODULE(MultiHeadAttention);

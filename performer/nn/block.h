@@ -24,7 +24,7 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
                   const at::Tensor& rotary = {});  // [B, width]
   void redraw(int64_t index) { attention_->redraw(index); }
-  void observe_attention(AttentionObserver observer) { attention_->observe(std::move(observer)); }
+  void observe_attention(HeadsObserver observer) { attention_->observe(std::move(observer)); }
   void update_statistics() { attention_->update_statistics(); }
 
  private:
