@@ -19,15 +19,15 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // What the backward pass needs besides the outputs.
-struct Run : torch::CustomClassHolder {
+struct ReversibleRun : torch::CustomClassHolder {
   std::vector<ReversibleLayer> layers;
   std::vector<at::Tensor> used;              // of all layers, each once
   std::vector<std::vector<size_t>> wanting;  // of each layer: which of `used` want gradients
   std::vector<Replay> f_replays, g_replays;
 };
 
-c10::intrusive_ptr<Run> make_run(const std::vector<ReversibleLayer>& layers) {
-  auto run = c10::make_intrusive<Run>();
+c10::intrusive_ptr<ReversibleRun> make_run(const std::vector<ReversibleLayer>& layers) {
+  auto run = c10::make_intrusive<ReversibleRun>();
   run->layers = layers;
   std::map<const at::TensorImpl*, size_t> places;
   for (const ReversibleLayer& layer : layers) {
@@ -47,7 +47,7 @@ void add_to(at::Tensor& sum, const at::Tensor& term) {
 
 // Gradients while the backward pass walks through the layers.
 struct Walk {
-  const Run& run;
+  const ReversibleRun& run;
   std::vector<at::Tensor> sums;  // gradients of run.used
 
   // Runs one branch of `layer` again: its value at x, and the gradient of x from that of the value. Those of
@@ -72,7 +72,7 @@ struct Walk {
 class Sequence : public torch::autograd::Function<Sequence> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x1, const at::Tensor& x2,
-                               at::TensorList used, const c10::intrusive_ptr<Run>& run) {
+                               at::TensorList used, const c10::intrusive_ptr<ReversibleRun>& run) {
     at::Tensor y1 = x1, y2 = x2;
     for (const ReversibleLayer& layer : run->layers) {
       const Replay& f = run->f_replays.emplace_back(y2.device());
@@ -91,7 +91,8 @@ class Sequence : public torch::autograd::Function<Sequence> {
     check<UsageError>(!at::GradMode::is_enabled(),
                       "gradients of gradients do not exist through reversible layers: build the model "
                       "without reversible layers, or let it keep its activations");
-    const auto run = c10::static_intrusive_pointer_cast<Run>(context->saved_data["run"].toCapsule());
+    const auto run =
+        c10::static_intrusive_pointer_cast<ReversibleRun>(context->saved_data["run"].toCapsule());
     const variable_list saved = context->get_saved_variables();
     at::Tensor y1 = saved[0].detach(), y2 = saved[1].detach();
     at::Tensor dy1 = gradients[0].defined() ? gradients[0] : at::zeros_like(y1);
@@ -115,7 +116,7 @@ class Sequence : public torch::autograd::Function<Sequence> {
   }
 };
 
-bool wants_gradients(const Run& run, const Streams& x) {
+bool wants_gradients(const ReversibleRun& run, const Streams& x) {
   if (!at::GradMode::is_enabled()) return false;
   if (x.first.requires_grad() || x.second.requires_grad()) return true;
   for (const auto& layer : run.wanting) {
