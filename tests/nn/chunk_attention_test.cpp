@@ -16,11 +16,11 @@
 namespace performer::nn {
 namespace {
 
-struct Variant {
+struct ChunkVariant {
   std::string kind, projection;
 };
 
-class ChunkAttention : public ::testing::TestWithParam<Variant> {
+class ChunkAttention : public ::testing::TestWithParam<ChunkVariant> {
  protected:
   static ModelConfig model() {
     ModelConfig model;
@@ -154,8 +154,9 @@ TEST_P(ChunkAttention, BlocksDropTheSameElements) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, ChunkAttention,
-                         ::testing::Values(Variant{"favor-softmax", "auto"}, Variant{"favor-relu", "none"},
-                                           Variant{"favor-relu", "orthogonal"}),
+                         ::testing::Values(ChunkVariant{"favor-softmax", "auto"},
+                                           ChunkVariant{"favor-relu", "none"},
+                                           ChunkVariant{"favor-relu", "orthogonal"}),
                          [](const auto& info) {
                            std::string name = info.param.kind + "_" + info.param.projection;
                            std::replace(name.begin(), name.end(), '-', '_');
