@@ -11,6 +11,7 @@
 namespace performer::google_attention_golden {
 
 using golden::Case;
+using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace google = compat::google;
 
 google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {

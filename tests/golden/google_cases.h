@@ -11,7 +11,7 @@
 
 #include "tests/golden/golden.h"
 
-namespace performer::golden {
+namespace performer::golden::google_recordings {
 
 // A test failure for an option that the test does not know: a recording whose option was ignored would prove
 // nothing.
@@ -54,4 +54,4 @@ inline std::string google_function(const std::string& name) {
   return name == "shiftedelu" ? "elu+1" : name;
 }
 
-}  // namespace performer::golden
+}  // namespace performer::golden::google_recordings

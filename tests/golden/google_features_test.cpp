@@ -10,6 +10,7 @@
 namespace performer::google_features_golden {
 
 using golden::Case;
+using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace google = compat::google;
 
 at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) {

@@ -11,6 +11,7 @@
 namespace performer::google_projection_golden {
 
 using golden::Case;
+using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace google = compat::google;
 
 void expect_redraw(golden::Group& group, const Case& item) {

@@ -12,6 +12,7 @@
 namespace performer::tensorflow_golden {
 
 using golden::Case;
+using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace google = compat::google;
 namespace tensorflow = compat::tensorflow;
 
