@@ -22,7 +22,8 @@ endfunction()
 # performer_use_torch(TARGET PUBLIC|PRIVATE): links LibTorch and reuses its precompiled header.
 function(performer_use_torch target scope)
   if(NOT TARGET performer_torch_pch)
-    file(WRITE ${CMAKE_BINARY_DIR}/torch_pch.cpp "// Carrier of the precompiled LibTorch header.\n")
+    # Written only when it changes: a new file in any layer would otherwise rebuild the header and all that use it.
+    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/torch_pch.cpp CONTENT "// Carrier of the precompiled LibTorch header.\n")
     add_library(performer_torch_pch STATIC ${CMAKE_BINARY_DIR}/torch_pch.cpp)
     target_link_libraries(performer_torch_pch PUBLIC ${TORCH_LIBRARIES})
     target_include_directories(performer_torch_pch SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
