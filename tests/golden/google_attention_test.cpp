@@ -29,13 +29,13 @@ google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
 google::FastAttention generalized_attention(const Case& item, const at::Tensor& w) {
   google::GeneralizedAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
-  options.features = golden::option_or<int64_t>(item, "m", 256);
+  options.features = golden::google_recordings::option_or<int64_t>(item, "m", 256);
   const auto projection = item.option<std::string>("projection");
   options.features_type = projection == "none" ? "deterministic" : projection;
   options.renormalize = item.option<bool>("renormalize");
   options.stabilizer = item.option<double>("stabilizer");
   options.unidirectional = item.option<bool>("unidirectional");
-  options.function = golden::google_function(item.option<std::string>("kernel_fn"));
+  options.function = golden::google_recordings::google_function(item.option<std::string>("kernel_fn"));
   options.epsilon = item.option<double>("kernel_epsilon");
   options.chunk = item.option<int64_t>("unroll");
   return google::make_fast_generalized_attention(options, w);
@@ -56,12 +56,14 @@ std::vector<int64_t> axis_of(const Case& item) {
 }
 
 void expect_attention(golden::Group& group, const Case& item, at::ScalarType type) {
-  const at::Tensor q = golden::leaf(item, "q", type), k = golden::leaf(item, "k", type),
-                   v = golden::leaf(item, "v", type);
-  const google::FastAttention attention = attention_of(item, golden::leaf(item, "W", type, false));
+  const at::Tensor q = golden::google_recordings::leaf(item, "q", type),
+                   k = golden::google_recordings::leaf(item, "k", type),
+                   v = golden::google_recordings::leaf(item, "v", type);
+  const google::FastAttention attention =
+      attention_of(item, golden::google_recordings::leaf(item, "W", type, false));
   const auto [out, denominator] = attention.attend(q, k, v, axis_of(item));
   group.expect(item, "out", out);
-  golden::expect_recorded(group, item, "R", denominator);
+  golden::google_recordings::expect_recorded(group, item, "R", denominator);
   out.backward(item.tensor("ct").to(type));
   group.expect(item, "dq", q.grad());
   group.expect(item, "dk", k.grad());
@@ -72,10 +74,12 @@ void run_attention_group(const char* name) {
   golden::Group group(name);
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(item, {"family", "d", "m", "unidirectional", "renormalize", "stabilizer",
-                                        "unroll", "projection", "input_std", "hostile", "nonnegative",
-                                        "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
-    for (const at::ScalarType type : golden::run_types(item)) expect_attention(group, item, type);
+    golden::google_recordings::expect_known_options(
+        item,
+        {"family", "d", "m", "unidirectional", "renormalize", "stabilizer", "unroll", "projection",
+         "input_std", "hostile", "nonnegative", "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
+    for (const at::ScalarType type : golden::google_recordings::run_types(item))
+      expect_attention(group, item, type);
   }
   group.finish();
 }
@@ -119,10 +123,10 @@ TEST(Golden, JaxModule) {
   golden::Group group("jax_module");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
+    golden::google_recordings::expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
     EXPECT_EQ(item.has("mask_k"), item.option<bool>("mask")) << item.id;
     nn::FastAttentionModule module = module_of(item);
-    for (const at::ScalarType type : golden::run_types(item)) {
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
       module->to(type);
       std::optional<at::Tensor> mask;
       if (item.has("mask_k")) mask = item.tensor("mask_k");

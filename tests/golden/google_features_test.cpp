@@ -27,21 +27,22 @@ at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) 
     return google::trigonometric_features(x, w, item.option<int64_t>("attn_axes"), normalize_data);
   }
   EXPECT_EQ(kind, "generalized") << item.id;
-  return google::generalized_features(x, w, golden::google_function(item.option<std::string>("kernel_fn")),
-                                      item.option<double>("kernel_epsilon"), normalize_data);
+  return google::generalized_features(
+      x, w, golden::google_recordings::google_function(item.option<std::string>("kernel_fn")),
+      item.option<double>("kernel_epsilon"), normalize_data);
 }
 
 TEST(Golden, JaxFeatures) {
   golden::Group group("jax_features");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(
+    golden::google_recordings::expect_known_options(
         item, {"kind", "is_query", "normalize_data", "eps", "attn_axes", "m", "projection", "ortho_scaling",
                "input_std", "kernel_fn", "kernel_epsilon"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
-    for (const at::ScalarType type : golden::run_types(item)) {
-      const at::Tensor x = golden::leaf(item, "x", type);
-      const at::Tensor phi = features(item, x, golden::leaf(item, "W", type, false));
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+      const at::Tensor x = golden::google_recordings::leaf(item, "x", type);
+      const at::Tensor phi = features(item, x, golden::google_recordings::leaf(item, "W", type, false));
       group.expect(item, "features", phi);
       phi.backward(item.tensor("ct").to(type));
       group.expect(item, "dx", x.grad());

@@ -15,7 +15,7 @@ using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace google = compat::google;
 
 void expect_redraw(golden::Group& group, const Case& item) {
-  golden::expect_known_options(item, {"d", "m", "redraw_features"});
+  golden::google_recordings::expect_known_options(item, {"d", "m", "redraw_features"});
   google::SoftmaxAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = item.option<int64_t>("m");
@@ -37,18 +37,19 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  const google::GaussianDraw draw{at::stack(blocks), golden::leaf(item, "gauss_norm", type, false)};
+  const google::GaussianDraw draw{at::stack(blocks),
+                                  golden::google_recordings::leaf(item, "gauss_norm", type, false)};
   const at::Tensor w = google::orthogonal_projection(draw, rows, scaling);
   group.expect(item, "W", w);
-  golden::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
-  golden::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
+  golden::google_recordings::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
+  golden::google_recordings::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
 }
 
 // The recorded Gaussians themselves are those of the recorded seed.
 void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
   const google::JaxKey key = google::jax_key(item.option<int32_t>("seed"));
   const google::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
-                                          golden::option_or<int64_t>(item, "scaling", 0)};
+                                          golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
   group.expect(item, "W", google::draw_jax_projection(options, key));
   const at::Tensor given = item.tensor(orthogonal ? "gauss_block0" : "gauss");
   const at::Tensor drawn =
@@ -64,10 +65,10 @@ TEST(Golden, JaxProjection) {
       expect_redraw(group, item);
       continue;
     }
-    golden::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
+    golden::google_recordings::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
     const auto kind = item.option<std::string>("type");
     expect_drawn(group, item, kind == "ortho");
-    for (const at::ScalarType type : golden::run_types(item)) {
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
       if (kind == "ortho") {
         expect_orthogonal(group, item, type);
       } else if (kind == "iid") {

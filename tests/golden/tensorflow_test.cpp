@@ -24,8 +24,9 @@ at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType 
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  return google::orthogonal_projection({at::stack(blocks), golden::leaf(item, "gauss_norm", type, false)},
-                                       item.option<int64_t>("m"), item.option<int64_t>("scaling"));
+  return google::orthogonal_projection(
+      {at::stack(blocks), golden::google_recordings::leaf(item, "gauss_norm", type, false)},
+      item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
 at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarType type) {
@@ -37,7 +38,8 @@ at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarT
                                  {item.tensor("uniform64"), item.tensor("index_pairs")})
           .to(type);
   group.expect(item, "givens_product", product);
-  return tensorflow::givens_projection(product, golden::leaf(item, "gauss_norm", type, false),
+  return tensorflow::givens_projection(product,
+                                       golden::google_recordings::leaf(item, "gauss_norm", type, false),
                                        item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
@@ -45,8 +47,8 @@ TEST(Golden, TensorflowProjection) {
   golden::Group group("tf_projection");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(item, {"m", "d", "seed", "scaling", "struct_mode"});
-    for (const at::ScalarType type : golden::run_types(item)) {
+    golden::google_recordings::expect_known_options(item, {"m", "d", "seed", "scaling", "struct_mode"});
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
       group.expect(item, "W",
                    item.option<bool>("struct_mode") ? givens_projection(group, item, type)
                                                     : qr_projection(group, item, type));
@@ -59,18 +61,20 @@ TEST(Golden, TensorflowFeatures) {
   golden::Group group("tf_features");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
+    golden::google_recordings::expect_known_options(
+        item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
     const auto kernel = item.option<std::string>("kernel");
-    for (const at::ScalarType type : golden::run_types(item)) {
-      const at::Tensor x = golden::leaf(item, "x", type), w = golden::leaf(item, "W", type, false);
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+      const at::Tensor x = golden::google_recordings::leaf(item, "x", type),
+                       w = golden::google_recordings::leaf(item, "W", type, false);
       at::Tensor phi;
       if (kernel == "softmax") {
         phi = tensorflow::softmax_features(x, item.option<bool>("is_query"), w,
-                                           golden::option_or(item, "eps", 1e-6));
+                                           golden::google_recordings::option_or(item, "eps", 1e-6));
       } else {
         EXPECT_EQ(kernel, "relu") << item.id;
-        phi = tensorflow::relu_features(x, w, golden::option_or(item, "eps", 1e-3));
+        phi = tensorflow::relu_features(x, w, golden::google_recordings::option_or(item, "eps", 1e-3));
       }
       group.expect(item, "features", phi);
       phi.backward(item.tensor("ct").to(type));
@@ -84,20 +88,22 @@ TEST(Golden, TensorflowAttention) {
   golden::Group group("tf_attention");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const Case& item : group.cases()) {
-    golden::expect_known_options(item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
+    golden::google_recordings::expect_known_options(
+        item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
     tensorflow::FavorOptions options;
     options.kernel = item.option<std::string>("kernel");
     options.causal = item.option<bool>("causal");
     if (item.options.contains("eps") && !item.options["eps"].is_null())
       options.epsilon = item.option<double>("eps");
-    for (const at::ScalarType type : golden::run_types(item)) {
-      const at::Tensor q = golden::leaf(item, "q", type), k = golden::leaf(item, "k", type),
-                       v = golden::leaf(item, "v", type);
-      const auto [out, denominator] =
-          tensorflow::favor_attention(q, k, v, golden::leaf(item, "W", type, false), options);
+    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+      const at::Tensor q = golden::google_recordings::leaf(item, "q", type),
+                       k = golden::google_recordings::leaf(item, "k", type),
+                       v = golden::google_recordings::leaf(item, "v", type);
+      const auto [out, denominator] = tensorflow::favor_attention(
+          q, k, v, golden::google_recordings::leaf(item, "W", type, false), options);
       group.expect(item, "out", out);
       // [B, T, H] here and in the recording
-      golden::expect_recorded(group, item, "R", denominator);
+      golden::google_recordings::expect_recorded(group, item, "R", denominator);
       out.backward(item.tensor("ct").to(type));
       group.expect(item, "dq", q.grad());
       group.expect(item, "dk", k.grad());
