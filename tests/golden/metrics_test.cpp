@@ -55,7 +55,7 @@ TEST(Golden, LossesAndMetrics) {
   for (const golden::Case& item : group.cases()) {
     if (!item.has("logits")) {
       group.known_other(item, item.id == "mse"
-                                  ? "squared errors: there is no regression head"
+                                  ? "squared errors: nothing here trains the regression head"
                                   : "sums of steps: every value is divided once, by its own weight");
       continue;
     }
