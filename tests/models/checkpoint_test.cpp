@@ -164,8 +164,9 @@ TEST_F(Checkpoint, NamesTheFirstTensorOfAnotherArchitecture) {
   edit_config([](json& c) { c["model"]["layers"] = 1; });
   EXPECT_THAT(load_message(), HasSubstr("its tensor 'blocks_1."));
   edit_config([](json& c) { c["model"]["layers"] = 2, c["attention"]["features"] = 17; });
-  EXPECT_THAT(load_message(),
-              HasSubstr("tensor 'blocks_0.attention.linear.projection' is [2, 16, 12], expected [2, 17, 12]"));
+  EXPECT_THAT(
+      load_message(),
+      HasSubstr("tensor 'blocks_0.attention.linear.projection' is [2, 16, 12], expected [2, 17, 12]"));
 }
 
 TEST_F(Checkpoint, RefusesWeightsOfAnotherType) {
