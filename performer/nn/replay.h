@@ -14,7 +14,8 @@ class Replay {
   explicit Replay(at::Device device);
 
   // body() as the first run: under the remembered autocast setting, but without autocast's cache of cast
-  // weights (one filled without gradients would be met again with them). Draws go on from where they are.
+  // weights: one filled without gradients would be met again with them, one filled in a backward pass would
+  // outlive it. Draws go on from where they are.
   at::Tensor first(const std::function<at::Tensor()>& body) const;
   // body() with the numbers and the setting of the first run; generator and setting are put back afterwards.
   at::Tensor again(const std::function<at::Tensor()>& body) const;
