@@ -47,14 +47,14 @@ LinearAttentionImpl::LinearAttentionImpl(const AttentionConfig& attention, int64
   } else {
     options_ = feature_map_options(attention);
     ops::validate(options_, head_size);
-    statistics_ = ops::feature_map_traits(options_.map).statistics;
     const ops::MapWeights learned = ops::initial_map_weights(options_, heads, head_size);
     if (learned.matrix.defined()) matrix_ = register_parameter("matrix", learned.matrix);
     if (learned.bias.defined()) bias_ = register_parameter("bias", learned.bias);
   }
   const at::Tensor projection = draw(0);
   if (projection.defined()) projection_ = register_buffer("projection", projection);
-  if (statistics_ && causal_) {
+  // Causal models use what earlier steps measured; others measure each sequence on the way.
+  if (causal && preset_.empty() && ops::feature_map_traits(options_.map).statistics) {
     for (const auto& [name, member] : moments()) {
       const bool mean = std::string(name).ends_with("mean");
       running_.*member = register_buffer(
@@ -84,11 +84,6 @@ ops::MapWeights LinearAttentionImpl::weights() const {
   weights.matrix = matrix_;
   weights.bias = bias_;
   return weights;
-}
-
-// Causal models use what earlier steps measured; others measure each sequence on the way.
-ops::MapStatistics LinearAttentionImpl::running_statistics() const {
-  return running_;
 }
 
 void LinearAttentionImpl::note_statistics(const ops::AttentionInputs& inputs) {
@@ -152,7 +147,7 @@ std::tuple<at::Tensor, ops::State> LinearAttentionImpl::continue_from(const ops:
       "attention.kind = {} reproduces a reference that has no state to continue from; use a favor-* kind",
       preset_);
   note_statistics(inputs);
-  return ops::mapped_attention(inputs, options_, weights(), running_statistics());
+  return ops::mapped_attention(inputs, options_, weights(), running_);
 }
 
 at::Tensor LinearAttentionImpl::step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -162,7 +157,7 @@ at::Tensor LinearAttentionImpl::step(const at::Tensor& query, const at::Tensor& 
                     preset_, preset_.empty() ? "" : compat::preset_traits(preset_).instead);
   // A new sequence may come after an optimizer step, a redraw or other weights.
   if (!state.defined() || !streaming_) {
-    streaming_ = ops::prepare_feature_map(options_, weights(), running_statistics(), heads_, head_size_);
+    streaming_ = ops::prepare_feature_map(options_, weights(), running_, heads_, head_size_);
   }
   return ops::mapped_step(query, key, value, state, *streaming_);
 }

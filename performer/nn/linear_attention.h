@@ -49,7 +49,6 @@ class LinearAttentionImpl : public torch::nn::Module {
                             const SequenceBatch& batch) const;
   at::Tensor draw(int64_t index) const;
   ops::MapWeights weights() const;
-  ops::MapStatistics running_statistics() const;
   void note_statistics(const ops::AttentionInputs& inputs);
 
   AttentionConfig attention_;
@@ -57,7 +56,6 @@ class LinearAttentionImpl : public torch::nn::Module {
   std::string preset_;  // "" for own maps
   int64_t heads_, head_size_, layer_;
   bool causal_;
-  bool statistics_ = false;                    // the map has running moments
   at::Tensor projection_;                      // buffer [H or 1, P, D] float32, or undefined
   at::Tensor matrix_, bias_;                   // parameters, or undefined
   ops::MapStatistics running_;                 // buffers [H, D] and [H, D, D], or undefined
