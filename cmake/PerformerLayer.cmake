@@ -19,16 +19,36 @@ function(performer_layer name)
   endif()
 endfunction()
 
-# performer_use_torch(TARGET PUBLIC|PRIVATE): links LibTorch and reuses its precompiled header.
+# What large headers cost is paid for each translation unit, so files are compiled several at a time.
+set(PERFORMER_FILES_AT_A_TIME 12 CACHE STRING "Files compiled as one; 1 rebuilds a changed file fastest, 12 everything")
+function(performer_compile_together target)
+  if(PERFORMER_FILES_AT_A_TIME GREATER 1)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${PERFORMER_FILES_AT_A_TIME})
+  endif()
+endfunction()
+
+# performer_torch_header(NAME FLAGS flag... HEADERS header...): a precompiled header of LibTorch's share and HEADERS, made once.
+function(performer_torch_header name)
+  cmake_parse_arguments(HEADER "" "" "FLAGS;HEADERS" ${ARGN})
+  if(TARGET ${name})
+    return()
+  endif()
+  # Written only when it changes: a new file in any layer would otherwise rebuild the header and all that use it.
+  file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/${name}.cpp CONTENT "// Carrier of a precompiled header.\n")
+  add_library(${name} STATIC ${CMAKE_BINARY_DIR}/${name}.cpp)
+  target_link_libraries(${name} PUBLIC ${TORCH_LIBRARIES})
+  target_include_directories(${name} SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
+  target_compile_options(${name} PRIVATE ${HEADER_FLAGS})
+  target_precompile_headers(${name} PRIVATE <ATen/ATen.h> <torch/nn/module.h> <torch/nn/modules/linear.h>
+                                            <torch/csrc/autograd/custom_function.h> ${HEADER_HEADERS})
+endfunction()
+
+# performer_use_torch(TARGET PUBLIC|PRIVATE [HEADER name]): links LibTorch and reuses its precompiled header.
 function(performer_use_torch target scope)
-  if(NOT TARGET performer_torch_pch)
-    # Written only when it changes: a new file in any layer would otherwise rebuild the header and all that use it.
-    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/torch_pch.cpp CONTENT "// Carrier of the precompiled LibTorch header.\n")
-    add_library(performer_torch_pch STATIC ${CMAKE_BINARY_DIR}/torch_pch.cpp)
-    target_link_libraries(performer_torch_pch PUBLIC ${TORCH_LIBRARIES})
-    target_include_directories(performer_torch_pch SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
-    target_precompile_headers(performer_torch_pch PRIVATE <ATen/ATen.h> <torch/nn/module.h> <torch/nn/modules/linear.h>
-                                                         <torch/csrc/autograd/custom_function.h>)
+  cmake_parse_arguments(USE "" "HEADER" "" ${ARGN})
+  if(NOT USE_HEADER)
+    set(USE_HEADER performer_torch_pch)
+    performer_torch_header(performer_torch_pch)
   endif()
   # The precompiled header is position-independent code; programs must be compiled alike to use it.
   get_target_property(type ${target} TYPE)
@@ -38,7 +58,6 @@ function(performer_use_torch target scope)
   endif()
   target_link_libraries(${target} ${scope} ${TORCH_LIBRARIES})
   target_include_directories(${target} SYSTEM ${scope} ${TORCH_INCLUDE_DIRS})
-  target_precompile_headers(${target} REUSE_FROM performer_torch_pch)
-  # What LibTorch's headers cost is paid for each translation unit, so files are compiled several at a time.
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+  target_precompile_headers(${target} REUSE_FROM ${USE_HEADER})
+  performer_compile_together(${target})
 endfunction()

@@ -13,31 +13,25 @@
 
 #include "performer/base/error.h"
 #include "performer/data/vocabulary.h"
+#include "tests/data/sequences.h"
+#include "tests/errors.h"
 
 namespace performer::data {
 namespace {
 
+using performer::test::error_of;
+using test::random_sequences;
+using test::Sequences;
 using testing::AllOf;
 using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-using Sequences = std::vector<std::vector<uint8_t>>;
 using Ints = std::vector<int64_t>;
 
 std::vector<uint8_t> residues(std::string_view text) {
   const Ints tokens = encode(text);
   return {tokens.begin(), tokens.end()};
-}
-
-Sequences random_sequences(int count, uint64_t seed, uint64_t longest) {
-  PhiloxStream draws(seed);
-  Sequences sequences(count);
-  for (auto& sequence : sequences) {
-    sequence.resize(1 + draws.below(longest));
-    for (uint8_t& residue : sequence) residue = static_cast<uint8_t>(draws.below(25));
-  }
-  return sequences;
 }
 
 DataConfig config_of(const std::string& layout, int64_t length, int64_t batch_tokens,
@@ -89,17 +83,6 @@ void expect_well_formed(const Batch& batch) {
     EXPECT_EQ(batch.cu_seqlens.back(), batch.width);
     EXPECT_TRUE(std::ranges::is_sorted(batch.cu_seqlens));
   }
-}
-
-template <class E>
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
 }
 
 TEST(DataConfig, RefusesImpossibleValues) {

@@ -12,10 +12,12 @@
 #include "performer/base/error.h"
 #include "performer/data/vocabulary.h"
 #include "tests/data/packed_bytes.h"
+#include "tests/errors.h"
 
 namespace performer::data {
 namespace {
 
+using performer::test::error_of;
 using test::file_with;
 using testing::AllOf;
 using testing::ElementsAre;
@@ -45,18 +47,8 @@ Parsed parse(std::string_view text) {
   return parse(FastaReader(memory_bytes(text), "input"));
 }
 
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no InputError";
-  return "";
-}
-
-std::string error_of(std::string_view text) {
-  return error_of([&] { parse(text); });
+std::string parse_error(std::string_view text) {
+  return error_of<InputError>([&] { parse(text); });
 }
 
 // Hands out at most `step` bytes a call.
@@ -110,11 +102,11 @@ TEST(Fasta, DropsAStopAtTheEndOnly) {
   const Parsed parsed = parse(">a\nACD*\n>b\nAC\n*\n\n>c\nAC\n>d\nAC*-");
   EXPECT_THAT(parsed.residues, ElementsAre("ACD", "AC", "AC", "AC"));
   EXPECT_EQ(parsed.counts.stops, 3);
-  EXPECT_THAT(error_of(">a\nAC\nA*C\n"),
+  EXPECT_THAT(parse_error(">a\nAC\nA*C\n"),
               AllOf(HasSubstr("input: record 1 (a), line 3, column 2: '*' before the end"),
                     HasSubstr("last letter")));
-  EXPECT_THAT(error_of(">a\nA*\nC\n"), HasSubstr("line 2, column 2: '*' before the end"));
-  EXPECT_THAT(error_of(">a\nAC**\n"), HasSubstr("line 2, column 4: illegal letter '*'"));
+  EXPECT_THAT(parse_error(">a\nA*\nC\n"), HasSubstr("line 2, column 2: '*' before the end"));
+  EXPECT_THAT(parse_error(">a\nAC**\n"), HasSubstr("line 2, column 4: illegal letter '*'"));
 }
 
 TEST(Fasta, DropsGapsAndCounts) {
@@ -153,41 +145,42 @@ TEST(Fasta, PassesAByteOrderMark) {
 }
 
 TEST(Fasta, NamesTheIllegalLetter) {
-  EXPECT_THAT(error_of(">a\nACD\n>b c\nAC\nAC1D\n"),
+  EXPECT_THAT(parse_error(">a\nACD\n>b c\nAC\nAC1D\n"),
               AllOf(StartsWith("input: record 2 (b), line 5, column 3: illegal letter '1'"),
                     HasSubstr("ACDEFGHIKLMNPQRSTVWYBOUXZ and J")));
-  EXPECT_THAT(error_of(std::string_view(">a\nA\0C\n", 7)),
+  EXPECT_THAT(parse_error(std::string_view(">a\nA\0C\n", 7)),
               HasSubstr("line 2, column 2: illegal letter byte 0x00"));
-  EXPECT_THAT(error_of(">a\nAC\xc3\xa9\n"), HasSubstr("column 3: illegal letter byte 0xc3"));
-  EXPECT_THAT(error_of(">a\nAC>b\n"), HasSubstr("column 3: illegal letter '>'"));
+  EXPECT_THAT(parse_error(">a\nAC\xc3\xa9\n"), HasSubstr("column 3: illegal letter byte 0xc3"));
+  EXPECT_THAT(parse_error(">a\nAC>b\n"), HasSubstr("column 3: illegal letter '>'"));
 }
 
 TEST(Fasta, CountsColumnsAcrossBuffers) {
   std::string text = ">a\n" + std::string(1'000'000, 'A') + "?\n";
-  EXPECT_THAT(error_of(text), HasSubstr("line 2, column 1000001: illegal letter '?'"));
+  EXPECT_THAT(parse_error(text), HasSubstr("line 2, column 1000001: illegal letter '?'"));
 }
 
 TEST(Fasta, RefusesARecordWithoutSequence) {
-  EXPECT_THAT(error_of(">a\nA\n>b x\n\n>c\nA\n"), HasSubstr("input: record 2 (b), line 3: no sequence"));
-  EXPECT_THAT(error_of(">a\nA\n>b"), HasSubstr("record 2 (b), line 3: no sequence"));
-  EXPECT_THAT(error_of(">a\n--\n*\n"), HasSubstr("record 1 (a), line 1: no sequence"));
-  EXPECT_THAT(error_of(">a\rACD\r>b\rACD\r"), HasSubstr("bare carriage returns"));
+  EXPECT_THAT(parse_error(">a\nA\n>b x\n\n>c\nA\n"), HasSubstr("input: record 2 (b), line 3: no sequence"));
+  EXPECT_THAT(parse_error(">a\nA\n>b"), HasSubstr("record 2 (b), line 3: no sequence"));
+  EXPECT_THAT(parse_error(">a\n--\n*\n"), HasSubstr("record 1 (a), line 1: no sequence"));
+  EXPECT_THAT(parse_error(">a\rACD\r>b\rACD\r"), HasSubstr("bare carriage returns"));
 }
 
 TEST(Fasta, RefusesWhatIsNotFasta) {
-  EXPECT_THAT(error_of("MKV\n"), HasSubstr("input is not FASTA: line 1 begins with 'M', expected '>'"));
-  EXPECT_THAT(error_of("\n;x\n  {\"a\":1}"), HasSubstr("line 3 begins with '{'"));
-  EXPECT_THAT(error_of("BZh91AY&SY"), HasSubstr("bunzip2"));
-  EXPECT_THAT(error_of("@read1\nACGT\n"), HasSubstr("FASTQ"));
-  EXPECT_THAT(error_of(""), HasSubstr("input is empty"));
-  EXPECT_THAT(error_of("\n \n;only\n"), HasSubstr("input has no FASTA record"));
+  EXPECT_THAT(parse_error("MKV\n"), HasSubstr("input is not FASTA: line 1 begins with 'M', expected '>'"));
+  EXPECT_THAT(parse_error("\n;x\n  {\"a\":1}"), HasSubstr("line 3 begins with '{'"));
+  EXPECT_THAT(parse_error("BZh91AY&SY"), HasSubstr("bunzip2"));
+  EXPECT_THAT(parse_error("@read1\nACGT\n"), HasSubstr("FASTQ"));
+  EXPECT_THAT(parse_error(""), HasSubstr("input is empty"));
+  EXPECT_THAT(parse_error("\n \n;only\n"), HasSubstr("input has no FASTA record"));
 }
 
 TEST(Fasta, NamesFilesThatCannotBeRead) {
   const std::string missing = testing::TempDir() + "no-such-file.fasta";
-  EXPECT_EQ(error_of([&] { FastaReader reader(missing); }),
+  EXPECT_EQ(error_of<InputError>([&] { FastaReader reader(missing); }),
             "cannot read " + missing + ": No such file or directory");
-  EXPECT_THAT(error_of([&] { FastaReader reader(testing::TempDir()); }), HasSubstr("it is a directory"));
+  EXPECT_THAT(error_of<InputError>([&] { FastaReader reader(testing::TempDir()); }),
+              HasSubstr("it is a directory"));
 }
 
 TEST(Fasta, ReadsFilesPackedOrNot) {
@@ -223,14 +216,14 @@ TEST(Fasta, FindsTruncationAtEveryByte) {
   const std::string text = ">a\n" + random_residues(300, 1) + "\n";
   for (const auto& [packed, shortest] : {std::pair(test::gzip(text), 2), std::pair(test::zstd(text), 4)}) {
     for (size_t size = shortest; size < packed.size(); ++size) {
-      EXPECT_THAT(error_of(std::string_view(packed).substr(0, size)), HasSubstr("input is truncated"))
+      EXPECT_THAT(parse_error(std::string_view(packed).substr(0, size)), HasSubstr("input is truncated"))
           << size;
     }
   }
   const std::string members = test::bgzip(text) + test::bgzip(">b\nAC\n");
-  EXPECT_THAT(error_of(members), HasSubstr("input is truncated: the bgzip data"));
+  EXPECT_THAT(parse_error(members), HasSubstr("input is truncated: the bgzip data"));
   const std::string frames = test::zstd(text) + test::zstd(text);
-  EXPECT_THAT(error_of(std::string_view(frames).substr(0, frames.size() - 3)),
+  EXPECT_THAT(parse_error(std::string_view(frames).substr(0, frames.size() - 3)),
               HasSubstr("truncated: the zstd data"));
 }
 
@@ -238,14 +231,15 @@ TEST(Fasta, FindsDamage) {
   const std::string text = ">a\n" + random_residues(3000, 2) + "\n";
   std::string gzip = test::gzip(text);
   gzip[gzip.size() / 2] ^= 0x10;
-  EXPECT_THAT(error_of(gzip), HasSubstr("input is damaged: it is not valid gzip data"));
+  EXPECT_THAT(parse_error(gzip), HasSubstr("input is damaged: it is not valid gzip data"));
   gzip = test::gzip(text);
   gzip[gzip.size() - 6] ^= 1;  // checksum
-  EXPECT_THAT(error_of(gzip), HasSubstr("incorrect data check"));
-  EXPECT_THAT(error_of(test::gzip(text) + "junk"), HasSubstr("other bytes follow"));
-  EXPECT_THAT(error_of(test::zstd(text) + "junk"), HasSubstr("input is damaged: it is not valid zstd data"));
-  EXPECT_THAT(error_of(test::gzip("")), HasSubstr("input is empty"));
-  EXPECT_THAT(error_of(test::zstd_with_window(text, 28)),
+  EXPECT_THAT(parse_error(gzip), HasSubstr("incorrect data check"));
+  EXPECT_THAT(parse_error(test::gzip(text) + "junk"), HasSubstr("other bytes follow"));
+  EXPECT_THAT(parse_error(test::zstd(text) + "junk"),
+              HasSubstr("input is damaged: it is not valid zstd data"));
+  EXPECT_THAT(parse_error(test::gzip("")), HasSubstr("input is empty"));
+  EXPECT_THAT(parse_error(test::zstd_with_window(text, 28)),
               AllOf(HasSubstr("128 MiB"), HasSubstr("zstd -dc --long=31")));
 }
 
@@ -254,7 +248,7 @@ TEST(Fasta, ReadsStandardInput) {
   const int saved = dup(STDIN_FILENO), file = open(path.c_str(), O_RDONLY);
   dup2(file, STDIN_FILENO);
   const Parsed parsed = parse(FastaReader("-"));
-  EXPECT_THAT(error_of([] { parse(FastaReader("-")); }), HasSubstr("standard input is empty"))
+  EXPECT_THAT(error_of<InputError>([] { parse(FastaReader("-")); }), HasSubstr("standard input is empty"))
       << "it was read to the end";
   dup2(saved, STDIN_FILENO);
   close(file);

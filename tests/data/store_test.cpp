@@ -16,6 +16,8 @@
 #include "performer/base/philox.h"
 #include "performer/data/vocabulary.h"
 #include "tests/data/packed_bytes.h"
+#include "tests/data/sequences.h"
+#include "tests/errors.h"
 
 namespace performer::data {
 namespace {
@@ -25,34 +27,15 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using Side = HashSplit::Side;
-using Sequences = std::vector<std::vector<uint8_t>>;
-
-Sequences random_sequences(int count, uint64_t seed, uint64_t longest = 40) {
-  PhiloxStream draws(seed);
-  Sequences sequences(count);
-  for (auto& sequence : sequences) {
-    sequence.resize(1 + draws.below(longest));
-    for (uint8_t& residue : sequence) residue = static_cast<uint8_t>(draws.below(25));
-  }
-  return sequences;
-}
+using performer::test::error_of;
+using test::random_sequences;
+using test::Sequences;
 
 Sequences contents(const SequenceStore& store) {
   Sequences sequences;
   for (int64_t i = 0; i < store.size(); ++i)
     sequences.emplace_back(store.tokens(i).begin(), store.tokens(i).end());
   return sequences;
-}
-
-template <class E>
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
 }
 
 std::string to_fasta(const Sequences& sequences) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "performer/base/error.h"
+#include "tests/errors.h"
 
 namespace performer::data {
 namespace {
@@ -12,13 +13,8 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-std::string error_of(std::string_view text) {
-  try {
-    encode(text);
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "";
+std::string encoding_error(std::string_view text) {
+  return performer::test::error_of<InputError>([&] { encode(text); });
 }
 
 // Recorded outputs of protein_lm domains.py (cases all_letters and bytes_and_short).
@@ -57,10 +53,11 @@ TEST(Vocabulary, KnowsResiduesFromMarkers) {
 
 // protein_lm raises for these too, except J.
 TEST(Vocabulary, RefusesOtherLettersByName) {
-  for (const char bad : std::string("jja-.| 1")) EXPECT_NE(error_of(std::string("AC") + bad), "") << bad;
-  EXPECT_THAT(error_of("ACa"), HasSubstr("illegal letter 'a' at position 3"));
-  EXPECT_THAT(error_of("\x07"), HasSubstr("illegal letter byte 0x07 at position 1"));
-  EXPECT_THAT(error_of("A-"), HasSubstr("ACDEFGHIKLMNPQRSTVWYBOUXZ"));
+  for (const char bad : std::string("jja-.| 1"))
+    EXPECT_NE(encoding_error(std::string("AC") + bad), "") << bad;
+  EXPECT_THAT(encoding_error("ACa"), HasSubstr("illegal letter 'a' at position 3"));
+  EXPECT_THAT(encoding_error("\x07"), HasSubstr("illegal letter byte 0x07 at position 1"));
+  EXPECT_THAT(encoding_error("A-"), HasSubstr("ACDEFGHIKLMNPQRSTVWYBOUXZ"));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 
 // The message for a configuration changed by `change`, or "".
 template <class Change>
-std::string failure(Change change) {
+std::string config_error(Change change) {
   TrainConfig config;
   change(config);
   try {
@@ -24,29 +24,32 @@ std::string failure(Change change) {
 }
 
 TEST(TrainConfig, DefaultsAreValid) {
-  EXPECT_EQ(failure([](TrainConfig&) {}), "");
+  EXPECT_EQ(config_error([](TrainConfig&) {}), "");
 }
 
 TEST(TrainConfig, EveryBadValueIsNamed) {
   using ::testing::HasSubstr;
-  EXPECT_THAT(failure([](TrainConfig& c) { c.steps = 0; }),
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.steps = 0; }),
               HasSubstr("train.steps must be 1 or more, but is 0"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.accumulate = 0; }), HasSubstr("train.accumulate"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.log_every = 0; }), HasSubstr("train.log_every"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.evaluate_every = -1; }), HasSubstr("train.evaluate_every"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.checkpoint_every = -1; }), HasSubstr("train.checkpoint_every"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.learning_rate = -1; }), HasSubstr("train.learning_rate"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.learning_rate = std::nan(""); }),
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.accumulate = 0; }), HasSubstr("train.accumulate"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.log_every = 0; }), HasSubstr("train.log_every"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.evaluate_every = -1; }), HasSubstr("train.evaluate_every"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.checkpoint_every = -1; }),
+              HasSubstr("train.checkpoint_every"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.learning_rate = -1; }), HasSubstr("train.learning_rate"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.learning_rate = std::nan(""); }),
               HasSubstr("train.learning_rate"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.weight_decay = INFINITY; }), HasSubstr("train.weight_decay"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.clip = -0.5; }), HasSubstr("train.clip"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.adam_beta1 = 1; }), HasSubstr("train.adam_beta1"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.adam_beta2 = -0.1; }), HasSubstr("train.adam_beta2"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.adam_epsilon = -1; }), HasSubstr("train.adam_epsilon"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.precision = "float16"; }), HasSubstr("train.precision"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.decay = "none"; }), HasSubstr("train.decay"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.schedule = "constnat"; }), HasSubstr("did you mean 'constant'"));
-  EXPECT_THAT(failure([](TrainConfig& c) { c.warmup = -1; }), HasSubstr("train.warmup"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.weight_decay = INFINITY; }),
+              HasSubstr("train.weight_decay"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.clip = -0.5; }), HasSubstr("train.clip"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.adam_beta1 = 1; }), HasSubstr("train.adam_beta1"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.adam_beta2 = -0.1; }), HasSubstr("train.adam_beta2"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.adam_epsilon = -1; }), HasSubstr("train.adam_epsilon"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.precision = "float16"; }), HasSubstr("train.precision"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.decay = "none"; }), HasSubstr("train.decay"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.schedule = "constnat"; }),
+              HasSubstr("did you mean 'constant'"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.warmup = -1; }), HasSubstr("train.warmup"));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "performer/base/error.h"
+#include "tests/errors.h"
 
 namespace performer {
 namespace {
@@ -32,24 +33,21 @@ TEST(Schedule, WithoutWarmupTheRateIsFullAtOnce) {
   EXPECT_DOUBLE_EQ(Schedule("constant * linear_warmup", {.base = 3, .warmup = 0})(0), 3);
 }
 
-std::string failure(const std::string& factors, const ScheduleOptions& options = {}) {
-  try {
-    Schedule(factors, options);
-  } catch (const UsageError& error) {
-    return error.what();
-  }
-  return "";
+std::string schedule_error(const std::string& factors, const ScheduleOptions& options = {}) {
+  return test::error_of<UsageError>([&] { Schedule(factors, options); });
 }
 
 TEST(Schedule, ErrorsNameTheFactor) {
-  EXPECT_THAT(failure("constant * linear_warmpu"),
+  EXPECT_THAT(schedule_error("constant * linear_warmpu"),
               ::testing::AllOf(::testing::HasSubstr("'linear_warmpu'"),
                                ::testing::HasSubstr("did you mean 'linear_warmup'")));
-  EXPECT_THAT(failure("constant *"), ::testing::HasSubstr("unknown factor ''"));
-  EXPECT_THAT(failure(""), ::testing::HasSubstr("unknown factor ''"));
-  EXPECT_THAT(failure("constant", {.warmup = -1}), ::testing::HasSubstr("train.warmup"));
-  EXPECT_THAT(failure("constant", {.steps_per_decay = 0}), ::testing::HasSubstr("train.steps_per_decay"));
-  EXPECT_THAT(failure("constant", {.steps_per_cycle = 0}), ::testing::HasSubstr("train.steps_per_cycle"));
+  EXPECT_THAT(schedule_error("constant *"), ::testing::HasSubstr("unknown factor ''"));
+  EXPECT_THAT(schedule_error(""), ::testing::HasSubstr("unknown factor ''"));
+  EXPECT_THAT(schedule_error("constant", {.warmup = -1}), ::testing::HasSubstr("train.warmup"));
+  EXPECT_THAT(schedule_error("constant", {.steps_per_decay = 0}),
+              ::testing::HasSubstr("train.steps_per_decay"));
+  EXPECT_THAT(schedule_error("constant", {.steps_per_cycle = 0}),
+              ::testing::HasSubstr("train.steps_per_cycle"));
 }
 
 }  // namespace

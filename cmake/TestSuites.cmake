@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Read by ctest when it starts: adds the test LAYER.SUITE for each suite that `program` lists (kept in `listing` until the program changes).
+# The instances Prefix/Suite and Suite/0 of a parametrised suite run together as Suite.
+if(NOT EXISTS "${program}")
+  add_test(${layer}.NOT_BUILT "${program}")
+  return()
+endif()
+if("${program}" IS_NEWER_THAN "${listing}")
+  execute_process(COMMAND "${program}" --gtest_list_tests OUTPUT_FILE "${listing}" RESULT_VARIABLE result)
+  if(NOT result EQUAL 0)
+    file(REMOVE "${listing}")
+    message(FATAL_ERROR "${program} --gtest_list_tests failed: ${result}")
+  endif()
+endif()
+file(STRINGS "${listing}" lines REGEX "^[^ ].*\\.( |$)")
+set(suites "")
+foreach(line IN LISTS lines)
+  string(REGEX REPLACE "\\. *(#.*)?$" "" suite "${line}")
+  string(REGEX REPLACE "/[0-9]+$" "" suite "${suite}")
+  string(REGEX REPLACE "^.*/" "" suite "${suite}")
+  list(APPEND suites "${suite}")
+endforeach()
+list(REMOVE_DUPLICATES suites)
+foreach(suite IN LISTS suites)
+  add_test(${layer}.${suite} "${program}" --gtest_brief=0 "--gtest_filter=${suite}.*:*/${suite}.*:${suite}/*.*:*/${suite}/*.*")
+  # Tests run side by side on all cores; threads that wait actively would hold up each other.
+  set_tests_properties(${layer}.${suite} PROPERTIES TIMEOUT 900 ENVIRONMENT "OMP_WAIT_POLICY=PASSIVE")
+endforeach()
