@@ -81,13 +81,13 @@ class Group {
   void expect(const Case& item, const std::string& output, const at::Tensor& actual);
   // Declares that our result differs by a documented decision.
   void known_other(const Case& item, const std::string& reason);
-  // Prints the tally; a test failure when a case was neither compared nor declared.
+  // Prints the tally; a test failure when a recorded output was neither compared nor declared.
   void finish() const;
 
  private:
   std::string name_;
   std::vector<Case> cases_;
-  std::map<std::string, int> compared_;  // by folder and id
+  std::map<std::string, std::set<std::string>> compared_;  // outputs, by folder and id
   std::map<std::string, std::string> other_;
 };
 

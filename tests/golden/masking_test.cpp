@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// protein_lm's objectives (models.py): BERT masking with recorded draws, and the causal shift.
+// protein_lm's objectives (models.py): masking with recorded draws, and the causal shift.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "performer/data/batches.h"
 #include "performer/data/vocabulary.h"
+#include "performer/models/protein_lm_data.h"
 #include "tests/golden/golden.h"
 
 namespace performer {
@@ -16,38 +19,84 @@ std::vector<T> values(const at::Tensor& tensor) {
   return {typed.data_ptr<T>(), typed.data_ptr<T>() + typed.numel()};
 }
 
-void expect_masking(golden::Group& group, const golden::Case& item) {
-  const at::Tensor tokens = item.tensor("tokens");
-  std::vector<int64_t> inputs = values<int64_t>(tokens),
-                       replacement = values<int64_t>(item.tensor("random_ids"));
-  const std::vector<int64_t> residues = values<int64_t>(item.tensor("normal_tokens"));
-  for (int64_t& id : replacement) id = residues[id];
-  const data::Corruption mix{.mask = item.option<double>("mask_token_proportion"),
-                             .random = item.option<double>("random_token_proportion")};
-  const std::vector<float> weights = data::corrupt(inputs, values<float>(item.tensor("bernoulli_uniform")),
-                                                   values<float>(item.tensor("rand_uniform")), replacement,
-                                                   item.option<double>("mask_rate"), mix);
-  group.expect(item, "masked_inputs", at::tensor(inputs, at::kLong).to(at::kInt).view_as(tokens));
-  group.expect(item, "weights", at::tensor(weights).to(at::kInt).view_as(tokens));
+data::Corruption mix_of(const golden::Case& item) {
+  return {.mask = item.option<double>("mask_token_proportion"),
+          .random = item.option<double>("random_token_proportion")};
+}
+
+void run_masking(golden::Group& group, const golden::Case& item) {
+  const protein_lm::Vocabulary vocabulary;
+  const at::Tensor tokens = item.tensor("tokens").to(at::kLong);
+  std::optional<protein_lm::MaskDraws> draws;
+  if (item.has("bernoulli_uniform")) {
+    draws = {item.tensor("bernoulli_uniform"), item.tensor("rand_uniform"),
+             item.tensor("random_ids").to(at::kLong)};
+  }
+  const auto rate = item.option<double>("mask_rate");
+  const data::Corruption mix = mix_of(item);
+  const protein_lm::Example example =
+      protein_lm::masked_example(tokens, vocabulary, draws, {rate, mix.mask, mix.random});
+  group.expect(item, "masked_inputs", example.inputs);
+  group.expect(item, "targets", example.targets);
+  group.expect(item, "weights", example.weights);
+  group.expect(item, "normal_tokens", at::tensor(vocabulary.normal_tokens()));
+  if (item.outputs.contains("eval_seed")) {
+    group.expect(item, "eval_seed", at::scalar_tensor(protein_lm::evaluation_seed(tokens), at::kLong));
+  }
+  if (!draws) return;
+  // The rule that our own objective shares.
+  std::vector<int64_t> inputs = values<int64_t>(tokens);
+  const std::vector<float> weights =
+      data::corrupt(inputs, values<float>(draws->choose), values<float>(draws->mix),
+                    values<int64_t>(draws->replacement), rate, mix);
+  group.expect(item, "masked_inputs", at::tensor(inputs, at::kLong).view_as(tokens));
+  group.expect(item, "weights", at::tensor(weights).view_as(tokens));
+}
+
+// Counts of one draw without its tokens: positions, chosen, masked, visibly changed, kept. Ours from other
+// draws must be as probable.
+void run_counts(golden::Group& group, const golden::Case& item) {
+  const std::vector<int64_t> theirs = values<int64_t>(item.tensor("counts"));
+  const int64_t positions = theirs[0];
+  std::vector<int64_t> tokens(positions);
+  for (int64_t i = 0; i < positions; ++i) tokens[i] = i % data::kResidues;
+  std::vector<int64_t> inputs = tokens;
+  std::vector<float> weights(positions);
+  data::corrupt_residues(inputs, weights, PhiloxStream(1), 0, item.option<double>("mask_rate"), mix_of(item));
+  std::vector<int64_t> ours = {positions, 0, 0, 0, 0};
+  for (int64_t i = 0; i < positions; ++i) {
+    if (weights[i] == 0) continue;
+    ++ours[1];
+    ++ours[inputs[i] == data::kMask ? 2 : inputs[i] != tokens[i] ? 3 : 4];
+  }
+  for (size_t i = 1; i < ours.size(); ++i) {
+    const double n = static_cast<double>(positions), p = static_cast<double>(theirs[i]) / n;
+    EXPECT_NEAR(ours[i], theirs[i], 5 * std::sqrt(2 * n * p * (1 - p))) << item.id << ", count " << i;
+  }
+  group.known_other(item, "counts of one seeded draw of another generator; ours are within five deviations");
+}
+
+void run_causal(golden::Group& group, const golden::Case& item) {
+  std::optional<int64_t> pad;
+  if (!item.options.at("pad").is_null()) pad = item.option<int64_t>("pad");
+  const protein_lm::Example example =
+      protein_lm::causal_example(item.tensor("tokens").to(at::kLong), item.option<int64_t>("bos"), pad,
+                                 /*shift=*/item.option<std::string>("mode") != "sample");
+  group.expect(item, "inputs", example.inputs);
+  group.expect(item, "targets", example.targets);
+  group.expect(item, "weights", example.weights);
 }
 
 TEST(GoldenMasking, AgreesWithTheReference) {
   golden::Group group("plm_masking");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const golden::Case& item : group.cases()) {
-    if (item.has("bernoulli_uniform")) {
-      expect_masking(group, item);
-    } else if (item.has("masked_inputs")) {
-      group.known_other(item,
-                        "prediction without masking has no counterpart: scoring hides residues one by one");
+    if (item.has("masked_inputs")) {
+      run_masking(group, item);
     } else if (item.has("counts")) {
-      group.known_other(
-          item, "counts of one seeded draw of another generator; the fractions are tested in tests/data");
+      run_counts(group, item);
     } else {
-      group.known_other(
-          item,
-          "protein_lm shifts padded rows without an end marker; here every sequence is BOS x1 .. xn "
-          "asked for x1 .. xn EOS, tested in tests/data");
+      run_causal(group, item);
     }
   }
   group.finish();

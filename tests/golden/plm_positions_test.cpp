@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "performer/nn/position_embeddings.h"
 #include "performer/nn/positions.h"
 #include "tests/golden/golden.h"
 
@@ -13,12 +14,9 @@ TEST(PlmPositions, Sinusoids) {
   golden::Group group("plm_positions");
   if (group.empty()) GTEST_SKIP() << golden::kMissing;
   for (const golden::Case& item : group.cases()) {
-    if (item.option<bool>("concatenate")) {
-      group.known_other(item, "all sines before all cosines is an option no model of protein_lm uses");
-      continue;
-    }
-    const at::Tensor table =
-        nn::sinusoids(at::arange(item.option<int64_t>("max_len")), item.option<int64_t>("emb"));
+    const auto length = item.option<int64_t>("max_len"), width = item.option<int64_t>("emb");
+    const at::Tensor table = item.option<bool>("concatenate") ? nn::sinusoid_table(length, width)
+                                                              : nn::sinusoids(at::arange(length), width);
     group.expect(item, "pe", table);
     group.expect(item, "pe", table.to(at::kFloat));
   }
