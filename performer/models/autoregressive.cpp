@@ -23,9 +23,9 @@ constexpr double kNever = -std::numeric_limits<double>::infinity();
 at::Tensor keep_top_k(const at::Tensor& logits, double threshold) {
   // In double and truncated, as there: 0.1 * 10 is not quite 1.
   const auto k = static_cast<int64_t>((1 - threshold) * static_cast<double>(logits.size(-1)));
-  check<UsageError>(k >= 1 && k <= logits.size(-1),
-                    "filter top_k with threshold {} keeps {} of {} tokens; choose a threshold that keeps one",
-                    threshold, k, logits.size(-1));
+  check<UsageError>(k >= 0 && k <= logits.size(-1),
+                    "filter top_k with threshold {} cannot keep {} of {} tokens", threshold, k,
+                    logits.size(-1));
   const auto [values, places] = logits.topk(k, -1);
   return at::full_like(logits, kNever).scatter(-1, places, values);
 }
@@ -124,6 +124,37 @@ at::Tensor window_of(const std::vector<Row*>& rows, int64_t longest) {
   return at::stack(windows);
 }
 
+// Logits [rows, V] after the tokens of `rows`, which are equally many. Up to max_length tokens the model
+// reads each token once; of longer rows it sees the last max_length, whose positions change with every step.
+at::Tensor next_logits(PerformerLM& net, PerformerLMInputs read, const std::vector<Row*>& rows,
+                       PerformerLMState& state) {
+  const auto length = static_cast<int64_t>(rows.front()->tokens.size());
+  const int64_t longest = net->options().max_length;
+  at::Tensor logits;
+  if (length <= longest) {
+    read.tokens = window_of(rows, length - state.length);
+    logits = net->continue_from(read, state);
+  } else {
+    read.tokens = window_of(rows, longest);
+    logits = net(read);
+  }
+  return logits.select(1, logits.size(1) - 1);
+}
+
+// Takes out the rows whose last token is `end_token`, and what the model remembers of them.
+void drop_ended(std::vector<Row*>& rows, PerformerLMState& state, int64_t end_token) {
+  std::vector<Row*> kept;
+  std::vector<int64_t> places;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i]->tokens.back() == end_token) continue;
+    kept.push_back(rows[i]);
+    places.push_back(static_cast<int64_t>(i));
+  }
+  if (kept.size() == rows.size()) return;
+  rows = std::move(kept);
+  state = select_rows(state, at::tensor(places, at::kLong));
+}
+
 }  // namespace decoding
 
 at::Tensor next_token_probabilities(const at::Tensor& logits, const std::vector<int64_t>& recent,
@@ -204,6 +235,10 @@ at::Tensor AutoregressiveImpl::generate_compatible(const PerformerLMInputs& star
     }
     logits = options.filter == "top_k" ? pytorch_sampling::keep_top_k(logits, options.filter_threshold)
                                        : pytorch_sampling::keep_top_p(logits, options.filter_threshold);
+    check<UsageError>(
+        !logits.isinf().all(-1).any().item<bool>(),
+        "filter {} with threshold {} keeps none of {} tokens; choose a threshold that keeps one",
+        options.filter, options.filter_threshold, logits.size(-1));
     const at::Tensor sample = (logits / options.temperature).softmax(-1).multinomial(1);
     tokens = at::cat({tokens, sample}, 1);
     mask = at::constant_pad_nd(mask, {0, 1}, true);
@@ -233,19 +268,18 @@ at::Tensor AutoregressiveImpl::generate_own(const PerformerLMInputs& start, int6
   std::map<int64_t, std::vector<decoding::Row*>> groups;
   for (decoding::Row& row : rows) groups[row.start_length].push_back(&row);
   for (auto& [length, active] : groups) {
+    PerformerLMState state;
     for (int64_t step = 0; step < steps && !active.empty(); ++step) {
       PerformerLMInputs read;
-      read.tokens = decoding::window_of(active, net_->options().max_length);
       read.context = at_rows(start.context, active);
       read.context_mask = at_rows(start.context_mask, active);
-      const at::Tensor logits = last_logits(read);
+      const at::Tensor logits = decoding::next_logits(net_, read, active, state);
       for (size_t i = 0; i < active.size(); ++i) {
         decoding::Row& row = *active[i];
         const at::Tensor p = next_token_probabilities(logits[static_cast<int64_t>(i)], row.tokens, options);
         row.tokens.push_back(decoding::draw(p, row.random.uniform()));
       }
-      std::erase_if(active,
-                    [&](const decoding::Row* row) { return row->tokens.back() == options.end_token; });
+      decoding::drop_ended(active, state, options.end_token);
     }
   }
   int64_t longest = 0;

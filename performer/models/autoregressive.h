@@ -18,7 +18,8 @@ namespace performer {
 namespace pytorch_sampling {
 
 // The int((1 - threshold) V) largest logits of each row, the others -infinity: a threshold of 0.9 keeps a
-// tenth of the vocabulary. Throws UsageError where that is no token.
+// tenth of the vocabulary, and where that is no token all logits are -infinity. Throws UsageError for a
+// threshold outside of [0, 1].
 at::Tensor keep_top_k(const at::Tensor& logits, double threshold);
 // The most probable tokens up to the one with which their probability exceeds 1 - threshold: a threshold of
 // 0.9 keeps 10 % of the probability, not 90 %.
@@ -64,9 +65,11 @@ struct AutoregressiveOptions {
 //
 // our own:
 //   loss: targets that the mask hides do not count either; 0 where no target counts.
-//   generate: each row as if alone: its masked tokens do not exist, wherever they stand; temperature (0: the
-//   most probable token, the smallest id among equals), repetition penalty over the row's own last tokens
-//   (positive logits divided, negative ones multiplied), top-k, top-p; a row ends with its end token.
+//   generate: each token is read once, with a state that does not grow; only beyond max_length are the last
+//   max_length tokens read again for each. Each row as if alone: its masked tokens do not exist, wherever
+//   they stand; temperature (0: the most probable token, the smallest id among equals), repetition penalty
+//   over the row's own last tokens (positive logits divided, negative ones multiplied), top-k, top-p; a row
+//   ends with its end token.
 class AutoregressiveImpl : public torch::nn::Module {
  public:
   // Throws UsageError for a model that is not causal or has no output layer.

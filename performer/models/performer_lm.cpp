@@ -69,16 +69,17 @@ void PerformerLMImpl::check_tokens(const at::Tensor& tokens) const {
                     options_.vocabulary - 1);
 }
 
+at::Tensor PerformerLMImpl::position_rows(int64_t length) {
+  if (position_table_.defined()) return position_table_.narrow(0, 0, length);
+  if (learned_positions_) return learned_positions_(length);
+  if (axial_positions_) return axial_positions_(length);
+  return {};
+}
+
 at::Tensor PerformerLMImpl::embed(const at::Tensor& tokens) {
-  const int64_t length = tokens.size(1);
   at::Tensor x = token_embedding_(tokens);
-  if (position_table_.defined()) {
-    x = x + position_table_.narrow(0, 0, length).to(x.scalar_type());
-  } else if (learned_positions_) {
-    x = x + learned_positions_(length);
-  } else if (axial_positions_) {
-    x = x + axial_positions_(length);
-  }
+  const at::Tensor rows = position_rows(tokens.size(1));
+  if (rows.defined()) x = x + rows.to(x.scalar_type());
   return is_training() ? ops::dropout(x, options_.embedding_dropout) : x;
 }
 
@@ -95,7 +96,46 @@ at::Tensor PerformerLMImpl::encode(const PerformerLMInputs& inputs) {
 
 at::Tensor PerformerLMImpl::forward(const PerformerLMInputs& inputs) {
   check<UsageError>(options_.output, "this model has no output layer: use encode()");
-  const at::Tensor hidden = encode(inputs);
+  return logits(encode(inputs));
+}
+
+at::Tensor PerformerLMImpl::continue_from(const PerformerLMInputs& inputs, PerformerLMState& state) {
+  check<UsageError>(options_.output, "a model without an output layer gives no logits");
+  check_tokens(inputs.tokens);
+  const int64_t count = inputs.tokens.size(1);
+  check<UsageError>(state.length + count <= options_.max_length,
+                    "{} tokens after {} are more than this model's max_length {}", count, state.length,
+                    options_.max_length);
+  const at::NoGradGuard no_grad;
+  if (state.length == 0) state.positions = position_rows(options_.max_length);
+  PerformerStackInputs with;
+  with.x = token_embedding_(inputs.tokens);
+  if (state.positions.defined()) {
+    with.x = with.x + state.positions.narrow(0, state.length, count).to(with.x.scalar_type());
+  }
+  with.mask = inputs.mask;
+  with.context = inputs.context;
+  with.context_mask = inputs.context_mask;
+  if (rotary_table_.defined()) with.positions = rotary_table_.narrow(0, state.length, count);
+  const at::Tensor hidden = stack_->continue_from(with, state.stack);
+  state.length += count;
+  return logits(final_norm_(hidden));
+}
+
+PerformerLMState select_rows(const PerformerLMState& state, const at::Tensor& index) {
+  PerformerLMState selected = state;
+  for (PerformerBlockState& block : selected.stack) {
+    nn::PerformerAttentionState& attention = block.attention;
+    for (at::Tensor* tensor : {&attention.global.kv, &attention.global.key_sum, &attention.global.log_scale,
+                               &attention.context_summary, &attention.local.key, &attention.local.value,
+                               &block.attention_token, &block.feed_forward_token}) {
+      if (tensor->defined()) *tensor = tensor->index_select(0, index);
+    }
+  }
+  return selected;
+}
+
+at::Tensor PerformerLMImpl::logits(const at::Tensor& hidden) {
   return options_.tied_output ? at::linear(hidden, token_embedding_->weight) : output_(hidden);
 }
 

@@ -41,6 +41,15 @@ struct PerformerLMInputs {
   std::optional<at::Tensor> context_mask = {};  // bool [B, S]
 };
 
+// What a model remembers of the sequences read so far.
+struct PerformerLMState {
+  PerformerStackState stack;
+  at::Tensor positions;  // [max_length, dim]: what is added to embeddings, undefined for nothing
+  int64_t length = 0;    // tokens so far
+};
+// Rows `index` (int64) of the batch, copied.
+PerformerLMState select_rows(const PerformerLMState& state, const at::Tensor& index);
+
 // Embeddings start as N(0, 0.02^2), other weights as LibTorch's defaults. Tables of fixed positions are
 // float32 buffers, as in the reference.
 class PerformerLMImpl : public torch::nn::Module {
@@ -52,6 +61,12 @@ class PerformerLMImpl : public torch::nn::Module {
   at::Tensor forward(const PerformerLMInputs& inputs);
   at::Tensor encode(const PerformerLMInputs& inputs);  // after the final norm: [B, T, dim]
 
+  // Logits [B, T, vocabulary] of the next T tokens of sequences: the last T rows of forward() over all tokens
+  // so far, from a state that does not grow with them; the context counts on the first call only. In
+  // evaluation mode, without gradients. Throws UsageError beyond max_length, for a mask, and for a stack that
+  // is compatible or not causal.
+  at::Tensor continue_from(const PerformerLMInputs& inputs, PerformerLMState& state);
+
   // From now on the embedding of another model, which owns it: it is no parameter of this one any more.
   void share_token_embedding(torch::nn::Embedding other);
   torch::nn::Embedding token_embedding() const { return token_embedding_; }
@@ -61,7 +76,9 @@ class PerformerLMImpl : public torch::nn::Module {
 
  private:
   void check_tokens(const at::Tensor& tokens) const;
+  at::Tensor position_rows(int64_t length);  // [length, dim], or undefined
   at::Tensor embed(const at::Tensor& tokens);
+  at::Tensor logits(const at::Tensor& hidden);
 
   PerformerLMOptions options_;
   torch::nn::Embedding token_embedding_{nullptr};

@@ -102,6 +102,37 @@ at::Tensor PerformerBlockImpl::transform(const at::Tensor& x, const PerformerSta
   return feed_forward_norm_->after(feed_forward_(inner));
 }
 
+namespace stack {
+
+// shift_tokens() of the tokens behind `last`, which moves on.
+at::Tensor shift_behind(const at::Tensor& x, const std::vector<int64_t>& shifts, at::Tensor& last) {
+  const at::Tensor before = last.defined() ? last : at::zeros_like(x.narrow(1, 0, 1));
+  last = x.narrow(1, x.size(1) - 1, 1);
+  return nn::shift_tokens(at::cat({before, x}, 1), shifts).narrow(1, 1, x.size(1));
+}
+
+}  // namespace stack
+
+at::Tensor PerformerBlockImpl::continue_attending(const at::Tensor& x, const PerformerStackInputs& with,
+                                                  PerformerBlockState& state) {
+  nn::PerformerAttentionInputs inputs;
+  inputs.x = attention_norm_->before(x);
+  if (!shifts_.empty()) inputs.x = stack::shift_behind(inputs.x, shifts_, state.attention_token);
+  if (cross_) {
+    inputs.context = with.context;
+    inputs.context_mask = with.context_mask;
+  } else {
+    inputs.positions = with.positions;
+  }
+  return attention_norm_->after(attention_->continue_from(inputs, state.attention));
+}
+
+at::Tensor PerformerBlockImpl::continue_transforming(const at::Tensor& x, PerformerBlockState& state) {
+  at::Tensor inner = feed_forward_norm_->before(x);
+  if (!shifts_.empty()) inner = stack::shift_behind(inner, shifts_, state.feed_forward_token);
+  return feed_forward_norm_->after(feed_forward_(inner));
+}
+
 PerformerStackImpl::PerformerStackImpl(const PerformerStackOptions& options) : options_(options) {
   validate(options);
   for (int64_t layer = 0; layer < options.depth; ++layer) {
@@ -158,6 +189,25 @@ at::Tensor PerformerStackImpl::forward_reversible(const PerformerStackInputs& in
   }
   const nn::Streams y = nn::reversible_sequence(layers, {inputs.x, inputs.x}, reconstruct_);
   return y.first + y.second;
+}
+
+at::Tensor PerformerStackImpl::continue_from(const PerformerStackInputs& inputs, PerformerStackState& state) {
+  check_inputs(inputs);
+  check<UsageError>(options_.causal, "a Performer that is not causal cannot continue a sequence");
+  check<UsageError>(!inputs.mask,
+                    "a Performer that continues a sequence takes no mask: leave masked tokens out");
+  check<UsageError>(inputs.x.size(1) >= 1, "a sequence is continued by at least 1 token");
+  const at::NoGradGuard no_grad;
+  state.resize(blocks_.size());
+  // Reversible blocks read each other's stream, plain ones the only one.
+  at::Tensor first = inputs.x, second = inputs.x;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    first = first + blocks_[i]->continue_attending(second, inputs, state[i]);
+    if (!options_.reversible) second = first;
+    second = second + blocks_[i]->continue_transforming(first, state[i]);
+    if (!options_.reversible) first = second;
+  }
+  return options_.reversible ? first + second : first;
 }
 
 at::Tensor PerformerStackImpl::forward(const PerformerStackInputs& inputs) {

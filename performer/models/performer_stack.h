@@ -53,6 +53,13 @@ void validate(const PerformerStackOptions& options);
 // What a stack reads: x [B, T, dim], mask and, with cross_attend, context [B, S, dim] and context_mask.
 using PerformerStackInputs = nn::PerformerAttentionInputs;
 
+// What blocks remember of the sequences read so far.
+struct PerformerBlockState {
+  nn::PerformerAttentionState attention;
+  at::Tensor attention_token, feed_forward_token;  // [B, 1, dim]: what token shift reads of the last token
+};
+using PerformerStackState = std::vector<PerformerBlockState>;  // one a block; empty before the first token
+
 // Attention and a feed-forward part with residuals: x + after(attention(before(x))), then the same with the
 // feed-forward part.
 class PerformerBlockImpl : public torch::nn::Module {
@@ -63,6 +70,11 @@ class PerformerBlockImpl : public torch::nn::Module {
   // The two branches, without their residuals: [B, T, dim] -> same.
   at::Tensor attend(const at::Tensor& x, const PerformerStackInputs& with);
   at::Tensor transform(const at::Tensor& x, const PerformerStackInputs& with);
+
+  // The same for the next tokens of sequences, see PerformerStackImpl::continue_from().
+  at::Tensor continue_attending(const at::Tensor& x, const PerformerStackInputs& with,
+                                PerformerBlockState& state);
+  at::Tensor continue_transforming(const at::Tensor& x, PerformerBlockState& state);
 
   void redraw(int64_t index) { attention_->redraw(index); }
   bool cross() const { return cross_; }
@@ -90,6 +102,12 @@ class PerformerStackImpl : public torch::nn::Module {
 
   // [B, T, dim]. Throws UsageError for inputs that do not fit the options.
   at::Tensor forward(const PerformerStackInputs& inputs);
+
+  // The next T tokens of sequences, x [B, T, dim] with their rows of `positions`: the last T rows of
+  // forward() over all tokens so far, from a state of fixed size; the context counts on the first call only.
+  // For evaluation mode, without gradients. Throws UsageError in compatible mode, unless causal, and for a
+  // mask.
+  at::Tensor continue_from(const PerformerStackInputs& inputs, PerformerStackState& state);
 
   // Replaces all projections by draw number `index`, now; no effect after fix_projections().
   void redraw(int64_t index);

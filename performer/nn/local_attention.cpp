@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -175,6 +176,55 @@ Tensor local_attention(const Tensor& query, const Tensor& key, const Tensor& val
   Tensor out = join_windows(at::matmul(ops::dropout(weights, options.dropout), v.transpose(2, 3)), sizes);
   if (mask && !options.compatible) out = out.masked_fill(mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
   return out;
+}
+
+namespace {
+
+// At most one window of new tokens.
+Tensor continue_window(const Tensor& query, const Tensor& key, const Tensor& value,
+                       const std::optional<Tensor>& rates, const LocalAttentionOptions& options,
+                       LocalAttentionState& state) {
+  const int64_t count = query.size(1), window = options.window;
+  const auto index = at::TensorOptions(at::kLong).device(query.device());
+  const Tensor positions = at::arange(state.length, state.length + count, index);
+  Tensor q = query, k = key;
+  if (rates) {
+    q = rotate_halves(q, positions, rates->to(at::kDouble));
+    k = rotate_halves(k, positions, rates->to(at::kDouble));
+  }
+  state.key = state.key.defined() ? at::cat({state.key, k}, 1) : k;
+  state.value = state.value.defined() ? at::cat({state.value, value}, 1) : value;
+  state.length += count;
+  const Tensor keys = at::arange(state.length - state.key.size(1), state.length, index);
+  const Tensor from = positions.div(window, "floor").sub(options.look_backward).mul(window).unsqueeze(1);
+  const Tensor hidden = keys.gt(positions.unsqueeze(1)).logical_or(keys.lt(from));  // [T, S]
+  const Tensor scores = window_scores(q.unsqueeze(1), state.key.unsqueeze(1)).squeeze(1);
+  const Tensor weights = scores.masked_fill(hidden, most_negative(scores)).softmax(-1);
+  const Tensor out = at::matmul(weights, state.value.transpose(1, 2)).transpose(1, 2);
+  // The first key that the next token sees.
+  const int64_t first = std::max<int64_t>(0, (state.length / window - options.look_backward) * window);
+  const int64_t kept = std::min(state.length - first, state.key.size(1));
+  state.key = state.key.narrow(1, state.key.size(1) - kept, kept);
+  state.value = state.value.narrow(1, state.value.size(1) - kept, kept);
+  return out;
+}
+
+}  // namespace
+
+Tensor continue_local_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                const std::optional<Tensor>& rates, const LocalAttentionOptions& options,
+                                LocalAttentionState& state) {
+  check_local_arguments(query, key, value, {}, rates, options);
+  check<UsageError>(
+      options.causal && !options.compatible && options.dropout == 0,
+      "local attention continues sequences only when causal, without dropout and not compatible");
+  std::vector<Tensor> outputs;
+  for (int64_t first = 0; first < query.size(1); first += options.window) {
+    const int64_t count = std::min(options.window, query.size(1) - first);
+    const auto part = [&](const Tensor& x) { return x.narrow(1, first, count); };
+    outputs.push_back(continue_window(part(query), part(key), part(value), rates, options, state));
+  }
+  return outputs.empty() ? at::empty_like(value) : at::cat(outputs, 1);
 }
 
 }  // namespace performer::nn

@@ -41,4 +41,18 @@ at::Tensor local_attention(const at::Tensor& query, const at::Tensor& key, const
                            const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& rates,
                            const LocalAttentionOptions& options);
 
+// What later tokens of causal sequences still see: turned keys [B, S, H, D] and values [B, S, H, E] of the
+// last S tokens, S at most (look_backward + 1) windows; undefined before the first token.
+struct LocalAttentionState {
+  at::Tensor key, value;
+  int64_t length = 0;  // tokens so far
+};
+
+// The next T tokens of sequences: the last T rows of local_attention() over all tokens so far, at a cost that
+// does not grow with them. Arguments are those of the new tokens; no masks. `state` moves on. Throws
+// UsageError unless `options` are causal, without dropout and not compatible.
+at::Tensor continue_local_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                    const std::optional<at::Tensor>& rates,
+                                    const LocalAttentionOptions& options, LocalAttentionState& state);
+
 }  // namespace performer::nn

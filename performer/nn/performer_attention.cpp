@@ -6,15 +6,14 @@
 
 #include <cmath>
 #include <memory>
+#include <tuple>
 #include <utility>
 
 #include "performer/base/error.h"
 #include "performer/compat/lucidrains.h"
 #include "performer/kernels/function.h"
-#include "performer/nn/local_attention.h"
 #include "performer/ops/composed.h"
 #include "performer/ops/dropout.h"
-#include "performer/ops/favor.h"
 #include "performer/ops/projection.h"
 
 namespace performer::nn {
@@ -69,9 +68,10 @@ void check_token_mask(const std::optional<at::Tensor>& mask, const char* name, c
 
 // Efficient attention over a whole sequence (Shen et al. 2021): queries softmaxed over features, keys over
 // their tokens. query [B, T, H, D], key [B, S, H, D], value [B, S, H, E]; masked keys are not there. Each
-// query's features and each feature's keys sum to 1, so nothing is divided.
-at::Tensor efficient_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                               const std::optional<at::Tensor>& key_mask) {
+// query's features and each feature's keys sum to 1, so nothing is divided. Keys and values give a summary
+// [B, H, D, E].
+at::Tensor efficient_summary(const at::Tensor& key, const at::Tensor& value,
+                             const std::optional<at::Tensor>& key_mask) {
   at::Tensor phi_k = key;
   if (key_mask) {
     // A finite stand-in for minus infinity, so that a row without any key gives 0 instead of NaN.
@@ -80,7 +80,11 @@ at::Tensor efficient_attention(const at::Tensor& query, const at::Tensor& key, c
   } else {
     phi_k = phi_k.softmax(1);
   }
-  return ops::attention_sums(query.softmax(-1), phi_k, value, /*causal=*/false).numerator;
+  return at::matmul(phi_k.permute({0, 2, 3, 1}), value.transpose(1, 2));
+}
+
+at::Tensor efficient_attention(const at::Tensor& query, const at::Tensor& summary) {
+  return at::matmul(query.softmax(-1).transpose(1, 2), summary).transpose(1, 2);
 }
 
 }  // namespace
@@ -171,6 +175,10 @@ PerformerAttentionImpl::Heads PerformerAttentionImpl::project(const PerformerAtt
   return {split(to_q_(inputs.x)), split(to_k_(source)), split(to_v_(source))};
 }
 
+PerformerAttentionImpl::Heads PerformerAttentionImpl::Heads::part(int64_t first, int64_t count) const {
+  return {query.narrow(2, first, count), key.narrow(2, first, count), value.narrow(2, first, count)};
+}
+
 at::Tensor PerformerAttentionImpl::attend_compatible(const Heads& heads,
                                                      const PerformerAttentionInputs& inputs) const {
   std::optional<at::Tensor> key_mask = inputs.context_mask;
@@ -185,13 +193,34 @@ at::Tensor PerformerAttentionImpl::attend_compatible(const Heads& heads,
   return lucidrains::fast_attention(heads.query, heads.key, value, projection_, with);
 }
 
+PerformerAttentionImpl::Heads PerformerAttentionImpl::rotated(const Heads& heads,
+                                                              const PerformerAttentionInputs& inputs) const {
+  if (!inputs.positions || options_.cross) return heads;
+  return {lucidrains::rotate_pairs(heads.query, *inputs.positions),
+          lucidrains::rotate_pairs(heads.key, *inputs.positions), heads.value};
+}
+
+// Of our own mode; efficient attention over whole sequences has none.
+ops::FeatureMap PerformerAttentionImpl::feature_map() const {
+  ops::FeatureMap map;
+  if (options_.no_projection) {
+    // Queries softmaxed over features and exp(k): the softmax's normaliser cancels, which leaves exponential
+    // features of the inputs themselves, whose log-scales cannot overflow.
+    map.norm_weight = 0;
+    return map;
+  }
+  map.scale = std::pow(static_cast<double>(options_.dim_head), -0.25);
+  map.projection = projection_.to(at::kFloat);
+  if (options_.generalized) {
+    map.family = options_.kernel;
+    map.epsilon = kKernelEpsilon;
+  }
+  return map;
+}
+
 at::Tensor PerformerAttentionImpl::attend_global(const Heads& heads,
                                                  const PerformerAttentionInputs& inputs) const {
-  Heads turned = heads;
-  if (inputs.positions && !options_.cross) {
-    turned.query = lucidrains::rotate_pairs(heads.query, *inputs.positions);
-    turned.key = lucidrains::rotate_pairs(heads.key, *inputs.positions);
-  }
+  const Heads turned = rotated(heads, inputs);
   if (options_.compatible) return attend_compatible(turned, inputs);
 
   ops::AttentionInputs attention;
@@ -201,50 +230,109 @@ at::Tensor PerformerAttentionImpl::attend_global(const Heads& heads,
   attention.causal = options_.causal;
   attention.key_mask = options_.cross ? inputs.context_mask : inputs.mask;
   attention.query_mask = inputs.mask;
-  ops::FeatureMap map;
-  if (options_.no_projection) {
-    if (!options_.causal) {
-      const at::Tensor out = efficient_attention(turned.query, turned.key, turned.value, attention.key_mask);
-      if (!inputs.mask) return out;
-      return out.masked_fill(inputs.mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
-    }
-    // Queries softmaxed over features and exp(k): the softmax's normaliser cancels, which leaves exponential
-    // features of the inputs themselves, whose log-scales cannot overflow.
-    map.norm_weight = 0;
-    return std::get<0>(ops::favor_attention(attention, map));
+  if (options_.no_projection && !options_.causal) {
+    const at::Tensor out =
+        efficient_attention(turned.query, efficient_summary(turned.key, turned.value, attention.key_mask));
+    if (!inputs.mask) return out;
+    return out.masked_fill(inputs.mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
   }
-  map.scale = std::pow(static_cast<double>(options_.dim_head), -0.25);
-  map.projection = projection_.to(at::kFloat);
-  if (options_.generalized) {
-    map.family = options_.kernel;
-    map.epsilon = kKernelEpsilon;
-  }
-  return std::get<0>(ops::favor_attention(attention, map));
+  return std::get<0>(ops::favor_attention(attention, feature_map()));
 }
 
-at::Tensor PerformerAttentionImpl::attend_local(const Heads& heads,
-                                                const PerformerAttentionInputs& inputs) const {
+LocalAttentionOptions PerformerAttentionImpl::local_options() const {
   LocalAttentionOptions with;
   with.window = options_.local_window_size;
   with.causal = options_.causal;
   with.dropout = is_training() ? options_.dropout : 0;
   with.compatible = options_.compatible;
+  return with;
+}
+
+at::Tensor PerformerAttentionImpl::attend_local(const Heads& heads,
+                                                const PerformerAttentionInputs& inputs) const {
   return local_attention(heads.query, heads.key, heads.value, inputs.mask,
-                         rates_.defined() ? rates_ : local_rotary_rates(options_.dim_head), with);
+                         rates_.defined() ? rates_ : local_rotary_rates(options_.dim_head), local_options());
+}
+
+at::Tensor PerformerAttentionImpl::continue_global(const Heads& heads, const PerformerAttentionInputs& inputs,
+                                                   PerformerAttentionState& state) const {
+  const Heads turned = rotated(heads, inputs);
+  if (turned.query.size(1) == 1 && state.global.defined()) {
+    const auto token = [](const at::Tensor& x) { return x.squeeze(1); };
+    return ops::favor_step(token(turned.query), token(turned.key), token(turned.value), state.global,
+                           feature_map())
+        .unsqueeze(1);
+  }
+  ops::AttentionInputs attention;
+  attention.query = turned.query;
+  attention.key = turned.key;
+  attention.value = turned.value;
+  attention.causal = true;
+  if (state.global.defined()) attention.initial = state.global;
+  attention.return_state = true;
+  at::Tensor out;
+  std::tie(out, state.global) = ops::favor_attention(attention, feature_map());
+  return out;
+}
+
+at::Tensor PerformerAttentionImpl::continue_cross(const PerformerAttentionInputs& inputs,
+                                                  PerformerAttentionState& state) {
+  const auto split = [&](const at::Tensor& flat) {
+    return flat.unflatten(-1, {options_.heads, options_.dim_head});
+  };
+  const bool first = !state.global.defined() && !state.context_summary.defined();
+  // Afterwards an empty context: all there is to know of it is in the state.
+  const at::Tensor context = first ? *inputs.context : inputs.x.narrow(1, 0, 0);
+  const at::Tensor query = split(to_q_(inputs.x)), key = split(to_k_(context)), value = split(to_v_(context));
+  if (options_.no_projection) {
+    if (first) state.context_summary = efficient_summary(key, value, inputs.context_mask);
+    return efficient_attention(query, state.context_summary);
+  }
+  ops::AttentionInputs attention;
+  attention.query = query;
+  attention.key = key;
+  attention.value = value;
+  if (first) {
+    attention.key_mask = inputs.context_mask;
+  } else {
+    attention.initial = state.global;
+  }
+  attention.return_state = first;
+  const auto [out, after] = ops::favor_attention(attention, feature_map());
+  if (first) state.global = after;
+  return out;
+}
+
+at::Tensor PerformerAttentionImpl::continue_from(const PerformerAttentionInputs& inputs,
+                                                 PerformerAttentionState& state) {
+  check<UsageError>(!options_.compatible,
+                    "compatible attention has no state to continue from: it looks at whole sequences");
+  check<UsageError>(options_.cross || options_.causal,
+                    "self-attention that is not causal cannot be continued");
+  check<UsageError>(!inputs.mask, "attention that is continued takes no mask: leave masked tokens out");
+  check_inputs(inputs);
+  const at::NoGradGuard no_grad;
+  if (options_.cross) return to_out_(continue_cross(inputs, state).flatten(-2));
+  const Heads heads = project(inputs);
+  std::vector<at::Tensor> outputs;
+  if (global_heads_ > 0) outputs.push_back(continue_global(heads.part(0, global_heads_), inputs, state));
+  if (options_.local_heads > 0) {
+    const Heads local = heads.part(global_heads_, options_.local_heads);
+    outputs.push_back(continue_local_attention(local.query, local.key, local.value,
+                                               local_rotary_rates(options_.dim_head), local_options(),
+                                               state.local));
+  }
+  return to_out_(at::cat(outputs, 2).flatten(-2));
 }
 
 at::Tensor PerformerAttentionImpl::forward(const PerformerAttentionInputs& inputs) {
   check_inputs(inputs);
   count_training_forward();
   const Heads heads = project(inputs);
-  const auto part = [&](int64_t first, int64_t count) {
-    return Heads{heads.query.narrow(2, first, count), heads.key.narrow(2, first, count),
-                 heads.value.narrow(2, first, count)};
-  };
   std::vector<at::Tensor> outputs;
-  if (global_heads_ > 0) outputs.push_back(attend_global(part(0, global_heads_), inputs));
+  if (global_heads_ > 0) outputs.push_back(attend_global(heads.part(0, global_heads_), inputs));
   if (options_.local_heads > 0) {
-    outputs.push_back(attend_local(part(global_heads_, options_.local_heads), inputs));
+    outputs.push_back(attend_local(heads.part(global_heads_, options_.local_heads), inputs));
   }
   const at::Tensor out = to_out_(at::cat(outputs, 2).flatten(-2));
   return ops::dropout(out, is_training() ? options_.dropout : 0);

@@ -10,6 +10,9 @@
 #include <optional>
 #include <string>
 
+#include "performer/nn/local_attention.h"
+#include "performer/ops/favor.h"
+
 namespace performer::nn {
 
 struct PerformerAttentionOptions {
@@ -45,6 +48,13 @@ struct PerformerAttentionInputs {
   std::optional<at::Tensor> context_mask = {};  // bool [B, S], true keeps
 };
 
+// What a module remembers of the sequences that continue_from() has read.
+struct PerformerAttentionState {
+  ops::State global;           // self-attention: of the tokens so far; cross-attention: of the whole context
+  at::Tensor context_summary;  // cross-attention with no_projection: [B, H, D, D]
+  LocalAttentionState local;
+};
+
 // Two modes with the same parameters.
 //
 // compatible: performer-pytorch 1.1.4 and local-attention 1.11.2 to the last quirk: one projection [M, D] for
@@ -69,6 +79,12 @@ class PerformerAttentionImpl : public torch::nn::Module {
   // -> [B, T, dim]; compatible and causal with a shorter context: [B, S, dim].
   at::Tensor forward(const PerformerAttentionInputs& inputs);
 
+  // The next T tokens of sequences, x [B, T, dim] with the rows of `positions` that are theirs: the last T
+  // rows of forward() over all tokens so far, from a state whose size does not grow with them.
+  // Cross-attention reads the context on the first call only. No gradients. Throws UsageError in compatible
+  // mode, for self-attention that is not causal, and for a mask.
+  at::Tensor continue_from(const PerformerAttentionInputs& inputs, PerformerAttentionState& state);
+
   // Replaces the projection in place by draw number `index` (a fresh module has number 0): the same on every
   // machine. No effect without a projection or after fix_projection().
   void redraw(int64_t index);
@@ -80,9 +96,16 @@ class PerformerAttentionImpl : public torch::nn::Module {
 
  private:
   struct Heads {
-    at::Tensor query, key, value;  // [B, T or S, H, D]
+    at::Tensor query, key, value;                    // [B, T or S, H, D]
+    Heads part(int64_t first, int64_t count) const;  // of the heads
   };
   void check_inputs(const PerformerAttentionInputs& inputs) const;
+  ops::FeatureMap feature_map() const;
+  LocalAttentionOptions local_options() const;
+  Heads rotated(const Heads& heads, const PerformerAttentionInputs& inputs) const;
+  at::Tensor continue_global(const Heads& heads, const PerformerAttentionInputs& inputs,
+                             PerformerAttentionState& state) const;
+  at::Tensor continue_cross(const PerformerAttentionInputs& inputs, PerformerAttentionState& state);
   Heads project(const PerformerAttentionInputs& inputs);
   at::Tensor attend_global(const Heads& heads, const PerformerAttentionInputs& inputs) const;
   at::Tensor attend_compatible(const Heads& heads, const PerformerAttentionInputs& inputs) const;
