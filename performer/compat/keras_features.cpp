@@ -74,7 +74,7 @@ Tensor transform(const std::string& name, const Tensor& given, const Tensor& oth
   } else if (name == "expmod") {
     features = shifted_exp(u) * std::exp(-0.5 * std::sqrt(static_cast<double>(x.size(-1))));
   } else if (name == "relu") {
-    features = ops::activation("relu", u) + kReluEpsilon;
+    features = u * u.gt(0) + kReluEpsilon;  // a product: gradients that are NaN stay NaN, as they do there
   } else {
     features = ops::activation(name == "elu" ? "elu+1" : name, u);
   }

@@ -28,14 +28,24 @@ inline void expect_known(const Case& item, std::set<std::string> known) {
   }
 }
 
-inline std::optional<double> optional_number(const Case& item, const std::string& name) {
+// Of an option that a record may leave out or give as null, for the default of the reference.
+template <class T>
+std::optional<T> optional(const Case& item, const std::string& name) {
   if (!item.options.contains(name) || item.options.at(name).is_null()) return std::nullopt;
-  return item.option<double>(name);
+  return item.option<T>(name);
 }
 
-inline std::string text_or_none(const Case& item, const std::string& name) {
-  if (!item.options.contains(name) || item.options.at(name).is_null()) return "none";
-  return item.option<std::string>(name);
+template <class T>
+T option_or(const Case& item, const std::string& name, T fallback) {
+  return optional<T>(item, name).value_or(std::move(fallback));
+}
+
+inline std::string transform_of(const Case& item) {
+  return option_or<std::string>(item, "feature_transform", "exp");
+}
+
+inline int64_t random_features_of(const Case& item) {
+  return option_or<int64_t>(item, "num_random_features", 256);
 }
 
 // The recorded projection W is the one that its seed gives, as closely as draws that differ in their last
@@ -50,38 +60,47 @@ inline void expect(Group& group, const Case& item, const std::string& name, cons
   group.expect(item, name, actual);
 }
 
-// Calls `run` with the inputs named in `gradients` as leaves and the others as constants, in float32 and in
-// double; compares `out` and, where recorded, the gradient of sum(out * cot) by each of them as d<name>.
-inline void compare(Group& group, const Case& item, const std::set<std::string>& gradients,
-                    const std::function<at::Tensor(const std::map<std::string, at::Tensor>&)>& run) {
-  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
-    std::map<std::string, at::Tensor> inputs;
-    for (const std::string& name : item.inputs) {
-      at::Tensor input = item.tensor(name);
-      if (input.is_floating_point()) input = input.to(type).clone();
-      inputs[name] = input.set_requires_grad(gradients.contains(name));
-    }
-    const at::Tensor out = run(inputs);
-    keras::expect(group, item, "out", out);
-    if (!inputs.contains("cot")) continue;
-    std::vector<at::Tensor> leaves;
-    std::vector<std::string> names;
-    for (const auto& [name, input] : inputs) {
-      if (!item.outputs.contains("d" + name)) continue;
-      ASSERT_TRUE(gradients.contains(name)) << item.id << ": gradient d" << name << " is not computed";
-      names.push_back("d" + name);
-      leaves.push_back(input);
-    }
-    const auto grads = torch::autograd::grad({(out * inputs["cot"]).sum()}, leaves, {}, std::nullopt, false,
-                                             /*allow_unused=*/true);
-    for (size_t i = 0; i < names.size(); ++i) {
-      keras::expect(group, item, names[i], grads[i].defined() ? grads[i] : at::zeros_like(leaves[i]));
-    }
+using Inputs = std::map<std::string, at::Tensor>;
+
+// The inputs in the given type, masks included: the reference knows no others. Those whose gradient is
+// recorded are leaves.
+inline Inputs inputs_of(const Case& item, at::ScalarType type) {
+  Inputs inputs;
+  for (const std::string& name : item.inputs) {
+    at::Tensor input = item.tensor(name);
+    if (input.is_floating_point() || name == "mask") input = input.to(type).clone();
+    inputs[name] = input.set_requires_grad(item.outputs.contains("d" + name));
+  }
+  return inputs;
+}
+
+// `out` and, where recorded, the gradient of sum(out * cot) by each input as d<name>.
+inline void expect_out(Group& group, const Case& item, const Inputs& inputs, const at::Tensor& out) {
+  keras::expect(group, item, "out", out);
+  if (!inputs.contains("cot") || !out.requires_grad()) return;
+  std::vector<at::Tensor> leaves;
+  std::vector<std::string> names;
+  for (const auto& [name, input] : inputs) {
+    if (!input.requires_grad()) continue;
+    names.push_back("d" + name);
+    leaves.push_back(input);
+  }
+  const auto grads = torch::autograd::grad({(out * inputs.at("cot")).sum()}, leaves, {}, std::nullopt, false,
+                                           /*allow_unused=*/true);
+  for (size_t i = 0; i < names.size(); ++i) {
+    keras::expect(group, item, names[i], grads[i].defined() ? grads[i] : at::zeros_like(leaves[i]));
   }
 }
 
-inline std::optional<at::Tensor> maybe(const std::map<std::string, at::Tensor>& inputs,
-                                       const std::string& name) {
+// Calls `run` in float32 and in double.
+inline void compare(Group& group, const Case& item, const std::function<at::Tensor(const Inputs&)>& run) {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const Inputs inputs = inputs_of(item, type);
+    expect_out(group, item, inputs, run(inputs));
+  }
+}
+
+inline std::optional<at::Tensor> maybe(const Inputs& inputs, const std::string& name) {
   const auto found = inputs.find(name);
   if (found == inputs.end()) return std::nullopt;
   return found->second;
@@ -89,15 +108,16 @@ inline std::optional<at::Tensor> maybe(const std::map<std::string, at::Tensor>& 
 
 inline compat::keras::AttentionOptions attention_options(const Case& item) {
   compat::keras::AttentionOptions with;
-  const auto& options = item.options;
-  with.feature_transform = options.at("feature_transform");
-  with.is_short_seq = options.value("is_short_seq", false);
-  with.scale = optional_number(item, "scale").value_or(1 / std::sqrt(item.option<double>("key_dim")));
-  with.scale_by_length = options.value("scale_by_length", false);
-  if (options.value("use_causal_windowed", false)) {
-    with.window = compat::keras::Window{
-        options.value("causal_chunk_length", int64_t{1}), options.value("causal_window_length", int64_t{3}),
-        optional_number(item, "causal_window_decay"), text_or_none(item, "causal_padding")};
+  with.feature_transform = transform_of(item);
+  with.is_short_seq = option_or(item, "is_short_seq", false);
+  const auto key_dim = static_cast<double>(item.tensor("query").size(-1));
+  with.scale = option_or(item, "scale", 1 / std::sqrt(key_dim));
+  with.scale_by_length = option_or(item, "scale_by_length", false);
+  if (option_or(item, "use_causal_windowed", false)) {
+    with.window = compat::keras::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
+                                        option_or<int64_t>(item, "causal_window_length", 3),
+                                        optional<double>(item, "causal_window_decay"),
+                                        option_or<std::string>(item, "causal_padding", "none")};
   }
   return with;
 }

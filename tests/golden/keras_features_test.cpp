@@ -9,7 +9,6 @@ namespace performer::golden::keras {
 namespace {
 
 namespace reference = compat::keras;
-using Inputs = std::map<std::string, at::Tensor>;
 
 TEST(KerasGolden, Features) {
   Group group("features", "keras");
@@ -17,16 +16,16 @@ TEST(KerasGolden, Features) {
   for (const Case& item : group.cases()) {
     expect_known(item, {"feature_transform", "is_query", "num_random_features", "normalize_data",
                         "numerical_renormalizer", "numerical_stabilizer", "extra_renormalize_exp_fun"});
-    const std::string name = item.options.at("feature_transform");
-    ASSERT_EQ(item.has("W"), item.option<int64_t>("num_random_features") > 0) << item.id;
+    const std::string name = transform_of(item);
+    ASSERT_EQ(item.has("W"), random_features_of(item) > 0) << item.id;
     reference::ExpPlusOptions with;
-    with.numerical_stabilizer = item.options.value("numerical_stabilizer", with.numerical_stabilizer);
-    with.normalize_data = item.options.value("normalize_data", with.normalize_data);
-    with.numerical_renormalizer = item.options.value("numerical_renormalizer", with.numerical_renormalizer);
+    with.numerical_stabilizer = option_or(item, "numerical_stabilizer", with.numerical_stabilizer);
+    with.normalize_data = option_or(item, "normalize_data", with.normalize_data);
+    with.numerical_renormalizer = option_or(item, "numerical_renormalizer", with.numerical_renormalizer);
     with.extra_renormalize_exp_fun =
-        item.options.value("extra_renormalize_exp_fun", with.extra_renormalize_exp_fun);
+        option_or(item, "extra_renormalize_exp_fun", with.extra_renormalize_exp_fun);
     const bool is_query = item.option<bool>("is_query");
-    compare(group, item, {"x"}, [&](const Inputs& inputs) {
+    compare(group, item, [&](const Inputs& inputs) {
       const at::Tensor& x = inputs.at("x");
       const at::Tensor other = maybe(inputs, "y").value_or(x);
       if (name == "expplus") return reference::expplus(x, other, is_query, maybe(inputs, "W"), with);
