@@ -9,29 +9,13 @@
 
 #include "performer/base/error.h"
 #include "performer/data/vocabulary.h"
-#include "tests/data/masking_golden.h"
 
 namespace performer::data {
 namespace {
 
 using testing::ElementsAre;
 
-std::vector<float> uniforms(const std::vector<int64_t>& numbers) {
-  std::vector<float> result;
-  for (const int64_t number : numbers) result.push_back(static_cast<float>(number) * 0x1.0p-23f);
-  return result;
-}
-
-TEST(Masking, CorruptsAsProteinLm) {
-  for (const test::MaskingCase& golden : test::kMaskingCases) {
-    std::vector<int64_t> tokens = golden.tokens;
-    const auto weights = corrupt(tokens, uniforms(golden.choose), uniforms(golden.mix), golden.replacement,
-                                 golden.rate, {golden.mask, golden.random});
-    EXPECT_EQ(tokens, golden.inputs) << golden.name;
-    EXPECT_EQ(weights, golden.weights) << golden.name;
-  }
-}
-
+// Draws and results recorded from protein_lm: tests/golden/masking_test.cpp.
 TEST(Masking, ComparesInFloat32) {
   // 0.9f is below 0.1 + 0.8 in double and equal to it in float32; 0.15f likewise is above 0.15 in double.
   std::vector<int64_t> tokens{1, 1, 1, 1};
