@@ -21,6 +21,9 @@ add_compile_options(-Wall -Wextra)
 if(CCACHE_PROGRAM AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_compile_options(-fpch-preprocess)  # lets ccache see through precompiled headers
 endif()
+if(PERFORMER_BUILD_FUZZERS)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # counts which branches an input takes
+endif()
 if(PERFORMER_SANITIZE)
   add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer)
   add_link_options(-fsanitize=address,undefined)
