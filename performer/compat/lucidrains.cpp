@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "performer/base/error.h"
 #include "performer/base/philox.h"
@@ -39,6 +40,46 @@ Tensor overflowing_causal_attention(const Tensor& q, const Tensor& k, const Tens
   const Tensor inverse = at::einsum("bthm,bthm->bth", {q, k.cumsum(1) + epsilon}).reciprocal();
   const Tensor context = (k.unsqueeze(-1) * v.unsqueeze(-2)).cumsum(1);
   return at::einsum("bthme,bthm,bth->bthe", {context, q, inverse});
+}
+
+// Rows of the reference's result where queries and keys differ in number: it splits both into at most
+// `chunks` pieces of equal size, pairs piece by piece, stops with the shorter list, and a piece of one token
+// goes with every token of its partner.
+struct PairedRows {
+  std::vector<int64_t> query, last_key;  // of each row
+};
+
+PairedRows pair_pieces(int64_t queries, int64_t keys, int64_t chunks) {
+  const auto piece = [&](int64_t length) { return std::max<int64_t>(1, (length + chunks - 1) / chunks); };
+  const int64_t query_step = piece(queries), key_step = piece(keys);
+  PairedRows rows;
+  for (int64_t q = 0, k = 0; q < queries && k < keys; q += query_step, k += key_step) {
+    const int64_t q_length = std::min(query_step, queries - q), k_length = std::min(key_step, keys - k);
+    check<UsageError>(
+        q_length == k_length || q_length == 1 || k_length == 1,
+        "causal attention of {} queries and {} keys pairs {} queries with {} keys in {} chunks: give as many "
+        "keys as queries",
+        queries, keys, q_length, k_length, chunks);
+    for (int64_t i = 0; i < std::max(q_length, k_length); ++i) {
+      rows.query.push_back(q + (q_length == 1 ? 0 : i));
+      rows.last_key.push_back(k + (k_length == 1 ? 0 : i));
+    }
+  }
+  return rows;
+}
+
+Tensor paired_causal_attention(const Tensor& phi_q, const Tensor& phi_k, const Tensor& value,
+                               const PairedRows& rows, double epsilon) {
+  const auto index = [&](const std::vector<int64_t>& numbers) {
+    return at::tensor(numbers, at::kLong).to(phi_q.device());
+  };
+  const Tensor q = phi_q.to(at::kDouble).index_select(1, index(rows.query));
+  const Tensor future = at::arange(phi_k.size(1), at::TensorOptions(at::kLong).device(phi_k.device()))
+                            .gt(index(rows.last_key).unsqueeze(-1));
+  const Tensor weights = at::einsum("brhm,bshm->bhrs", {q, phi_k.to(at::kDouble)}).masked_fill(future, 0);
+  const Tensor numerator = at::einsum("bhrs,bshe->brhe", {weights, value.to(at::kDouble)});
+  const Tensor denominator = weights.sum(-1).transpose(1, 2) + q.sum(-1) * epsilon;
+  return (numerator / denominator.unsqueeze(-1)).to(value.scalar_type());
 }
 
 }  // namespace
@@ -114,11 +155,9 @@ Tensor causal_linear_attention(const Tensor& phi_q, const Tensor& phi_k, const T
                                int64_t chunks) {
   check<UsageError>(chunks >= 1, "causal attention needs at least 1 chunk, found {}", chunks);
   const int64_t queries = phi_q.size(1), keys = phi_k.size(1), rows = std::min(queries, keys);
-  check<UsageError>(
-      queries == keys || std::max(queries, keys) <= chunks,
-      "causal attention needs as many keys as queries beyond {} tokens, found {} queries and {} "
-      "keys",
-      chunks, queries, keys);
+  if (queries != keys && std::max(queries, keys) > chunks) {
+    return paired_causal_attention(phi_q, phi_k, value, pair_pieces(queries, keys, chunks), epsilon);
+  }
   const Tensor q = phi_q.narrow(1, 0, rows), k = phi_k.narrow(1, 0, rows), v = value.narrow(1, 0, rows);
   if (float_sums_overflow(k, v)) return overflowing_causal_attention(q, k, v, epsilon);
   const Tensor precise_q = q.to(at::kDouble);

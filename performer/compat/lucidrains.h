@@ -49,9 +49,11 @@ at::Tensor linear_attention(const at::Tensor& phi_q, const at::Tensor& phi_k, co
 
 // Causal form. `epsilon` is added to each feature of the running key sum, so the denominator gains
 // epsilon * sum(phi_q); the numerator has none. The reference splits queries and keys into at most `chunks`
-// pieces each and pairs them up: lengths that differ, neither longer than `chunks`, are cut to the shorter.
+// pieces each and pairs them up: lengths that differ, neither longer than `chunks`, are cut to the shorter;
+// longer ones are paired piece by piece as there, a piece of one token with every token of the other.
 // Keys whose float32 sums overflow give NaN where they do there.
-// -> [B, min(T, S), H, E]. Throws UsageError for longer lengths that differ.
+// -> [B, min(T, S), H, E] (R rows for longer lengths that differ). Throws UsageError where pieces of
+// different sizes meet.
 at::Tensor causal_linear_attention(const at::Tensor& phi_q, const at::Tensor& phi_k, const at::Tensor& value,
                                    double epsilon = 1e-6, int64_t chunks = 128);
 

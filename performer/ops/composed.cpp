@@ -32,6 +32,8 @@ const std::map<std::string, Unary>& activations() {
       {"identity", [](const Tensor& x) { return x; }},
       {"exp", [](const Tensor& x) { return at::exp(x); }},
       {"softplus", [](const Tensor& x) { return at::softplus(x); }},
+      {"silu", [](const Tensor& x) { return at::silu(x); }},
+      {"mish", [](const Tensor& x) { return at::mish(x); }},
       {"leaky-relu", [](const Tensor& x) { return at::leaky_relu(x); }},
   };
   return all;

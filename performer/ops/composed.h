@@ -15,8 +15,8 @@
 namespace performer::ops {
 
 // Element-wise functions of the references by name: relu, elu, elu+1, square, abs, requ, gelu (exact),
-// gelu-tanh, sigmoid, tanh, cos, sin, identity, exp, softplus, leaky-relu. Throws UsageError with the known
-// names for another.
+// gelu-tanh, sigmoid, tanh, cos, sin, identity, exp, softplus, silu, mish, leaky-relu. Throws UsageError with
+// the known names for another.
 at::Tensor activation(const std::string& name, const at::Tensor& x);
 std::vector<std::string> activation_names();
 

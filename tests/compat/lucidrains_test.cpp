@@ -158,7 +158,26 @@ TEST(LucidrainsLinearAttention, UnequalLengthsAreCutUpToTheNumberOfChunks) {
   ASSERT_EQ(out.size(1), 5);
   EXPECT_LT(gap(out, causal_linear_attention(q, k.narrow(1, 0, 5), v.narrow(1, 0, 5))), 1e-15);
   EXPECT_EQ(causal_linear_attention(k, q, v.narrow(1, 0, 5)).size(1), 5);
-  EXPECT_THAT([&] { causal_linear_attention(q, k, v, 1e-6, 6); },
+}
+
+// Six pieces: queries 1, 1, 1, 1, 1, keys 2, 2, 2, 1. Each query meets the keys of its partner one by one.
+TEST(LucidrainsLinearAttention, LongerUnequalLengthsPairUpPieceByPiece) {
+  const at::Tensor q = normal({1, 5, 1, 3}, 1).abs(), k = normal({1, 7, 1, 3}, 2).abs(),
+                   v = normal({1, 7, 1, 2}, 3);
+  const at::Tensor queries = at::tensor({0, 0, 1, 1, 2, 2, 3}, at::kLong);
+  EXPECT_LT(gap(causal_linear_attention(q, k, v, 0.1, 6),
+                causal_linear_attention(q.index_select(1, queries), k, v, 0.1)),
+            1e-15);
+  // Keys 1, 1, 1, 1, 1, queries 2, 2, 2, 1: both queries of a piece see its key.
+  const at::Tensor out = causal_linear_attention(k, q, v.narrow(1, 0, 5), 0.1, 6);
+  ASSERT_EQ(out.size(1), 7);
+  for (int64_t row = 0; row < 7; ++row) {
+    const int64_t seen = row / 2 + 1;
+    const at::Tensor alone = causal_linear_attention(k.narrow(1, row, 1).expand({-1, seen, -1, -1}),
+                                                     q.narrow(1, 0, seen), v.narrow(1, 0, seen), 0.1);
+    EXPECT_LT(gap(out.select(1, row), alone.select(1, seen - 1)), 1e-14) << row;
+  }
+  EXPECT_THAT([&] { causal_linear_attention(q, k, v, 1e-6, 2); },
               ThrowsMessage<UsageError>(HasSubstr("5 queries and 7")));
 }
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cctype>
 #include <map>
 #include <set>
 #include <string>
@@ -23,11 +24,31 @@ inline void expect_known_options(const Case& item, const std::set<std::string>& 
   }
 }
 
-// A function's name there is its name here, but for hyphens.
-inline std::string kernel_name(const nlohmann::json& option) {
-  std::string name = option.is_string() ? option.get<std::string>() : "relu";
-  for (char& letter : name) letter = letter == '_' ? '-' : letter;
-  return name;
+// A function's name there ("gelu (exact erf)", "leaky_relu", "LeakyReLU"; none: `absent`) as its name here.
+inline std::string kernel_name(const nlohmann::json& option, const std::string& absent = "relu") {
+  static const std::map<std::string, std::string> kOther = {
+      {"leakyrelu", "leaky-relu"}, {"elu1", "elu+1"},        {"elu-1", "elu+1"}, {"elu-plus-one", "elu+1"},
+      {"elu-plus-1", "elu+1"},     {"shifted-elu", "elu+1"}, {"sqr", "square"},  {"swish", "silu"}};
+  if (!option.is_string()) return absent;
+  std::string name = option.get<std::string>();
+  name = name.substr(0, name.find(' '));  // without a remark in brackets
+  for (char& letter : name) letter = letter == '_' ? '-' : static_cast<char>(std::tolower(letter));
+  const auto other = kOther.find(name);
+  return other == kOther.end() ? name : other->second;
+}
+
+// `result` of output `name`, ready to be compared with the double recording. Where the reference's float32
+// run overflows though its double run does not, ours must overflow in the same places; they are then taken as
+// equal, so that what is finite is compared.
+inline at::Tensor with_same_overflow(const Case& item, const std::string& name, const at::Tensor& result) {
+  const nlohmann::json& entry = item.entry["outputs"][name];
+  if (result.scalar_type() != at::kFloat || entry.value("nonfinite_f32", 0) == 0) return result;
+  const std::string other = item.outputs.at(name).float64_name;
+  if (other.empty()) return result;
+  const at::Tensor recorded = item.tensor(name), precise = item.tensor(other);
+  EXPECT_TRUE(at::equal(result.isnan(), recorded.isnan()) && at::equal(result.isinf(), recorded.isinf()))
+      << item.group << " " << item.id << " " << name << ": overflows elsewhere than the reference";
+  return at::where(recorded.isfinite(), result, precise.to(at::kFloat));
 }
 
 // Compares `out` and the gradients of sum(out * cot) with all that is recorded: output NAME of the case is
@@ -48,21 +69,7 @@ inline void expect_all(Group& group, const Case& item, const at::Tensor& out,
     const auto gradients = torch::autograd::grad({loss}, inputs);
     for (size_t i = 0; i < names.size(); ++i) results[names[i]] = gradients[i];
   }
-  for (const auto& [name, result] : results) {
-    at::Tensor compared = result;
-    const nlohmann::json& entry = item.entry["outputs"][name];
-    if (result.scalar_type() == at::kFloat && entry.value("nonfinite_f32", 0) > 0 &&
-        entry.value("nonfinite_f64", 0) == 0) {
-      // Overflow of the float32 run must be where the reference overflows; what is finite is compared.
-      const at::Tensor recorded = item.tensor(name);
-      EXPECT_TRUE(at::equal(result.isnan(), recorded.isnan()) && at::equal(result.isinf(), recorded.isinf()))
-          << item.group << " " << item.id << " " << name << ": overflows elsewhere than the reference";
-      const std::string other = item.outputs.at(name).float64_name;
-      if (!other.empty())
-        compared = at::where(recorded.isfinite(), result, item.tensor(other).to(at::kFloat));
-    }
-    group.expect(item, name, compared);
-  }
+  for (const auto& [name, result] : results) group.expect(item, name, with_same_overflow(item, name, result));
 }
 
 }  // namespace performer::golden::lucidrains_attention

@@ -84,7 +84,8 @@ TEST(LucidrainsGolden, LinearAttention) {
   Group group("linear_attention", "lucidrains");
   if (group.empty()) GTEST_SKIP() << kMissing;
   for (const Case& item : group.cases()) {
-    expect_known_options(item, {"B", "H", "L", "S", "m", "dv", "small_features", "chunk_size", "eps"});
+    expect_known_options(item,
+                         {"B", "H", "L", "S", "m", "dv", "small_features", "chunk_size", "eps", "inputs"});
     for (const at::ScalarType type : kBothTypes) {
       const Leaf q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
       at::Tensor out;

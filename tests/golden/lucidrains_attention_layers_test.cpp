@@ -36,7 +36,8 @@ nn::PerformerAttentionOptions layer_options(const Case& item) {
                               "rotary",
                               "context_len",
                               "context_mask",
-                              "inputs"});
+                              "inputs",
+                              "dropout"});
   nn::PerformerAttentionOptions options;
   options.dim = item.option<int64_t>("dim");
   options.heads = item.option<int64_t>("heads");
@@ -51,6 +52,7 @@ nn::PerformerAttentionOptions layer_options(const Case& item) {
   options.qkv_bias = item.option<bool>("qkv_bias");
   options.out_bias = item.option<bool>("attn_out_bias");
   options.cross = item.function == "CrossAttention";
+  options.dropout = item.options.value("dropout", 0.0);
   options.redraw_interval = -1;  // the counter is the stack's there
   return options;
 }

@@ -19,6 +19,8 @@ namespace performer::golden::lucidrains_models {
 // no recorded option is ignored. Keys in kDescription say how a case was recorded and are skipped.
 PerformerStackOptions stack_options(const nlohmann::json& options);
 PerformerLMOptions lm_options(const nlohmann::json& options);
+// {"ignore_index", "pad"}, as cases of losses have them.
+AutoregressiveOptions loss_options(const nlohmann::json& loss);
 EncoderDecoderOptions encoder_decoder_options(const nlohmann::json& options);
 
 // Input `name` as the model gets it: numbers in `type`, integers as int64, masks as bool; nothing if the case

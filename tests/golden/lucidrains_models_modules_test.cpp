@@ -11,6 +11,7 @@
 #include "performer/nn/norms.h"
 #include "performer/nn/position_embeddings.h"
 #include "performer/nn/token_shift.h"
+#include "tests/golden/lucidrains_attention.h"
 #include "tests/golden/lucidrains_models.h"
 
 namespace performer::golden::lucidrains_models::modules {
@@ -53,7 +54,7 @@ struct Around : torch::nn::Module {
 };
 
 void expect_around(Group& group, const Case& item, at::ScalarType type) {
-  check_options(item, {"dim", "eps", "inner", "inputs", "shifts", "mask"});
+  check_options(item, {"dim", "eps", "inner", "inputs", "shifts", "mask", "B", "L"});
   Around model(item);
   nn::import_weights(model, weights(item), Around::name);
   model.to(type);
@@ -62,16 +63,17 @@ void expect_around(Group& group, const Case& item, at::ScalarType type) {
 }
 
 void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
-  check_options(item, {"dim", "mult", "glu", "activation", "chunks", "along_dim"});
+  check_options(item, {"dim", "mult", "glu", "activation", "chunks", "along_dim", "B", "L", "inputs"});
   nn::FeedForwardOptions options;
   options.dim = item.option<int64_t>("dim");
   options.mult = item.options.value("mult", options.mult);
   options.glu = item.options.value("glu", false);
-  const std::string activation = item.options.value("activation", "gelu");
-  options.activation = activation.substr(0, activation.find(' '));  // without a remark in brackets
+  options.activation =
+      lucidrains_attention::kernel_name(item.options.value("activation", nlohmann::json()), "gelu");
   options.chunks = item.options.value("chunks", options.chunks);
   const int64_t along = item.options.value("along_dim", 1);  // of [B, T, dim]
-  ASSERT_TRUE(along == 1 || along == -2) << item.id;
+  const bool along_batch = along == 0 || along == -3;
+  ASSERT_TRUE(along == 1 || along == -2 || along_batch) << item.id;
   nn::FeedForward model(options);
   const auto name = [](const std::string& theirs) {
     return theirs.starts_with("fn.") ? theirs.substr(3) : theirs;
@@ -79,11 +81,12 @@ void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
   nn::import_weights(*model, weights(item), name);
   model->to(type);
   const at::Tensor x = number(item, "x", type).requires_grad_();
-  expect_all(group, item, "out", model(x), *model, {{"x", x}}, name);
+  const at::Tensor out = along_batch ? model(x.transpose(0, 1)).transpose(0, 1) : model(x);
+  expect_all(group, item, "out", out, *model, {{"x", x}}, name);
 }
 
 void expect_rotary(Group& group, const Case& item, at::ScalarType type) {
-  check_options(item, {"B", "H", "L", "d"});
+  check_options(item, {"B", "H", "L", "d", "inputs", "max_seq_len"});
   const auto rotated = [&](const at::Tensor& x) {  // recorded as [B, H, L, d]
     return compat::lucidrains::rotate_pairs(x.transpose(1, 2), item.tensor("pos_table")).transpose(1, 2);
   };
