@@ -42,7 +42,7 @@ float unit_float(uint32_t word) {  // [0, 1): the low 23 bits as a mantissa
 
 void box_muller(uint32_t first, uint32_t second, float* out) {
   const float u = std::max(unit_float(first), 1e-7f);
-  const float angle = static_cast<float>(2 * std::numbers::pi) * unit_float(second);
+  const auto angle = static_cast<float>(2 * std::numbers::pi * unit_float(second));  // rounded once
   const float radius = std::sqrt(-2.0f * std::log(u));
   out[0] = std::sin(angle) * radius;
   out[1] = std::cos(angle) * radius;

@@ -6,6 +6,7 @@
 #include <torch/types.h>
 
 #include <cmath>
+#include <map>
 
 #include "performer/base/error.h"
 #include "performer/compat/keras_attention.h"
@@ -143,6 +144,25 @@ TEST(KerasProjection, RedrawsDirectionsOnly) {
   EXPECT_TRUE(at::allclose(at::matmul(unit, unit.t()), at::eye(8), 0, 1e-5));
   EXPECT_THROW(redrawn_projection(0, 8, 3, 0), UsageError);
   EXPECT_THROW(projection_from_seed(4, 0, {0, 1}), UsageError);
+}
+
+// Values of TensorFlow. An angle computed in float32 would miss the last ones by 1e-6.
+TEST(KerasProjection, NormalsAreThoseOfTheStatelessGenerator) {
+  const Tensor normals = stateless_normal(8, 8, {7, 8}).flatten();
+  const std::map<int64_t, double> expected = {
+      {0, 2.4693768}, {1, -0.514987946}, {2, 1.24089539}, {52, -2.00864482}, {53, 1.65502357}};
+  for (const auto& [index, value] : expected) {
+    EXPECT_NEAR(normals[index].item<double>(), value, 3e-7) << index;
+  }
+}
+
+// Gradients of relu are a product with 0 or 1 in the reference: NaN stays NaN where the input is negative.
+TEST(KerasTransform, ReluPassesGradientsThatAreNan) {
+  const Tensor x = at::tensor({-1.0, 2.0}, at::kDouble).view({1, 1, 1, 2}).requires_grad_(true);
+  const Tensor out = transform("relu", x, x, true, std::nullopt);
+  EXPECT_TRUE(at::allclose(out, at::tensor({1e-3, 2.001}, at::kDouble)));
+  (out.sum() * NAN).backward();
+  EXPECT_TRUE(x.grad().isnan().all().item<bool>());
 }
 
 TEST(KerasTransform, NothingIsNoError) {
