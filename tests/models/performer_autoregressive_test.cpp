@@ -114,7 +114,8 @@ TEST(PytorchSampling, ThresholdsKeepTheRest) {
       at::equal(kept(pytorch_sampling::keep_top_p(logits, 0.4)), at::tensor({0, 1, 0, 1}).to(at::kBool)));
   EXPECT_TRUE(
       at::equal(kept(pytorch_sampling::keep_top_p(logits, 0.6)), at::tensor({0, 1, 0, 0}).to(at::kBool)));
-  EXPECT_THROW(pytorch_sampling::keep_top_k(logits, 0.9), UsageError) << "int(0.1 * 4) tokens";
+  EXPECT_FALSE(kept(pytorch_sampling::keep_top_k(logits, 0.9)).any().item<bool>()) << "int(0.1 * 4) tokens";
+  EXPECT_THROW(pytorch_sampling::keep_top_k(logits, -0.5), UsageError);
 }
 
 TEST(Autoregressive, LossIsTheMeanOverTargetsThatCount) {
