@@ -145,9 +145,7 @@ FeatureMapImpl::FeatureMapImpl(const FeatureMapOptions& options, int64_t query_d
   const bool generalized = options.map == "generalized";
   const int64_t asked = options.n_dims > 0 ? options.n_dims : query_dimensions;
   n_dims_ = generalized ? 2 * asked : options.map == "smoothed-random-fourier" ? asked - 1 : asked;
-  check<UsageError>(n_dims_ >= 2,
-                    "feature_map.n_dims = {} leaves no random direction of map {}; it needs at least {}",
-                    asked, options.map, options.map == "smoothed-random-fourier" ? 3 : 2);
+  if (n_dims_ == 0) n_dims_ = query_dimensions;  // what is left of 1 asks for the default
   softmax_temp_ = options.softmax_temp > 0 ? options.softmax_temp
                   : generalized            ? 1
                                            : 1 / std::sqrt(static_cast<double>(query_dimensions));
@@ -160,6 +158,7 @@ Tensor FeatureMapImpl::draw(int64_t number) const {
   PhiloxStream stream(static_cast<uint64_t>(options_.seed), static_cast<uint32_t>(layer_), kStreamPurpose,
                       static_cast<uint32_t>(number));
   const int64_t columns = n_dims_ / 2;
+  if (columns == 0) return at::zeros({query_dimensions_, 0}, at::kFloat);
   const bool fourier = options_.map == "random-fourier" || options_.map == "smoothed-random-fourier";
   const bool orthogonal = options_.draw == "auto" ? !fourier : options_.draw == "orthogonal";
   if (orthogonal) return orthogonal_random_matrix(query_dimensions_, columns, stream);
@@ -209,7 +208,7 @@ Tensor FeatureMapImpl::forward(const Tensor& input) const {
   }
   Tensor phi = at::cat({u.cos(), u.sin()}, -1) * std::sqrt(2 / n);
   if (options_.map == "smoothed-random-fourier") {
-    phi = at::cat({phi, at::full_like(phi.narrow(-1, 0, 1), options_.smoothing)}, -1);
+    phi = at::cat({phi, at::full_like(x.narrow(-1, 0, 1), options_.smoothing)}, -1);
   }
   return phi;
 }
@@ -217,9 +216,8 @@ Tensor FeatureMapImpl::forward(const Tensor& input) const {
 Tensor linear_attention(const Tensor& phi_q, const Tensor& phi_k, const Tensor& value,
                         const std::optional<Tensor>& key_mask, double eps) {
   check_features(phi_q, phi_k, value, 4);
-  const auto sums =
-      ops::attention_sums(widened(phi_q), masked_features(widened(phi_k), key_mask), widened(value),
-                          /*causal=*/false);
+  const Tensor k = masked_features(phi_k.to(at::kDouble), key_mask);
+  const auto sums = ops::attention_sums(phi_q.to(at::kDouble), k, value.to(at::kDouble), /*causal=*/false);
   return (sums.numerator / (sums.denominator + eps)).to(value.scalar_type());
 }
 
@@ -232,12 +230,12 @@ Tensor causal_linear_attention(const Tensor& phi_q, const Tensor& phi_k, const T
                     "sequence by its "
                     "state instead",
                     length, phi_k.size(1));
-  const Tensor k = masked_features(widened(phi_k), key_mask).narrow(1, 0, length);
-  const Tensor v = widened(value).narrow(1, 0, length);
+  const Tensor k = masked_features(phi_k.to(at::kDouble), key_mask).narrow(1, 0, length);
+  const Tensor v = value.to(at::kDouble).narrow(1, 0, length);
   // A column of ones makes the denominator the last column of the same product.
   const Tensor with_one = at::cat({v, at::ones_like(v.narrow(-1, 0, 1))}, -1);
   const Tensor sums =
-      causal_dot_product(widened(phi_q).transpose(1, 2), k.transpose(1, 2), with_one.transpose(1, 2))
+      causal_dot_product(phi_q.to(at::kDouble).transpose(1, 2), k.transpose(1, 2), with_one.transpose(1, 2))
           .transpose(1, 2);
   const int64_t size = value.size(-1);
   return (sums.narrow(-1, 0, size) / (sums.narrow(-1, size, 1) + eps)).to(value.scalar_type());

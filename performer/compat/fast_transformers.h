@@ -76,9 +76,10 @@ struct FeatureMapOptions {
 //   2 floor((n - 1) / 2) + 1 generalized              f(u), no epsilon and no 1 / sqrt(n); x scaled only if t
 //   is not 1      n
 // Quirks kept: factors use n where it is odd and n - 1 features exist, so smoothed maps of even n (the
-// default) have the self-kernel (n - 2) / (n - 1) + s^2; `stabilize` subtracts twice the half square, so
-// features shrink instead of being kept near 1, sees padded tokens too, and takes its maximum over dimension
-// 1 of any shape: tokens of [N, L, H, D], but heads of the recurrent [N, H, D].
+// default) have the self-kernel (n - 2) / (n - 1) + s^2; a request that leaves no pair of features leaves
+// none (smoothed: the constant alone, but a request for 1 is the default); `stabilize` subtracts twice the
+// half square, so features shrink instead of being kept near 1, sees padded tokens too, and takes its maximum
+// over dimension 1 of any shape: tokens of [N, L, H, D], but heads of the recurrent [N, H, D].
 class FeatureMapImpl : public torch::nn::Module {
  public:
   // `layer` names the draws, beside the seed. Throws UsageError for unknown names and impossible sizes.
@@ -113,7 +114,8 @@ TORCH_MODULE(FeatureMap);
 
 // sum_s (phi_q . phi_k) v / (sum_s phi_q . phi_k + eps): phi_q [N, L, H, M], phi_k [N, S, H, M], value [N, S,
 // H, E] -> [N, L, H, E]. key_mask bool [N, S], true keeps, multiplies key features; a query without keys
-// gives 0. Half types are summed in float32.
+// gives 0. Sums are in double: gradients are differences of nearly equal numbers where one key has all the
+// weight, and sums in float32 leave little of them.
 at::Tensor linear_attention(const at::Tensor& phi_q, const at::Tensor& phi_k, const at::Tensor& value,
                             const std::optional<at::Tensor>& key_mask = {}, double eps = 1e-6);
 

@@ -95,6 +95,10 @@ TEST(FastTransformersMaps, SizesAndDefaults) {
                                                  {"random-fourier", 9, 8, 9, root},
                                                  {"smoothed-random-fourier", 0, 7, 7, root},
                                                  {"smoothed-random-fourier", 9, 9, 8, root},
+                                                 {"smoothed-random-fourier", 2, 1, 1, root},
+                                                 {"smoothed-random-fourier", 1, 9, 8, root},
+                                                 {"favor", 1, 0, 1, root},
+                                                 {"generalized", 1, 1, 2, 1},
                                                  {"generalized", 5, 5, 10, 1}}) {
     FeatureMapOptions options = options_of(e.map);
     options.n_dims = e.asked;
@@ -110,9 +114,6 @@ TEST(FastTransformersMaps, RefuseWhatCannotBe) {
   EXPECT_THROW(FeatureMap(options_of("favour"), 8), UsageError);
   FeatureMapOptions options = options_of("generalized");
   options.function = "no-such-function";
-  EXPECT_THROW(FeatureMap(options, 8), UsageError);
-  options = options_of("smoothed-random-fourier");
-  options.n_dims = 2;
   EXPECT_THROW(FeatureMap(options, 8), UsageError);
   FeatureMap map(options_of("favor"), 8);
   EXPECT_THROW(map(at::ones({2, 7})), UsageError);
@@ -188,6 +189,35 @@ TEST(FastTransformersAttention, AgreesWithTheDefinition) {
             1e-12);
   EXPECT_THROW(causal_linear_attention(k, q, v.narrow(1, 0, 70)), UsageError);
   EXPECT_THROW(linear_attention(q, k, v, keep.narrow(1, 0, 5)), UsageError);
+}
+
+// With one key the output is v a / (a + eps): what depends on the query is of the order of eps / a.
+TEST(FastTransformersAttention, GradientsOfASingleKeySurviveInFloat) {
+  const at::Tensor q = normal({1, 1, 2, 5}, 1).exp(), k = normal({1, 1, 2, 5}, 2).exp(),
+                   v = normal({1, 1, 2, 3}, 3);
+  for (const bool causal : {false, true}) {
+    std::vector<at::Tensor> gradients;
+    for (const at::ScalarType type : {at::kDouble, at::kFloat}) {
+      const at::Tensor query = q.to(at::kFloat).to(type).set_requires_grad(true);
+      const at::Tensor key = k.to(at::kFloat).to(type), value = v.to(at::kFloat).to(type);
+      const at::Tensor out =
+          causal ? causal_linear_attention(query, key, value) : linear_attention(query, key, value);
+      EXPECT_EQ(out.scalar_type(), type);
+      gradients.push_back(torch::autograd::grad({out.sum()}, {query})[0].to(at::kDouble));
+    }
+    EXPECT_GT(gradients[0].abs().max().item<double>(), 0);
+    EXPECT_LT(largest_error(gradients[1], gradients[0]), 1e-6 * gradients[0].abs().max().item<double>());
+  }
+}
+
+// A smoothed map of one feature is the constant: attention is the mean of the values.
+TEST(FastTransformersAttention, AConstantFeatureAverages) {
+  FeatureMapOptions options = options_of("smoothed-random-fourier");
+  options.n_dims = 2;
+  FeatureMap map(options, 5);
+  const at::Tensor q = normal({2, 4, 2, 5}, 1), k = normal({2, 7, 2, 5}, 2), v = normal({2, 7, 2, 3}, 3);
+  const at::Tensor out = linear_attention(map(q), map(k), v, {}, 0);
+  EXPECT_LT(largest_error(out, v.mean(1, /*keepdim=*/true).expand_as(out)), 1e-12);
 }
 
 TEST(FastTransformersAttention, CausalProductAndItsGradientsForEveryChunk) {
