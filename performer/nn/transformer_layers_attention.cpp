@@ -97,22 +97,24 @@ class LinearInner : public InnerAttention {
   std::shared_ptr<ft::FeatureMapImpl> map_;
 };
 
-// Softmax attention; a query that sees no key gives 0 (the reference: NaN).
+// Softmax attention; a query that sees no key gives 0 (`compatible`: NaN).
 class FullInner : public InnerAttention {
  public:
   explicit FullInner(const AttentionRequest& request)
       : InnerAttention("full"),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout) {}
+        dropout_(request.options.attention_dropout),
+        compatible_(request.options.compatible) {}
 
   at::Tensor forward(const InnerInputs& in) override {
+    const bool drops = is_training() && dropout_ > 0;
     at::Tensor keep = visible_keys(in), empty;
+    if (compatible_) return explicit_product(in, keep, drops);
     if (keep.defined()) {  // a softmax over nothing is NaN, also in its gradient: such rows see all and are
                            // dropped
       empty = keep.any(-1, /*keepdim=*/true).logical_not();
       keep = keep.logical_or(empty);
     }
-    const bool drops = is_training() && dropout_ > 0;
     at::Tensor out =
         drops || in.weights != nullptr ? explicit_product(in, keep, drops) : fused_product(in, keep);
     if (empty.defined()) out = out.masked_fill(empty.transpose(1, 2), 0);
@@ -155,8 +157,10 @@ class FullInner : public InnerAttention {
  private:
   at::Tensor explicit_product(const InnerInputs& in, const at::Tensor& keep, bool drops) const {
     at::Tensor scores = at::einsum("nlhe,nshe->nhls", {in.query, in.key}) * temperature_;
-    if (keep.defined())
-      scores = scores.masked_fill(keep.logical_not(), -std::numeric_limits<double>::infinity());
+    if (keep.defined()) {  // added, so that the gradient of a row without keys is NaN where the row is
+      scores = scores + at::zeros(keep.sizes(), scores.options())
+                            .masked_fill(keep.logical_not(), -std::numeric_limits<double>::infinity());
+    }
     at::Tensor weights = scores.softmax(-1);
     if (drops) weights = ops::dropout(weights, dropout_);
     if (in.weights != nullptr) *in.weights = weights;
@@ -173,6 +177,7 @@ class FullInner : public InnerAttention {
   }
 
   double temperature_, dropout_;
+  bool compatible_;
 };
 
 // Full attention up to a length, another kind beyond it.

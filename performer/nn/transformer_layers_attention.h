@@ -31,6 +31,7 @@ struct InnerAttentionOptions {
   int64_t length_limit = 512;
   int64_t topk = 32;
   int64_t local_context = 0;
+  bool compatible = false;
   int64_t max_sequence_length = 1024;
   int64_t aft_parameterization = 64;
   std::string favor_family = "exponential";
@@ -52,6 +53,10 @@ struct InnerAttentionOptions {
     visit("topk", self.topk, "exact-topk: keys that a query keeps");
     visit("local_context", self.local_context,
           "local: keys around a query's own place that it sees; must be given");
+    visit(
+        "compatible", self.compatible,
+        "full, exact-topk, local: what fast-transformers gives for a query that sees no key (NaN; local: the "
+        "sum of the values around it by the context) instead of 0");
     visit("max_sequence_length", self.max_sequence_length, "aft-full: tokens that have position weights");
     visit("aft_parameterization", self.aft_parameterization, "aft-full: rank of the position weights");
     visit("favor_family", self.favor_family, "favor: exponential, or an element-wise function such as relu");

@@ -24,6 +24,12 @@ void check_aft_sizes(const AttentionRequest& request, const char* kind) {
       kind, request.sizes.query_dimensions, request.sizes.value_dimensions);
 }
 
+// Softmax over the last dimension of scores where `keep` is true, NaN where nothing is kept.
+at::Tensor softmax_or_nan(const at::Tensor& scores, const at::Tensor& keep) {
+  return (scores + at::zeros(keep.sizes(), scores.options()).masked_fill(keep.logical_not(), kMinusInfinity))
+      .softmax(-1);
+}
+
 // Softmax over dimension `dim` of `scores` where `keep` is true (undefined: everywhere), 0 where nothing is
 // kept.
 at::Tensor masked_softmax(const at::Tensor& scores, const at::Tensor& keep, int64_t dim) {
@@ -166,7 +172,8 @@ class LocalInner : public InnerAttention {
       : InnerAttention("local"),
         context_(request.options.local_context),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout) {
+        dropout_(request.options.attention_dropout),
+        compatible_(request.options.compatible) {
     check<UsageError>(context_ >= 1, "attention 'local' needs local_context of at least 1, found {}",
                       context_);
   }
@@ -189,7 +196,8 @@ class LocalInner : public InnerAttention {
       const int64_t first = std::clamp<int64_t>(begin - context_ / 2, 0, keys);
       const int64_t end = std::clamp<int64_t>(begin + rows - 1 + (context_ + 1) / 2, first, keys);
       const at::Tensor i = at::arange(begin, begin + rows).unsqueeze(1), j = at::arange(first, end);
-      at::Tensor keep = (j >= i - context_ / 2).logical_and(j < i + (context_ + 1) / 2);
+      const at::Tensor near = (j >= i - context_ / 2).logical_and(j < i + (context_ + 1) / 2);
+      at::Tensor keep = near;
       if (matrix.defined())
         keep = keep.logical_and(matrix.narrow(0, begin, rows).narrow(1, first, end - first));
       if (!in.mask.all_ones() && !matrix.defined()) keep = keep.logical_and(j <= i);
@@ -198,6 +206,10 @@ class LocalInner : public InnerAttention {
         keep = keep.logical_and(valid.narrow(1, first, end - first).unsqueeze(1).unsqueeze(1));
       const at::Tensor q = in.query.narrow(1, begin, rows), k = in.key.narrow(1, first, end - first);
       at::Tensor weights = masked_softmax(at::einsum("nlhe,nshe->nhls", {q, k}) * temperature_, keep, -1);
+      if (compatible_) {  // its window is always `context` wide, and without a key all scores are equal
+        const at::Tensor window = near.to(weights.scalar_type()) / static_cast<double>(context_);
+        weights = at::where(keep.any(-1, /*keepdim=*/true), weights, window);
+      }
       if (is_training() && dropout_ > 0) weights = ops::dropout(weights, dropout_);
       blocks.push_back(at::einsum("nhls,nshd->nlhd", {weights, in.value.narrow(1, first, end - first)}));
     }
@@ -207,6 +219,7 @@ class LocalInner : public InnerAttention {
  private:
   int64_t context_;
   double temperature_, dropout_;
+  bool compatible_;
 };
 
 // Softmax over the k visible keys of largest score.
@@ -216,7 +229,8 @@ class ExactTopKInner : public InnerAttention {
       : InnerAttention("exact-topk"),
         topk_(request.options.topk),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout) {
+        dropout_(request.options.attention_dropout),
+        compatible_(request.options.compatible) {
     check<UsageError>(topk_ >= 1, "attention 'exact-topk' needs topk of at least 1, found {}", topk_);
   }
 
@@ -229,7 +243,7 @@ class ExactTopKInner : public InnerAttention {
         std::get<1>(ranked.detach().topk(std::min(topk_, in.key.size(1)), -1, true, /*sorted=*/false));
     at::Tensor chosen = at::zeros(scores.sizes(), scores.options().dtype(at::kBool)).scatter(-1, best, true);
     if (keep.defined()) chosen = chosen.logical_and(keep);
-    at::Tensor weights = masked_softmax(scores, chosen, -1);
+    at::Tensor weights = compatible_ ? softmax_or_nan(scores, chosen) : masked_softmax(scores, chosen, -1);
     if (is_training() && dropout_ > 0) weights = ops::dropout(weights, dropout_);
     if (in.weights != nullptr) *in.weights = weights;
     return at::einsum("nhls,nshd->nlhd", {weights, in.value});
@@ -238,6 +252,7 @@ class ExactTopKInner : public InnerAttention {
  private:
   int64_t topk_;
   double temperature_, dropout_;
+  bool compatible_;
 };
 
 }  // namespace

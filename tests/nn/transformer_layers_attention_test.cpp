@@ -135,6 +135,36 @@ TEST(InnerAttention, RowsWithoutKeysAreZeroAndTheirGradientsToo) {
   }
 }
 
+TEST(InnerAttention, CompatibleKindsDifferInRowsWithoutKeysOnly) {
+  for (const std::string kind : {"full", "exact-topk", "local"}) {
+    Problem p = problem(6, 6);
+    p.mask = at::ones({6, 6}, at::kBool);
+    InnerAttentionOptions options;
+    options.local_context = 4;
+    const auto plain = make_attention(kind, options, {2, 5, 5, 0});
+    plain->eval();
+    const at::Tensor own = plain->forward(inputs_of(p));
+    options.compatible = true;
+    p.query.set_requires_grad(true);
+    const auto attention = make_attention(kind, options, {2, 5, 5, 0});
+    attention->eval();
+    const at::Tensor out = attention->forward(inputs_of(p));
+    const at::Tensor gradient = torch::autograd::grad({out.sum()}, {p.query})[0];
+    EXPECT_TRUE(gradient.narrow(0, 0, 2).isfinite().all().item<bool>()) << kind;
+    const at::Tensor empty = out.select(0, 2);  // the sequence without keys
+    if (kind != "local") {
+      EXPECT_LT(largest_error(out.narrow(0, 0, 2), own.narrow(0, 0, 2)), 1e-12) << kind;
+      EXPECT_TRUE(empty.isnan().all().item<bool>()) << kind;
+      EXPECT_TRUE(gradient.select(0, 2).isnan().all().item<bool>()) << kind;
+      continue;
+    }
+    const at::Tensor value = p.value.select(0, 2);
+    EXPECT_LT(largest_error(out.select(0, 0), own.select(0, 0)), 1e-12);
+    EXPECT_LT(largest_error(empty[0], value.narrow(0, 0, 2).sum(0) / 4), 1e-12);
+    EXPECT_LT(largest_error(empty[3], value.narrow(0, 1, 4).sum(0) / 4), 1e-12);
+  }
+}
+
 TEST(InnerAttention, ExactTopKKeepsTheBest) {
   for (const int64_t topk : {1, 3, 40}) {
     const Problem p = problem(19, 33);
