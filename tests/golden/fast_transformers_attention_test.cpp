@@ -10,27 +10,25 @@
 namespace performer::golden::fast_transformers::attention {
 
 nn::InnerAttentionPtr attention_of(const Case& item, const std::string& kind, at::ScalarType type) {
-  nn::InnerAttentionOptions options;
-  options.feature_map = map_options(item.option<std::string>("feature_map"), item.options);
-  options.eps = option_or<double>(item.options, "eps", 1e-6);
+  nn::InnerAttentionOptions options = attention_options(item.options);
+  options.feature_map = map_options(option_or<std::string>(item.options, "feature_map", "elu"), item.options);
   const at::Tensor q = item.tensor("q"), v = item.tensor("v");
   const auto made = nn::make_attention(kind, options, {q.size(-2), q.size(-1), v.size(-1), 0});
-  const auto map = std::dynamic_pointer_cast<ft::FeatureMapImpl>(made->randomness());
-  expect_resolved(item, *map);
-  if (item.has("omega")) set_omega(*map, item.tensor("omega"), type);
+  if (const auto map = std::dynamic_pointer_cast<ft::FeatureMapImpl>(made->randomness())) {
+    expect_resolved(item, *map);
+    if (item.has("omega")) set_omega(*map, item.tensor("omega"), type);
+  }
   made->eval();
   return made;
 }
 
 void run_batch(Group& group, const Case& item, at::ScalarType type) {
-  const bool causal = item.function == "CausalLinearAttention";
-  check<InputError>(causal || item.function == "LinearAttention", "unknown function {}", item.function);
+  const std::string kind = attention_kind(item.function);
   const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
-  const auto made = attention_of(item, causal ? "causal-linear" : "linear", type);
+  const auto made = attention_of(item, kind, type);
   const int64_t batch = q.size(0), length = q.size(1), keys = k.size(1);
-  const nn::AttentionMask mask = causal ? nn::AttentionMask(nn::TriangularCausalMask(length))
-                                        : nn::AttentionMask(nn::FullMask(length, keys));
-  const at::Tensor out = made->forward({q, k, v, mask, lengths_of(item, "query_lengths", batch, length),
+  const at::Tensor out = made->forward({q, k, v, mask_of_queries(item, kind == "causal-linear", length, keys),
+                                        lengths_of(item, "query_lengths", batch, length),
                                         lengths_of(item, "key_lengths", batch, keys)});
   expect_all(group, item, out, {{"q", q}, {"k", k}, {"v", v}});
 }
@@ -47,9 +45,9 @@ TEST(GoldenFastTransformers, Attention) {
   if (group.empty()) GTEST_SKIP() << kMissing;
   for (const Case& item : group.cases()) {
     expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps", "E", "M"});
-    for (const at::ScalarType type : kTypes) {
+    in_all_types(item, [&](at::ScalarType type) {
       item.function == "causal_dot_product" ? run_product(group, item, type) : run_batch(group, item, type);
-    }
+    });
   }
   group.finish();
 }
@@ -58,13 +56,14 @@ void run_self(Group& group, const Case& item, at::ScalarType type) {
   const at::NoGradGuard no_grad;
   const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
                    v = item.tensor("v").to(type);
-  const auto made = attention_of(item, "linear", type);
+  const auto made = attention_of(item, attention_kind(item.function), type);
   nn::AttentionState state;
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < q.size(1); ++i) {
     outs.push_back(made->step(q.select(1, i), k.select(1, i), v.select(1, i), state));
-    expect_output(group, item, fmt::format("S_{}", i), state.linear.s.clone());
-    expect_output(group, item, fmt::format("Z_{}", i), state.linear.z.clone());
+    const auto [sums, norms] = state_parts(state);
+    expect_output(group, item, fmt::format("S_{}", i), sums);
+    expect_output(group, item, fmt::format("Z_{}", i), norms);
   }
   expect_output(group, item, "out", at::stack(outs, 1));
 }
@@ -73,14 +72,15 @@ void run_cross(Group& group, const Case& item, at::ScalarType type) {
   const at::NoGradGuard no_grad;
   const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
                    v = item.tensor("v").to(type);
-  const auto made = attention_of(item, "linear", type);
+  const auto made = attention_of(item, attention_kind(item.function), type);
   const nn::AttentionState memory =
       made->summarize(k, v, lengths_of(item, "key_lengths", k.size(0), k.size(1)));
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < q.size(1); ++i) outs.push_back(made->cross_step(q.select(1, i), memory));
   expect_output(group, item, "out", at::stack(outs, 1));
-  expect_output(group, item, "S", memory.linear.s);
-  expect_output(group, item, "Z", memory.linear.z);
+  const auto [sums, norms] = state_parts(memory);
+  expect_output(group, item, "S", sums);
+  expect_output(group, item, "Z", norms);
 }
 
 TEST(GoldenFastTransformers, Recurrent) {
@@ -88,11 +88,10 @@ TEST(GoldenFastTransformers, Recurrent) {
   if (group.empty()) GTEST_SKIP() << kMissing;
   for (const Case& item : group.cases()) {
     expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps"});
-    const bool cross = item.function == "RecurrentCrossLinearAttention";
-    check<InputError>(cross || item.function == "RecurrentLinearAttention", "unknown function {}",
-                      item.function);
-    for (const at::ScalarType type : kTypes)
+    const bool cross = item.function.starts_with("RecurrentCross");
+    in_all_types(item, [&](at::ScalarType type) {
       cross ? run_cross(group, item, type) : run_self(group, item, type);
+    });
     for (const auto& [name, output] : item.outputs) {
       const bool known = name == "out" || (cross ? name == "S" || name == "Z"
                                                  : name.starts_with("S_") || name.starts_with("Z_"));

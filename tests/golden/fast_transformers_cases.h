@@ -9,12 +9,14 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/compat/fast_transformers.h"
 #include "performer/nn/attention_masks.h"
+#include "performer/nn/transformer_layers_attention.h"
 #include "tests/golden/golden.h"
 
 namespace performer::golden::fast_transformers {
@@ -25,14 +27,20 @@ inline constexpr const char* kSystem = "fast-transformers";
 inline const std::vector<at::ScalarType> kTypes = {at::kFloat, at::kDouble};
 
 // Options of the feature maps, and what a recording says of itself.
-inline const std::set<std::string> kMapOptions = {"n_dims",     "softmax_temp",    "orthogonal",
-                                                  "stabilize",  "smoothing",       "kernel_fn",
-                                                  "activation", "resolved_n_dims", "resolved_temp"};
+// Redraws have no effect on a recorded projection.
+inline const std::set<std::string> kMapOptions = {
+    "n_dims",     "softmax_temp", "orthogonal",         "stabilize",       "smoothing",    "kernel_fn",
+    "activation", "redraw",       "deterministic_eval", "resolved_n_dims", "resolved_temp"};
+
+// Options of attentions, and what masks them.
+inline const std::set<std::string> kAttentionOptions = {
+    "eps", "softmax_temp", "attention_dropout", "length_limit", "topk", "local_context", "mask", "causal"};
 
 // A test failure for an option that the test does not know: a recording whose option was ignored would prove
 // nothing.
 inline void expect_known(const Case& item, std::set<std::string> known, bool with_map = true) {
   if (with_map) known.insert(kMapOptions.begin(), kMapOptions.end());
+  known.insert(kAttentionOptions.begin(), kAttentionOptions.end());
   for (const auto& [name, value] : item.options.items()) {
     EXPECT_TRUE(known.contains(name))
         << item.group << " " << item.id << ": unknown option " << name << " = " << value;
@@ -45,9 +53,14 @@ T option_or(const nlohmann::json& options, const char* name, const T& otherwise)
   return found == options.end() || found->is_null() ? otherwise : found->get<T>();
 }
 
-// A function's name there is its name here, but for hyphens.
+// Our name of a function that a recording calls by its Python name: without the module before it or a remark
+// behind it, and with hyphens.
 inline std::string function_name(std::string name) {
+  name = name.substr(name.rfind('.') + 1);
+  name = name.substr(0, name.find(' '));
   for (char& letter : name) letter = letter == '_' ? '-' : letter;
+  if (name == "elu-feature-map" || name == "elu1" || name == "elu-plus-1" || name == "elu-plus-one")
+    return "elu+1";
   return name;
 }
 
@@ -55,7 +68,9 @@ inline std::string function_name(std::string name) {
 inline ft::FeatureMapOptions map_options(const std::string& name, const nlohmann::json& given) {
   static const std::map<std::string, std::string> names = {
       {"elu", "elu"},
+      {"elu_feature_map", "elu"},
       {"activation", "activation"},
+      {"ActivationFunctionFeatureMap", "activation"},
       {"Favor", "favor"},
       {"RandomFourierFeatures", "random-fourier"},
       {"SmoothedRandomFourierFeatures", "smoothed-random-fourier"},
@@ -69,7 +84,8 @@ inline ft::FeatureMapOptions map_options(const std::string& name, const nlohmann
   options.n_dims = option_or<int64_t>(given, "n_dims", 0);
   options.softmax_temp = option_or<double>(given, "softmax_temp", 0);
   const auto orthogonal = given.find("orthogonal");
-  if (orthogonal != given.end()) options.draw = orthogonal->get<bool>() ? "orthogonal" : "iid";
+  if (orthogonal != given.end() && orthogonal->is_boolean())
+    options.draw = orthogonal->get<bool>() ? "orthogonal" : "iid";
   options.stabilize = option_or(given, "stabilize", false);
   options.smoothing = option_or<double>(given, "smoothing", 1);
   options.redraw = 0;
@@ -115,6 +131,68 @@ inline at::Tensor leaf(const Case& item, const std::string& name, at::ScalarType
 inline nn::LengthMask lengths_of(const Case& item, const std::string& name, int64_t batch, int64_t tokens) {
   if (!item.has(name)) return nn::LengthMask(at::full({batch}, tokens, at::kLong), tokens);
   return nn::LengthMask(item.tensor(name).to(at::kLong), tokens);
+}
+
+// The mask of `rows` queries and `columns` keys: a recorded matrix, or triangular where the case or the kind
+// asks for it, or all ones.
+inline nn::AttentionMask mask_of_queries(const Case& item, bool causal, int64_t rows, int64_t columns) {
+  for (const char* name : {"attn_mask", "mask"}) {
+    if (item.has(name)) return nn::FullMask(item.tensor(name).ne(0));
+  }
+  const auto named = item.options.find("mask");
+  const std::string mask = named != item.options.end() && named->is_string() ? named->get<std::string>() : "";
+  for (const char* word : {"causal", "Causal", "triangular"}) causal |= mask.find(word) != std::string::npos;
+  if (option_or(item.options, "causal", false) || causal) return nn::TriangularCausalMask(rows);
+  return nn::FullMask(rows, columns);
+}
+
+// The options of an attention that are not its feature map's; `compatible`, since these are the library's
+// numbers.
+inline nn::InnerAttentionOptions attention_options(const nlohmann::json& given) {
+  nn::InnerAttentionOptions options;
+  options.compatible = true;
+  options.eps = option_or(given, "eps", options.eps);
+  options.softmax_temp = option_or(given, "softmax_temp", options.softmax_temp);
+  options.attention_dropout = option_or(given, "attention_dropout", options.attention_dropout);
+  options.length_limit = option_or(given, "length_limit", options.length_limit);
+  options.topk = option_or(given, "topk", options.topk);
+  options.local_context = option_or(given, "local_context", options.local_context);
+  return options;
+}
+
+// Our kind of one of the library's classes, whatever its form.
+inline std::string attention_kind(std::string name) {
+  for (const std::string form : {"Recurrent", "Cross"}) {
+    if (name.starts_with(form)) name = name.substr(form.size());
+  }
+  static const std::map<std::string, std::string> kinds = {{"LinearAttention", "linear"},
+                                                           {"CausalLinearAttention", "causal-linear"},
+                                                           {"FullAttention", "full"},
+                                                           {"LocalAttention", "local"},
+                                                           {"ExactTopKAttention", "exact-topk"}};
+  const auto found = kinds.find(name);
+  check<InputError>(found != kinds.end(), "unknown attention '{}' in a recording", name);
+  return found->second;
+}
+
+// The two parts of a state as the library returns them: sums of linear attention, keys and values of full
+// attention.
+inline std::pair<at::Tensor, at::Tensor> state_parts(const nn::AttentionState& state) {
+  if (state.linear.defined()) return {state.linear.s.clone(), state.linear.z.clone()};
+  if (state.key_mask.defined()) return {state.keys, state.values};  // of a memory
+  return {state.keys.narrow(2, 0, state.length), state.values.narrow(2, 0, state.length)};
+}
+
+// Runs a case in both types; what it throws is its failure and does not keep others from running.
+template <class Run>
+void in_all_types(const Case& item, const Run& run) {
+  for (const at::ScalarType type : kTypes) {
+    try {
+      run(type);
+    } catch (const std::exception& error) {
+      ADD_FAILURE() << item.group << " " << item.id << ": " << error.what();
+    }
+  }
 }
 
 // Compares output `name` where the recording has one that can be trusted in this type.

@@ -40,8 +40,7 @@ nn::TransformerOptions model_options(const Case& item) {
   options.attention_type =
       option_or(given, "attention_type", option_or(given, "self", options.attention_type));
   options.cross_attention_type = option_or(given, "cross", options.cross_attention_type);
-  options.attention.attention_dropout =
-      option_or(given, "attention_dropout", options.attention.attention_dropout);
+  options.attention = attention_options(given);
   const nlohmann::json of_map = given.value("feature_map_options", nlohmann::json::object());
   for (const auto& [name, value] : of_map.items()) {
     EXPECT_TRUE(kMapOptions.contains(name))
@@ -65,9 +64,8 @@ std::map<std::string, at::Tensor> leaves_of(torch::nn::Module& model,
   return inputs;
 }
 
-nn::AttentionMask self_mask(const std::string& kind, int64_t length) {
-  if (kind == "causal-linear") return nn::TriangularCausalMask(length);
-  return nn::FullMask(length);
+nn::AttentionMask self_mask(const Case& item, const nn::TransformerOptions& options, int64_t length) {
+  return mask_of_queries(item, options.attention_type == "causal-linear", length, length);
 }
 
 void run_encoder(Group& group, const Case& item, at::ScalarType type) {
@@ -75,8 +73,8 @@ void run_encoder(Group& group, const Case& item, at::ScalarType type) {
   nn::TransformerEncoder model = nn::make_transformer_encoder(options);
   prepare(model, item, type);
   const at::Tensor x = leaf(item, "x", type);
-  const at::Tensor out = model(x, self_mask(options.attention_type, x.size(1)),
-                               lengths_of(item, "lengths", x.size(0), x.size(1)));
+  const at::Tensor out =
+      model(x, self_mask(item, options, x.size(1)), lengths_of(item, "lengths", x.size(0), x.size(1)));
   expect_all(group, item, out, leaves_of(*model, {{"x", x}}));
 }
 
@@ -89,10 +87,9 @@ void run_recurrent_encoder(Group& group, const Case& item, at::ScalarType type) 
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < x.size(1); ++i) outs.push_back(model->step(x.select(1, i), state));
   expect_all(group, item, at::stack(outs, 1), {}, {"S_last_layer", "Z_last_layer"});
-  if (state.back().linear.defined()) {
-    expect_output(group, item, "S_last_layer", state.back().linear.s);
-    expect_output(group, item, "Z_last_layer", state.back().linear.z);
-  }
+  const auto [sums, norms] = state_parts(state.back());
+  expect_output(group, item, "S_last_layer", sums);
+  expect_output(group, item, "Z_last_layer", norms);
 }
 
 void run_decoder(Group& group, const Case& item, at::ScalarType type) {
@@ -100,7 +97,7 @@ void run_decoder(Group& group, const Case& item, at::ScalarType type) {
   nn::TransformerDecoder model = nn::make_transformer_decoder(options);
   prepare(model, item, type);
   const at::Tensor x = leaf(item, "x", type), memory = leaf(item, "memory", type);
-  const at::Tensor out = model->forward(x, memory, self_mask(options.attention_type, x.size(1)),
+  const at::Tensor out = model->forward(x, memory, self_mask(item, options, x.size(1)),
                                         lengths_of(item, "lengths", x.size(0), x.size(1)), {},
                                         lengths_of(item, "memory_lengths", x.size(0), memory.size(1)));
   expect_all(group, item, out, leaves_of(*model, {{"x", x}, {"memory", memory}}));
@@ -120,32 +117,36 @@ void run_recurrent_decoder(Group& group, const Case& item, at::ScalarType type) 
   expect_all(group, item, at::stack(outs, 1), {});
 }
 
-void run_attention_layer(Group& group, const Case& item, at::ScalarType type) {
-  static const std::map<std::string, std::string> kinds = {
-      {"AttentionLayer(LinearAttention)", "linear"},
-      {"AttentionLayer(CausalLinearAttention)", "causal-linear"},
-      {"AttentionLayer(FullAttention)", "full"}};
-  const auto found = kinds.find(item.function);
-  check<InputError>(found != kinds.end(), "unknown function {}", item.function);
-  expect_known(item, {"N", "L", "S", "n_heads", "d_model", "d_keys", "d_values", "feature_map", "inputs"},
-               false);
+nn::AttentionLayer attention_layer(const Case& item, const std::string& kind) {
+  expect_known(item, {"N", "L", "S", "n_heads", "d_model", "d_keys", "d_values", "feature_map",
+                      "feature_map_options", "inputs"});
   const int64_t heads = item.option<int64_t>("n_heads"), width = item.option<int64_t>("d_model");
   const int64_t keys = option_or(item.options, "d_keys", width / heads),
                 values = option_or(item.options, "d_values", width / heads);
-  nn::InnerAttentionOptions options;
-  options.feature_map =
-      map_options(option_or<std::string>(item.options, "feature_map", "elu"), nlohmann::json::object());
-  nn::AttentionLayer layer(nn::make_attention(found->second, options, {heads, keys, values, 0}), width, heads,
-                           keys, values);
+  nn::InnerAttentionOptions options = attention_options(item.options);
+  options.feature_map = map_options(option_or<std::string>(item.options, "feature_map", "elu"),
+                                    item.options.value("feature_map_options", item.options));
+  return nn::AttentionLayer(nn::make_attention(kind, options, {heads, keys, values, 0}), width, heads, keys,
+                            values);
+}
+
+void run_layer_of(Group& group, const Case& item, at::ScalarType type, const std::string& kind) {
+  nn::AttentionLayer layer = attention_layer(item, kind);
   prepare(layer, item, type);
   const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
   const int64_t batch = q.size(0), length = q.size(1), memory = k.size(1);
-  const nn::AttentionMask mask = found->second == "causal-linear"
-                                     ? nn::AttentionMask(nn::TriangularCausalMask(length))
-                                     : nn::AttentionMask(nn::FullMask(length, memory));
-  const at::Tensor out = layer(q, k, v, mask, lengths_of(item, "query_lengths", batch, length),
-                               lengths_of(item, "key_lengths", batch, memory));
+  const at::Tensor out =
+      layer(q, k, v, mask_of_queries(item, kind == "causal-linear", length, memory),
+            lengths_of(item, "query_lengths", batch, length), lengths_of(item, "key_lengths", batch, memory));
   expect_all(group, item, out, leaves_of(*layer, {{"q", q}, {"k", k}, {"v", v}}));
+}
+
+// "AttentionLayer(CLASS)".
+void run_attention_layer(Group& group, const Case& item, at::ScalarType type) {
+  std::smatch parts;
+  check<InputError>(std::regex_match(item.function, parts, std::regex(R"(AttentionLayer\((\w+)\))")),
+                    "unknown function {}", item.function);
+  run_layer_of(group, item, type, attention_kind(parts[1]));
 }
 
 TEST(GoldenFastTransformers, Layers) {
@@ -158,11 +159,20 @@ TEST(GoldenFastTransformers, Layers) {
   if (group.empty()) GTEST_SKIP() << kMissing;
   for (const Case& item : group.cases()) {
     const auto run = runs.find(item.function);
-    for (const at::ScalarType type : kTypes) {
+    in_all_types(item, [&](at::ScalarType type) {
       (run == runs.end() ? run_attention_layer : run->second)(group, item, type);
-    }
+    });
   }
   group.finish();
+}
+
+// Masks of all ones are made from their sizes, others from their matrix.
+nn::AttentionMask full_mask_of(const Case& item) {
+  const nlohmann::json rows = item.options.value("N", nlohmann::json());
+  const bool all = !item.has("bool_matrix") || item.tensor("bool_matrix").ne(0).all().item<bool>();
+  if (!all || !rows.is_number()) return nn::FullMask(item.tensor("bool_matrix").ne(0));
+  const auto columns = option_or<int64_t>(item.options, "M", 0);
+  return nn::FullMask(rows.get<int64_t>(), columns > 0 ? columns : -1);
 }
 
 nn::AttentionMask mask_of(const Case& item) {
@@ -170,17 +180,15 @@ nn::AttentionMask mask_of(const Case& item) {
   if (item.function == "LengthMask") {
     expect_known(item, {"lengths", "max_len"}, false);
     const auto lengths = options.at("lengths").get<std::vector<int64_t>>();
-    return nn::LengthMask(at::tensor(lengths, at::kLong), option_or<int64_t>(options, "max_len", -1));
+    const auto longest = option_or<int64_t>(options, "max_len", 0);
+    return nn::LengthMask(at::tensor(lengths, at::kLong), longest > 0 ? longest : -1);
   }
   if (item.function == "TriangularCausalMask") {
     expect_known(item, {"N"}, false);
     return nn::TriangularCausalMask(options.at("N").get<int64_t>());
   }
   check<InputError>(item.function == "FullMask", "unknown mask {}", item.function);
-  expect_known(item, {"N", "M"}, false);
-  if (options.contains("N"))
-    return nn::FullMask(options["N"].get<int64_t>(), option_or<int64_t>(options, "M", -1));
-  return nn::FullMask(item.tensor("bool_matrix").ne(0));
+  return full_mask_of(item);
 }
 
 TEST(GoldenFastTransformers, Masks) {

@@ -30,7 +30,7 @@ TEST(GoldenFastTransformers, FeatureMaps) {
   if (group.empty()) GTEST_SKIP() << kMissing;
   for (const Case& item : group.cases()) {
     expect_known(item, {"shape", "inputs"});
-    for (const at::ScalarType type : kTypes) {
+    in_all_types(item, [&](at::ScalarType type) {
       const at::Tensor x = leaf(item, "x", type);
       ft::FeatureMap map(map_options(item.function, item.options), x.size(-1));
       expect_resolved(item, *map);
@@ -38,7 +38,7 @@ TEST(GoldenFastTransformers, FeatureMaps) {
       const at::Tensor out = map(x);
       EXPECT_EQ(out.size(-1), map->size()) << item.id;
       expect_all(group, item, out, {{"x", x}});
-    }
+    });
   }
   group.finish();
 }
