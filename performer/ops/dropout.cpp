@@ -36,6 +36,10 @@ Runs runs_of(const at::Tensor& x, const TokenWindow& window) {
 }
 
 at::Tensor masked(const at::Tensor& x, uint64_t key, double probability, const Runs& runs) {
+  if (x.scalar_type() == at::kDouble) {  // keeps its precision: only the mask comes from the kernel
+    const at::Tensor kept = masked(at::ones_like(x, at::kFloat), key, probability, runs).ne(0);
+    return (x / (1 - probability)).masked_fill(kept.logical_not(), 0);
+  }
   const at::Tensor input = x.to(at::kFloat).contiguous();
   at::Tensor output = at::empty_like(input);
   const float* from = input.const_data_ptr<float>();

@@ -59,6 +59,16 @@ TEST(DropoutWindow, WithProbabilityZeroIsTheInput) {
   EXPECT_TRUE(at::equal(dropout(x, 0, TokenWindow{1, 4}), x));
 }
 
+TEST(Dropout, DoublesStayDoublesUnderTheMaskOfFloats) {
+  const at::Tensor x = at::randn({40, 7}, at::kDouble) + 5;
+  at::manual_seed(3);
+  const at::Tensor in_double = dropout(x, 0.3);
+  at::manual_seed(3);
+  const at::Tensor kept = dropout(x.to(at::kFloat), 0.3).ne(0);
+  EXPECT_TRUE(in_double.equal((x / 0.7).masked_fill(~kept, 0)));
+  EXPECT_FALSE(kept.all().item<bool>() || !kept.any().item<bool>());
+}
+
 TEST(DropoutWindow, RefusesTokensOutsideOfTheRows) {
   using ::testing::HasSubstr;
   const auto message = [](const at::Tensor& x, const TokenWindow& window) -> std::string {
