@@ -115,8 +115,8 @@ Tensor draw_jax_projection(const ProjectionOptions& options, int32_t seed) {
 }
 
 float redraw_sum(const Tensor& query) {
-  // Summed in double: the reference's order of float32 additions depends on shape and processor.
-  return static_cast<float>(query.detach().to(at::kDouble).sum().item<double>()) * 1e7F;
+  if (query.scalar_type() != at::kDouble) return jax_sum(query) * 1e7F;
+  return static_cast<float>(query.detach().sum().item<double>()) * 1e7F;
 }
 
 int32_t redraw_seed(const Tensor& query) {
@@ -160,6 +160,8 @@ Tensor generalized_features(const Tensor& data, const std::optional<Tensor>& pro
   const double scale = data_scale(data, normalize_data);
   const bool given = projection.has_value() && projection->defined();
   const Tensor u = given ? projected(data, *projection, scale) : data * scale;
+  // JAX's gradient of |u| is 1 at 0, LibTorch's is 0.
+  if (function == "abs") return at::where(u.ge(0), u, -u) + epsilon;
   return ops::activation(function, u) + epsilon;
 }
 

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 namespace performer::compat::google {
 namespace {
@@ -29,7 +30,81 @@ float inverse_error_function(float x) {
   return p * x;
 }
 
+// A part of a contiguous tensor, and the dimensions that are longer than 1.
+struct SumBlock {
+  const float* values;
+  std::vector<int64_t> sizes, strides;
+};
+
+float sum_row(const float* values, int64_t size, int64_t stride, float start) {
+  for (int64_t i = 0; i < size; ++i) start += values[i * stride];
+  return start;
+}
+
+// The last dimension but one in lanes, for rows short enough to be unrolled: lane r % lanes adds row r, and
+// the lanes are added by halves. What was summed before is in lane 0.
+float sum_rows_in_lanes(const float* values, const SumBlock& block, int64_t lanes, float start) {
+  const size_t last = block.sizes.size() - 1;
+  std::vector<float> sums(lanes, 0.0F);
+  sums[0] = start;
+  for (int64_t row = 0; row < block.sizes[last - 1]; ++row) {
+    float& lane = sums[row % lanes];
+    lane = sum_row(values + row * block.strides[last - 1], block.sizes[last], block.strides[last], lane);
+  }
+  for (int64_t half = lanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+// Dimensions from `from` on, added to `start` in the order of memory.
+float sum_nested(const float* values, const SumBlock& block, size_t from, float start) {
+  constexpr int64_t kUnrolled = 8;
+  const size_t left = block.sizes.size() - from;
+  if (left == 0) return start + values[0];
+  if (left == 1) return sum_row(values, block.sizes[from], block.strides[from], start);
+  if (left == 2 && block.sizes[from + 1] <= kUnrolled) {
+    const int64_t rows = block.sizes[from];
+    const int64_t lanes = std::min<int64_t>(rows, block.sizes[from + 1] == kUnrolled ? 4 : 8);
+    if (std::has_single_bit(static_cast<uint64_t>(rows))) {
+      return sum_rows_in_lanes(values, block, lanes, start);
+    }
+  }
+  for (int64_t i = 0; i < block.sizes[from]; ++i) {
+    start = sum_nested(values + i * block.strides[from], block, from + 1, start);
+  }
+  return start;
+}
+
 }  // namespace
+
+float jax_sum(const at::Tensor& tensor) {
+  // Dimensions above 32 are cut into windows of 32, as if padded alike at both ends.
+  constexpr int64_t kWindow = 32;
+  const at::Tensor x = tensor.detach().to(at::kFloat).contiguous();
+  if (x.numel() == 0) return 0;
+  std::vector<int64_t> counts;
+  for (const int64_t size : x.sizes()) counts.push_back(size > kWindow ? (size + kWindow - 1) / kWindow : 1);
+  const at::Tensor partial = at::empty(counts, at::kFloat);
+  float* sums = partial.mutable_data_ptr<float>();
+  for (int64_t window = 0; window < partial.numel(); ++window) {
+    SumBlock block{x.const_data_ptr<float>(), {}, {}};
+    int64_t rest = window;
+    for (int64_t i = x.dim() - 1; i >= 0; --i) {
+      const int64_t place = rest % counts[i], size = x.size(i);
+      rest /= counts[i];
+      const int64_t shift = counts[i] == 1 ? 0 : (counts[i] * kWindow - size) / 2;
+      const int64_t begin = std::max<int64_t>(0, place * kWindow - shift);
+      const int64_t end = counts[i] == 1 ? size : std::min(size, (place + 1) * kWindow - shift);
+      block.values += begin * x.stride(i);
+      if (end - begin == 1) continue;
+      block.sizes.insert(block.sizes.begin(), end - begin);
+      block.strides.insert(block.strides.begin(), x.stride(i));
+    }
+    sums[window] = sum_nested(block.values, block, 0, 0.0F);
+  }
+  return partial.numel() == 1 ? sums[0] : jax_sum(partial);
+}
 
 JaxKey threefry2x32(JaxKey key, JaxKey counter) {
   constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};

@@ -23,4 +23,10 @@ JaxKey jax_key(int32_t seed);
 std::pair<JaxKey, JaxKey> jax_split(JaxKey key);
 at::Tensor jax_normal(JaxKey key, at::IntArrayRef sizes);
 
+// The sum of all elements in float32, added in the order in which JAX 0.10 on x86-64 adds a row-major tensor
+// of few dimensions: a seed made of a sum depends on each rounding. Short dimensions are added one after the
+// other or in vector lanes, long ones in windows. JAX promises none of this: other versions and processors
+// round differently.
+float jax_sum(const at::Tensor& tensor);
+
 }  // namespace performer::compat::google

@@ -119,6 +119,15 @@ TEST(GoogleAttention, GeneralizedByDefinition) {
   }
 }
 
+// Rows of zeros, as padding is embedded: JAX takes the right-hand derivative of |x|.
+TEST(GoogleAttention, AbsoluteValueHasTheGradientOfJaxAtZero) {
+  const Tensor x = at::tensor({0.0, -0.0, 2.0, -2.0}, at::kDouble).requires_grad_(true);
+  const Tensor features = google::generalized_features(x.view({1, 1, 1, 4}), {}, "abs", 0.5);
+  EXPECT_TRUE(features.flatten().equal(at::tensor({0.5, 0.5, 2.5, 2.5}, at::kDouble)));
+  features.sum().backward();
+  EXPECT_TRUE(x.grad().equal(at::tensor({1.0, 1.0, 1.0, -1.0}, at::kDouble)));
+}
+
 TEST(GoogleAttention, ZeroDenominatorOfGeneralizedAttentionIsNotANumber) {
   google::GeneralizedAttentionOptions options;
   options.epsilon = 0;

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "performer/base/error.h"
@@ -35,6 +36,43 @@ TEST(JaxRandom, NormalIsStandardAndDependsOnKeyAndIndexAlone) {
   EXPECT_TRUE(values.isfinite().all().item<bool>());
   EXPECT_TRUE(google::jax_normal(first, {3, 7}).flatten().equal(values.flatten().narrow(0, 0, 21)));
   EXPECT_FALSE(google::jax_normal(second, {3, 7}).flatten().equal(values.flatten().narrow(0, 0, 21)));
+}
+
+// How many elements were added before a large element at 0 and its negative at `other` met: ones that meet a
+// large sum on the way are lost.
+int64_t added_with_first(at::IntArrayRef sizes, int64_t other) {
+  at::Tensor x = at::ones(sizes).flatten();
+  x[0] = std::ldexp(1.0F, 40);
+  x[other] = -std::ldexp(1.0F, 40);
+  return x.numel() - static_cast<int64_t>(google::jax_sum(x.view(sizes)));
+}
+
+// The orders were read off JAX 0.10.2 by the same means.
+TEST(JaxRandom, SumAddsInTheReferencesOrder) {
+  EXPECT_EQ(google::jax_sum(at::empty({0})), 0);
+  EXPECT_EQ(google::jax_sum(at::scalar_tensor(2.5F, at::kFloat)), 2.5F);
+  EXPECT_EQ(google::jax_sum(at::arange(2 * 7 * 3 * 40, at::kFloat).view({2, 7, 3, 40})), 1680 * 1679 / 2);
+  for (const int64_t other : {1, 9, 100, 167}) EXPECT_EQ(added_with_first({1, 7, 3, 8}, other), other + 1);
+  // Two rows of 8: the second is added up by itself.
+  EXPECT_EQ(added_with_first({1, 7, 2, 8}, 7), 8);
+  EXPECT_EQ(added_with_first({1, 7, 2, 8}, 8), 16);
+  EXPECT_EQ(added_with_first({1, 7, 2, 8}, 15), 16);
+  EXPECT_EQ(added_with_first({1, 7, 2, 8}, 16), 17);
+  // Four rows: 0 with 2, then 1 and 3.
+  EXPECT_EQ(added_with_first({1, 3, 4, 4}, 8), 8);
+  EXPECT_EQ(added_with_first({1, 3, 4, 4}, 4), 16);
+  // Eight rows of 8 in four lanes, of 2 in eight.
+  EXPECT_EQ(added_with_first({1, 8, 1, 8}, 32), 9);
+  EXPECT_EQ(added_with_first({1, 8, 1, 8}, 16), 32);
+  EXPECT_EQ(added_with_first({1, 3, 8, 2}, 8), 4);
+  // 37 = 19 + 18 and 100 = 18 + 32 + 32 + 18, padded to windows of 32.
+  EXPECT_EQ(added_with_first({37}, 18), 19);
+  EXPECT_EQ(added_with_first({37}, 19), 37);
+  EXPECT_EQ(added_with_first({100}, 17), 18);
+  EXPECT_EQ(added_with_first({100}, 18), 50);
+  EXPECT_EQ(added_with_first({100}, 99), 100);
+  EXPECT_EQ(added_with_first({1, 40, 3, 8}, 479), 480);
+  EXPECT_EQ(added_with_first({1, 40, 3, 8}, 480), 960);
 }
 
 TEST(GoogleProjection, RowsAreOrthogonalInBlocksWithTheLengthsAskedFor) {
