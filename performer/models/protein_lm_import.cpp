@@ -20,6 +20,13 @@ const at::Tensor& parameter(const std::map<std::string, at::Tensor>& parameters,
   return found->second;
 }
 
+// The reference numbers the parts of a model in the order of their making: positions 0, blocks from 1, then
+// the last norm, the logits and the regression.
+std::string head_name(const ModelConfig& model, const std::string& part) {
+  if (part == "norm") return fmt::format("LayerNorm_{}", model.layers + 1);
+  return fmt::format("Dense_{}", model.layers + (part == "logits" ? 2 : 3));
+}
+
 // Sizes as the tensors have them.
 void read_sizes(const std::map<std::string, at::Tensor>& parameters, ModelConfig& model) {
   const std::string first = "Transformer1DBlock_1/";
@@ -33,7 +40,7 @@ void read_sizes(const std::map<std::string, at::Tensor>& parameters, ModelConfig
     ++model.layers;
   const std::string positions = "AddLearnedPositionalEncodings_0/pos_embedding";
   model.positions = parameters.contains(positions) ? "learned" : "sinusoidal";
-  model.regression_head = parameters.contains("Dense_5/kernel");
+  model.regression_head = parameters.contains(head_name(model, "regression") + "/kernel");
   if (model.positions == "learned") model.max_length = parameter(parameters, positions, 3).size(1);
 }
 
@@ -62,17 +69,19 @@ at::Tensor ProteinLMParameter::to_theirs(const at::Tensor& ours_tensor, const at
 
 std::vector<ProteinLMParameter> protein_lm_parameters(const ModelConfig& model) {
   using Layout = ProteinLMParameter::Layout;
+  const std::string norm = head_name(model, "norm"), logits = head_name(model, "logits"),
+                    regression = head_name(model, "regression");
   std::vector<ProteinLMParameter> list = {{"embedding.weight", "embed/embedding", Layout::same},
-                                          {"final_norm.weight", "LayerNorm_3/scale", Layout::same},
-                                          {"final_norm.bias", "LayerNorm_3/bias", Layout::same},
-                                          {"output.weight", "Dense_4/kernel", Layout::dense},
-                                          {"output.bias", "Dense_4/bias", Layout::same}};
+                                          {"final_norm.weight", norm + "/scale", Layout::same},
+                                          {"final_norm.bias", norm + "/bias", Layout::same},
+                                          {"output.weight", logits + "/kernel", Layout::dense},
+                                          {"output.bias", logits + "/bias", Layout::same}};
   if (model.positions == "learned") {
     list.push_back({"positions", "AddLearnedPositionalEncodings_0/pos_embedding", Layout::row});
   }
   if (model.regression_head) {
-    list.push_back({"regression.weight", "Dense_5/kernel", Layout::dense});
-    list.push_back({"regression.bias", "Dense_5/bias", Layout::same});
+    list.push_back({"regression.weight", regression + "/kernel", Layout::dense});
+    list.push_back({"regression.bias", regression + "/bias", Layout::same});
   }
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     const std::string ours = fmt::format("blocks_{}.", layer),
