@@ -2,6 +2,7 @@
 #include "performer/nn/fast_attention_module.h"
 
 #include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
 #include <fmt/ranges.h>
 
 #include <cmath>
@@ -65,10 +66,11 @@ at::Tensor FastAttentionModuleImpl::forward(const at::Tensor& inputs_q, const at
   const at::Tensor query = heads(query_, inputs_q), key = heads(key_, inputs_kv);
   at::Tensor value = heads(value_, inputs_kv);
   if (mask_k.has_value() && mask_k->defined()) {
-    check<UsageError>(mask_k->sizes() == inputs_kv.sizes().slice(0, inputs_kv.dim() - 1),
-                      "the mask of keys must be [{}], found [{}]",
-                      fmt::join(inputs_kv.sizes().slice(0, inputs_kv.dim() - 1), ", "),
-                      fmt::join(mask_k->sizes(), ", "));
+    // As in the reference's einsum, a mask may lack the batch or have one row for all.
+    const at::IntArrayRef keys = inputs_kv.sizes().slice(0, inputs_kv.dim() - 1);
+    check<UsageError>(
+        mask_k->dim() >= 1 && mask_k->size(-1) == keys.back() && at::is_expandable_to(mask_k->sizes(), keys),
+        "the mask of keys must be [{}], found [{}]", fmt::join(keys, ", "), fmt::join(mask_k->sizes(), ", "));
     value = value * mask_k->to(value.scalar_type()).unsqueeze(-1).unsqueeze(-1);
   }
   std::optional<at::Tensor> projection;

@@ -37,9 +37,9 @@ class FastAttentionModuleImpl : public torch::nn::Module {
   explicit FastAttentionModuleImpl(const FastAttentionModuleOptions& options);
 
   // inputs_q [B, axes..., query_size], inputs_kv [B, axes..., key_value_size] -> [B, axes..., out_features].
-  // mask_k [B, key axes...], bool or weights, multiplies the values alone: masked keys stay in the
-  // denominator and in the maximum, so outputs shrink. Causal if the attention is unidirectional, which needs
-  // one axis.
+  // mask_k [B, key axes...] or without the batch, bool or weights, multiplies the values alone: masked keys
+  // stay in the denominator and in the maximum, so outputs shrink. Causal if the attention is unidirectional,
+  // which needs one axis.
   at::Tensor forward(const at::Tensor& inputs_q, const at::Tensor& inputs_kv,
                      const std::optional<at::Tensor>& mask_k = {});
 

@@ -63,6 +63,10 @@ TEST(FastAttentionModule, MaskedKeysStayInTheDenominator) {
   const Tensor mask = at::tensor({1.0F, 0.0F, 0.0F, 0.5F}).view({1, 4});
   const Tensor out = module->forward(at::randn({1, 3, 6}), at::randn({1, 4, 5}), mask);
   EXPECT_TRUE(out.allclose(at::full({1, 3, 8}, 1.5F / 4), 1e-5, 1e-6));
+  for (const Tensor& shared : {mask, mask[0]}) {  // one row of the mask for all of the batch
+    const Tensor both = module->forward(at::randn({2, 3, 6}), at::randn({2, 4, 5}), shared);
+    EXPECT_TRUE(both.allclose(at::full({2, 3, 8}, 1.5F / 4), 1e-5, 1e-6));
+  }
   EXPECT_THAT(
       [&] {
         module->forward(at::randn({1, 3, 6}), at::randn({1, 4, 5}), at::ones({1, 3}));
