@@ -18,11 +18,11 @@ google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
   google::SoftmaxAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = item.option<int64_t>("m");
-  options.renormalize = item.option<bool>("renormalize");
-  options.stabilizer = item.option<double>("stabilizer");
-  options.unidirectional = item.option<bool>("unidirectional");
-  options.nonnegative = item.option<bool>("nonnegative");
-  options.chunk = item.option<int64_t>("unroll");
+  options.renormalize = option_or(item, "renormalize", options.renormalize);
+  options.stabilizer = option_or(item, "stabilizer", options.stabilizer);
+  options.unidirectional = option_or(item, "unidirectional", options.unidirectional);
+  options.nonnegative = option_or(item, "nonnegative", options.nonnegative);
+  options.chunk = option_or(item, "unroll", options.chunk);
   return google::make_fast_softmax_attention(options, w);
 }
 
@@ -32,12 +32,12 @@ google::FastAttention generalized_attention(const Case& item, const at::Tensor& 
   options.features = golden::google_recordings::option_or<int64_t>(item, "m", 256);
   const auto projection = item.option<std::string>("projection");
   options.features_type = projection == "none" ? "deterministic" : projection;
-  options.renormalize = item.option<bool>("renormalize");
-  options.stabilizer = item.option<double>("stabilizer");
-  options.unidirectional = item.option<bool>("unidirectional");
+  options.renormalize = option_or(item, "renormalize", options.renormalize);
+  options.stabilizer = option_or(item, "stabilizer", options.stabilizer);
+  options.unidirectional = option_or(item, "unidirectional", options.unidirectional);
   options.function = golden::google_recordings::google_function(item.option<std::string>("kernel_fn"));
-  options.epsilon = item.option<double>("kernel_epsilon");
-  options.chunk = item.option<int64_t>("unroll");
+  options.epsilon = option_or(item, "kernel_epsilon", options.epsilon);
+  options.chunk = option_or(item, "unroll", options.chunk);
   return google::make_fast_generalized_attention(options, w);
 }
 

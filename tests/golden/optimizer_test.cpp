@@ -12,23 +12,28 @@ namespace {
 // Constant, or t times the base in step t (from 1).
 double learning_rate(const golden::Case& item, int step) {
   const double base = item.option<double>("learning_rate");
-  return item.option<bool>("vary_lr") ? base * (step + 1) : base;
+  return item.options.value("vary_lr", false) ? base * (step + 1) : base;
 }
 
 void run_adam(golden::Group& group, const golden::Case& item, at::ScalarType type) {
   std::vector<NamedParameter> parameters;
-  for (const char* name : {"w", "b"}) {
-    parameters.push_back(
-        {name, item.tensor(fmt::format("p/{}", name)).to(type).clone().requires_grad_(true), true});
+  for (const std::string& input : item.inputs) {
+    if (input.starts_with("p/"))
+      parameters.push_back({input.substr(2), item.tensor(input).to(type).clone().requires_grad_(true), true});
   }
-  Adam adam(parameters, {.weight_decay = item.option<double>("weight_decay")});
-  const double clip = item.options["grad_clip"].is_null() ? 0 : item.option<double>("grad_clip");
+  const AdamOptions defaults;  // the reference's, except for the weight decay
+  Adam adam(parameters, {.beta1 = item.options.value("beta1", defaults.beta1),
+                         .beta2 = item.options.value("beta2", defaults.beta2),
+                         .epsilon = item.options.value("eps", defaults.epsilon),
+                         .weight_decay = item.option<double>("weight_decay")});
+  const bool clips = item.options.contains("grad_clip") && !item.options["grad_clip"].is_null();
+  const double clip = clips ? item.option<double>("grad_clip") : 0;
   for (int step = 0; step < item.option<int>("steps"); ++step) {
     for (NamedParameter& p : parameters) {
       p.value.mutable_grad() = item.tensor(fmt::format("g{}/{}", step, p.name)).to(type).clone();
     }
     clip_gradients(adam.gradients(), clip);
-    if (clip > 0) {
+    if (clips) {
       for (NamedParameter& p : parameters)
         group.expect(item, fmt::format("clipped{}/{}", step, p.name), p.value.grad());
     }

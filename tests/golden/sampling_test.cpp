@@ -3,11 +3,18 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
 #include "performer/infer/generate.h"
 #include "tests/golden/golden.h"
+#include "tests/golden/google_cases.h"
 
 namespace performer {
 namespace {
+
+using golden::google_recordings::option_or;
 
 std::vector<float> row(const at::Tensor& table, int64_t index) {
   const at::Tensor values = table[index].to(at::kFloat).contiguous();
@@ -17,11 +24,6 @@ std::vector<float> row(const at::Tensor& table, int64_t index) {
 std::vector<int64_t> integers(const at::Tensor& tensor) {
   const at::Tensor values = tensor.to(at::kLong).contiguous();
   return {values.data_ptr<int64_t>(), values.data_ptr<int64_t>() + values.numel()};
-}
-
-template <class T>
-T option_or(const golden::Case& item, const std::string& name, T otherwise) {
-  return item.options.contains(name) ? item.option<T>(name) : otherwise;
 }
 
 // Penalised logits of one row up to a constant: filter_logits normalises, and so is the reference here.
@@ -42,33 +44,58 @@ at::Tensor penalized(const golden::Case& item) {
   return at::stack(rows);
 }
 
-// The sampling loop over a table of next-token logits.
-at::Tensor sampled(const golden::Case& item) {
-  const at::Tensor table = item.tensor("table"), prompt = item.tensor("prompt"),
-                   uniforms = item.tensor("uniforms");
+SamplingOptions sampling_options(const golden::Case& item) {
   SamplingOptions options;
   options.temperature = option_or(item, "temperature", 1.0);
   options.top_k = option_or<int64_t>(item, "top_k", 0);
   options.repetition_penalty = option_or(item, "repetition_penalty", 1.0);
   options.repetition_window = option_or<int64_t>(item, "repetition_window", 4);
+  return options;
+}
+
+// What is drawn after `tokens`.
+int64_t drawn(const golden::Case& item, const std::vector<int64_t>& tokens, double uniform) {
+  SamplingOptions options = sampling_options(item);
   const auto forbidden = option_or(item, "masked_tokens", std::vector<int64_t>{});
-  const int64_t end = option_or<int64_t>(item, "eos_token", -1),
-                pad = option_or<int64_t>(item, "pad_token", -1);
-  const auto length = item.option<int64_t>("max_decode_len");
-  at::Tensor result = at::empty({prompt.size(0), length}, at::kInt);
-  for (int64_t i = 0; i < prompt.size(0); ++i) {
-    std::vector<int64_t> tokens = integers(prompt[i]);
-    while (static_cast<int64_t>(tokens.size()) < length) {
-      const int64_t last = tokens.back(), step = static_cast<int64_t>(tokens.size()) - 1;
-      if (end >= 0 && (last == end || last == pad)) {
-        tokens.push_back(pad);
-        continue;
-      }
-      const auto log_probabilities = filter_logits(row(table, last), tokens, options, forbidden);
-      tokens.push_back(draw_token(log_probabilities, uniforms[i][step].item<double>()));
-    }
-    result[i].copy_(at::tensor(tokens, at::kLong));
+  std::vector<float> logits = row(item.tensor("table"), tokens.back());
+  if (options.repetition_penalty != 1 && option_or(item, "repetition_penalty_normalize", false)) {
+    // The reference's option to normalise before the penalty, as a caller has it: what is forbidden has no
+    // part in it, and the temperature comes first.
+    SamplingOptions first;
+    first.temperature = std::exchange(options.temperature, 1.0);
+    const std::vector<double> normal = filter_logits(logits, {}, first, forbidden);
+    for (size_t i = 0; i < logits.size(); ++i)
+      logits[i] = std::isfinite(normal[i]) ? static_cast<float>(normal[i]) : logits[i];
   }
+  return draw_token(filter_logits(logits, tokens, options, forbidden), uniform);
+}
+
+// The sampling loop over a table of next-token logits. Step i fills place i + 1 of all sequences; while one
+// of them runs, the ended ones are padded, prompts and the last place included, which the reference fills
+// twice more.
+at::Tensor sampled(const golden::Case& item) {
+  const at::Tensor prompt = item.tensor("prompt"), uniforms = item.tensor("uniforms");
+  const int64_t end = option_or<int64_t>(item, "eos_token", -1);
+  const int64_t pad = option_or<int64_t>(item, "pad_token", end);
+  const auto length = item.option<int64_t>("max_decode_len");
+  const int64_t sequences = prompt.size(0), given = prompt.size(1);
+  std::vector<std::vector<int64_t>> tokens;
+  for (int64_t i = 0; i < sequences; ++i) tokens.push_back(integers(prompt[i]));
+  std::vector<bool> ended(sequences, false);
+  for (int64_t step = 0; step <= length && std::count(ended.begin(), ended.end(), false) > 0; ++step) {
+    const int64_t place = std::min(step + 1, length - 1);
+    for (int64_t i = 0; i < sequences; ++i) {
+      const bool open = place >= given && place == static_cast<int64_t>(tokens[i].size());
+      if (open)
+        tokens[i].push_back(ended[i] ? pad : drawn(item, tokens[i], uniforms[i][step].item<double>()));
+      int64_t& token = tokens[i][place];
+      if (ended[i]) token = pad;
+      ended[i] = ended[i] || token == end;
+    }
+  }
+  at::Tensor result = at::full({sequences, length}, pad, at::kInt);
+  for (int64_t i = 0; i < sequences; ++i)
+    result[i].slice(0, 0, static_cast<int64_t>(tokens[i].size())).copy_(at::tensor(tokens[i], at::kLong));
   return result;
 }
 
@@ -84,6 +111,9 @@ TEST(GoldenSampling, AgreesWithTheReference) {
       // only.
       group.expect(item, "penalized_logits", item.option<bool>("normalize") ? result.to(at::kFloat) : result);
     } else if (item.has("table")) {
+      golden::google_recordings::expect_known_options(
+          item, {"seed", "max_decode_len", "eos_token", "pad_token", "masked_tokens", "top_k", "temperature",
+                 "repetition_penalty", "repetition_window", "repetition_penalty_normalize"});
       group.expect(item, "sequences", sampled(item));
     } else {
       // The last row has u = 1, outside the generator's range, where the reference may return token 0.
