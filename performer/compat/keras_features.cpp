@@ -17,9 +17,22 @@ using at::Tensor;
 
 constexpr double kReluEpsilon = 1e-3;
 
-// The maximum is over everything but the batch, and part of the graph.
-Tensor shifted_exp(const Tensor& u) {
-  return u.numel() == 0 ? at::exp(u) : at::exp(u - at::amax(u, {1, 2, 3}, /*keepdim=*/true));
+// Of the largest by rounding: products of equal rows by blocks need not be equal to the last digit, and rows
+// may come from float32.
+constexpr double kTie = 4e-7;
+
+// The maximum over `dims`, part of the graph: elements that tie for it share its gradient equally. Equal
+// tokens, such as padding, tie.
+Tensor maximum(const Tensor& u, at::IntArrayRef dims) {
+  const Tensor largest = at::amax(u.detach(), dims, /*keepdim=*/true);
+  if (!u.requires_grad()) return largest;
+  const Tensor ties = u.detach().ge(largest - kTie * largest.abs());
+  const Tensor shared = (u * ties).sum(dims, /*keepdim=*/true) / ties.sum(dims, /*keepdim=*/true);
+  return largest + (shared - shared.detach());
+}
+
+Tensor shifted_exp(const Tensor& u) {  // over everything but the batch
+  return u.numel() == 0 ? at::exp(u) : at::exp(u - maximum(u, {1, 2, 3}));
 }
 
 // A and the factors made of it, [B, 1, H, 1], from the second-moment statistic |x + y|^2 of the two tensors.
@@ -101,7 +114,7 @@ Tensor expplus(const Tensor& given, const Tensor& given_other, bool is_query,
   const Tensor offset = c.a * w.square().sum(-1);  // [B, 1, H, M]
   Tensor exponent = c.b * u;
   if (options.numerical_renormalizer) {
-    Tensor shift = c.b * (is_query || u.numel() == 0 ? at::amax(u, {-1}, /*keepdim=*/true) : at::amax(u));
+    Tensor shift = c.b * (is_query || u.numel() == 0 ? maximum(u, {-1}) : maximum(u, {0, 1, 2, 3}));
     if (options.extra_renormalize_exp_fun) {
       const Tensor least = at::amax(half, {1}, /*keepdim=*/true);
       shift = at::where(shift >= least, shift, least);

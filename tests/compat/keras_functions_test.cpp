@@ -165,6 +165,17 @@ TEST(KerasTransform, ReluPassesGradientsThatAreNan) {
   EXPECT_TRUE(x.grad().isnan().all().item<bool>());
 }
 
+// Tokens 0 and 2 are equal but for rounding and hold the maximum, so each has half of its gradient: what
+// comes back to the three is exp(u - max) less the halves of the sum.
+TEST(KerasTransform, EqualTokensShareTheMaximum) {
+  const Tensor x = at::tensor({1.0, 0.5, 1.0 + 1e-15}, at::kDouble).view({1, 3, 1, 1}).requires_grad_(true);
+  transform("expmod", x, x, true, std::nullopt).sum().backward();
+  const double factor = std::exp(-0.5), low = std::exp(-0.5), sum = 2 + low;
+  EXPECT_NEAR(x.grad()[0][0][0][0].item<double>(), factor * (1 - sum / 2), 1e-12);
+  EXPECT_NEAR(x.grad()[0][1][0][0].item<double>(), factor * low, 1e-12);
+  EXPECT_NEAR(x.grad()[0][2][0][0].item<double>(), factor * (1 - sum / 2), 1e-12);
+}
+
 TEST(KerasTransform, NothingIsNoError) {
   const Tensor none = at::zeros({2, 0, 2, 4}, at::kDouble), other = at::ones({2, 3, 2, 4}, at::kDouble);
   const Tensor w = at::ones({5, 4}, at::kDouble);
