@@ -26,9 +26,13 @@ double input_scale(const Tensor& x, bool normalize) {
   return normalize ? std::pow(static_cast<double>(x.size(-1)), -0.25) : 1.0;
 }
 
-// Whether sums of k or of k v leave the range of float32 inputs.
+bool float_holds(const Tensor& x) {
+  return x.numel() == 0 || x.detach().abs().max().item<double>() <= std::numeric_limits<float>::max();
+}
+
+// Whether sums of k or of k v leave the range of float32 values.
 bool float_sums_overflow(const Tensor& k, const Tensor& v) {
-  if (k.scalar_type() != at::kFloat || k.numel() == 0) return false;
+  if (v.scalar_type() != at::kFloat || k.numel() == 0) return false;
   const double keys = k.detach().abs().sum(1, false, at::kDouble).max().item<double>();
   const double values = v.numel() == 0 ? 0 : v.detach().abs().max().item<double>();
   return !(keys * std::max(values, 1.0) < std::numeric_limits<float>::max());
@@ -159,7 +163,8 @@ Tensor causal_linear_attention(const Tensor& phi_q, const Tensor& phi_k, const T
     return paired_causal_attention(phi_q, phi_k, value, pair_pieces(queries, keys, chunks), epsilon);
   }
   const Tensor q = phi_q.narrow(1, 0, rows), k = phi_k.narrow(1, 0, rows), v = value.narrow(1, 0, rows);
-  if (float_sums_overflow(k, v)) return overflowing_causal_attention(q, k, v, epsilon);
+  if (float_sums_overflow(k, v))
+    return overflowing_causal_attention(q.to(at::kFloat), k.to(at::kFloat), v, epsilon);
   const Tensor precise_q = q.to(at::kDouble);
   const ops::AttentionSums sums =
       ops::attention_sums(precise_q, k.to(at::kDouble), v.to(at::kDouble), /*causal=*/true);
@@ -167,22 +172,39 @@ Tensor causal_linear_attention(const Tensor& phi_q, const Tensor& phi_k, const T
   return (sums.numerator / denominator).to(value.scalar_type());
 }
 
+namespace {
+
+struct Features {
+  Tensor query, key;
+};
+
+Features map_features(const Tensor& query, const Tensor& key, const Tensor& projection,
+                      const FastAttentionOptions& options) {
+  if (options.no_projection) return {query.softmax(-1), options.causal ? key.exp() : key.softmax(1)};
+  if (options.generalized) {
+    check<UsageError>(projection.defined(), "generalised attention needs a projection, found none");
+    return {generalized_kernel(query, projection, options.kernel),
+            generalized_kernel(key, projection, options.kernel)};
+  }
+  return {softmax_kernel(query, projection, /*is_query=*/true),
+          softmax_kernel(key, projection, /*is_query=*/false)};
+}
+
+}  // namespace
+
 Tensor fast_attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& projection,
                       const FastAttentionOptions& options) {
-  Tensor phi_q, phi_k;
-  if (options.no_projection) {
-    phi_q = query.softmax(-1);
-    phi_k = options.causal ? key.exp() : key.softmax(1);
-  } else if (options.generalized) {
-    check<UsageError>(projection.defined(), "generalised attention needs a projection, found none");
-    phi_q = generalized_kernel(query, projection, options.kernel);
-    phi_k = generalized_kernel(key, projection, options.kernel);
-  } else {
-    phi_q = softmax_kernel(query, projection, /*is_query=*/true);
-    phi_k = softmax_kernel(key, projection, /*is_query=*/false);
+  // Features of float32 inputs are taken in double, as the sums are, unless they overflow in float32: then as
+  // they do there.
+  Features phi;
+  if (query.scalar_type() == at::kFloat) {
+    phi = map_features(query.to(at::kDouble), key.to(at::kDouble), projection, options);
   }
-  return options.causal ? causal_linear_attention(phi_q, phi_k, value)
-                        : linear_attention(phi_q, phi_k, value);
+  if (!phi.query.defined() || !float_holds(phi.query) || !float_holds(phi.key)) {
+    phi = map_features(query, key, projection, options);
+  }
+  return options.causal ? causal_linear_attention(phi.query, phi.key, value)
+                        : linear_attention(phi.query, phi.key, value);
 }
 
 Tensor rotate_pairs(const Tensor& x, const Tensor& table) {

@@ -66,7 +66,8 @@ struct FastAttentionOptions {
 };
 
 // query [B, T, H, D], key [B, S, H, D], value [B, S, H, E] -> [B, T, H, E] ([B, min(T, S), H, E] when
-// causal). projection [M, D]; not read with no_projection. Throws UsageError when it is missing.
+// causal). projection [M, D]; not read with no_projection. float32 inputs are mapped and summed in double,
+// but overflow where float32 does. Throws UsageError when the projection is missing.
 at::Tensor fast_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const at::Tensor& projection, const FastAttentionOptions& options);
 

@@ -192,6 +192,25 @@ TEST(LucidrainsFastAttention, MaximumOfKeysCountsThoseThatAreCutAway) {
   EXPECT_GT(gap(fast_attention(q, k, v, w, options), out), 1e-3);
 }
 
+// gelu has features of both signs: denominators close to 0 would multiply the rounding of float features.
+TEST(LucidrainsFastAttention, FloatInputsLoseNothingButTheLastRounding) {
+  const at::Tensor q = normal({2, 9, 2, 8}, 1).to(at::kFloat), k = normal({2, 9, 2, 8}, 2).to(at::kFloat),
+                   v = normal({2, 9, 2, 3}, 3).to(at::kFloat), w = normal({5, 8}, 4).to(at::kFloat);
+  FastAttentionOptions options;
+  options.generalized = true;
+  options.kernel = "gelu";
+  for (const bool causal : {false, true}) {
+    options.causal = causal;
+    const at::Tensor precise =
+        fast_attention(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), w, options);
+    const at::Tensor error = (fast_attention(q, k, v, w, options).to(at::kDouble) - precise).abs();
+    EXPECT_TRUE(error.le(precise.abs() * 6e-8 + 1e-12).all().item<bool>()) << causal;
+  }
+  options.kernel = "exp";  // e^100 is no float
+  options.causal = false;
+  EXPECT_TRUE(fast_attention(q, k * 0 + 200, v, w.abs(), options).isnan().any().item<bool>());
+}
+
 TEST(LucidrainsFastAttention, WithoutProjectionQueriesAndKeysAreSoftmaxed) {
   const at::Tensor q = normal({1, 3, 2, 4}, 1), k = normal({1, 5, 2, 4}, 2), v = normal({1, 5, 2, 3}, 3);
   FastAttentionOptions options;
