@@ -115,7 +115,8 @@ HeadDenseImpl::HeadDenseImpl(std::vector<int64_t> in, std::vector<int64_t> out, 
 
 Tensor HeadDenseImpl::forward(const Tensor& x) {
   const auto out = kernel.sizes().slice(in_dims_);
-  const Tensor matrix = kernel.reshape({kernel_own::product(kernel.sizes().slice(0, in_dims_).vec()), -1});
+  Tensor matrix = kernel.reshape({kernel_own::product(kernel.sizes().slice(0, in_dims_).vec()), -1});
+  if (x.scalar_type() == at::kDouble) matrix = matrix.to(at::kDouble);
   const Tensor y = at::matmul(x.flatten(-in_dims_), matrix).unflatten(-1, out);
   return bias.defined() ? y + bias : y;
 }
@@ -198,7 +199,11 @@ void KernelAttentionImpl::check_compatible_cache(bool training) const {
 }
 
 KernelAttentionImpl::Heads KernelAttentionImpl::project(const KernelAttentionInputs& inputs) {
-  return {query_(inputs.query), key_(inputs.key.value_or(inputs.value)), value_(inputs.value)};
+  const Tensor& key = inputs.key.value_or(inputs.value);
+  if (!options_.compatible) return {query_(inputs.query), key_(key), value_(inputs.value)};
+  // In double like the attention itself, which can magnify the rounding of heads a thousandfold.
+  const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
+  return {query_(wide(inputs.query)), key_(wide(key)), value_(wide(inputs.value))};
 }
 
 KernelAttentionImpl::Parts KernelAttentionImpl::compatible_attention(const Heads& heads,
@@ -225,9 +230,17 @@ KernelAttentionImpl::Parts KernelAttentionImpl::compatible_attention(const Heads
                                 options_.causal_window_decay, options_.causal_padding};
   }
   keras::Cache* cache = inputs.cache != nullptr ? &inputs.cache->reference : nullptr;
+  std::optional<Tensor> mask = inputs.attention_mask;
+  if (mask) {
+    check<UsageError>(
+        mask->scalar_type() == inputs.query.scalar_type(),
+        "attention_mask must have the type of the inputs, {}, as in the reference, which refuses "
+        "bool and integers; found {}",
+        c10::toString(inputs.query.scalar_type()), c10::toString(mask->scalar_type()));
+    mask = mask->to(at::kDouble);
+  }
   const auto attend = [&](const Tensor& query) {
-    return keras::compute_attention(query, heads.key, heads.value, with, projection, inputs.attention_mask,
-                                    cache);
+    return keras::compute_attention(query, heads.key, heads.value, with, projection, mask, cache);
   };
   if (!begins) return {{}, attend(heads.query)};
   Parts parts;
@@ -252,7 +265,8 @@ Tensor KernelAttentionImpl::forward(const KernelAttentionInputs& inputs) {
   std::vector<Tensor> outputs;
   if (parts.softmax.defined()) outputs.push_back(output(parts.softmax, output_softmax_));
   if (parts.kernel.defined()) outputs.push_back(output(parts.kernel, output_));
-  return outputs.size() == 1 ? outputs[0] : at::cat(outputs, 1);
+  const Tensor out = outputs.size() == 1 ? outputs[0] : at::cat(outputs, 1);
+  return options_.compatible ? out.to(inputs.query.scalar_type()) : out;
 }
 
 void import_kernel_attention(KernelAttention& layer, const std::map<std::string, Tensor>& weights) {
