@@ -220,5 +220,23 @@ TEST(KernelAttentionTypes, HalfPrecisionIsComputedInFloat) {
   }
 }
 
+// Denominators of either sign (identity features) can magnify the rounding of heads without limit.
+TEST(KernelAttentionOptionsTest, CompatibleResultsAreRoundedOnce) {
+  KernelAttentionOptions o = small();
+  o.compatible = true;
+  o.feature_transform = "identity";
+  KernelAttention layer(o);
+  KernelAttentionInputs inputs;
+  inputs.query = at::randn({2, 5, 6});
+  inputs.value = at::randn({2, 7, 6});
+  inputs.attention_mask = at::ones({2, 7});
+  const at::NoGradGuard no_grad;
+  const Tensor single = layer(inputs);
+  EXPECT_EQ(single.scalar_type(), at::kFloat);
+  layer->to(at::kDouble);
+  for (Tensor* x : {&inputs.query, &inputs.value, &*inputs.attention_mask}) *x = x->to(at::kDouble);
+  EXPECT_TRUE(at::equal(single, layer(inputs).to(at::kFloat)));
+}
+
 }  // namespace
 }  // namespace performer::nn::kernel_attention_options_test
