@@ -41,15 +41,12 @@ void run_product(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(GoldenFastTransformers, Attention) {
-  Group group("attention", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("attention", kSystem, [&](Group& group, const Case& item) {
     expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps", "E", "M"});
     in_all_types(item, [&](at::ScalarType type) {
       item.function == "causal_dot_product" ? run_product(group, item, type) : run_batch(group, item, type);
     });
-  }
-  group.finish();
+  });
 }
 
 void run_self(Group& group, const Case& item, at::ScalarType type) {
@@ -84,9 +81,7 @@ void run_cross(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(GoldenFastTransformers, Recurrent) {
-  Group group("recurrent", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("recurrent", kSystem, [&](Group& group, const Case& item) {
     expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps"});
     const bool cross = item.function.starts_with("RecurrentCross");
     in_all_types(item, [&](at::ScalarType type) {
@@ -97,8 +92,7 @@ TEST(GoldenFastTransformers, Recurrent) {
                                                  : name.starts_with("S_") || name.starts_with("Z_"));
       EXPECT_TRUE(known) << item.id << ": nothing is compared with output " << name;
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace performer::golden::fast_transformers::attention

@@ -155,15 +155,12 @@ TEST(GoldenFastTransformers, Layers) {
       {"RecurrentTransformerEncoder", run_recurrent_encoder},
       {"TransformerDecoder", run_decoder},
       {"RecurrentTransformerDecoder", run_recurrent_decoder}};
-  Group group("layers", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("layers", kSystem, [&](Group& group, const Case& item) {
     const auto run = runs.find(item.function);
     in_all_types(item, [&](at::ScalarType type) {
       (run == runs.end() ? run_attention_layer : run->second)(group, item, type);
     });
-  }
-  group.finish();
+  });
 }
 
 // Masks of all ones are made from their sizes, others from their matrix.
@@ -192,9 +189,7 @@ nn::AttentionMask mask_of(const Case& item) {
 }
 
 TEST(GoldenFastTransformers, Masks) {
-  Group group("masks", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("masks", kSystem, [&](Group& group, const Case& item) {
     const nn::AttentionMask mask = mask_of(item);
     if (item.has("bool_matrix")) {
       EXPECT_TRUE(at::equal(mask.bool_matrix(), item.tensor("bool_matrix").ne(0))) << item.id;
@@ -220,8 +215,7 @@ TEST(GoldenFastTransformers, Masks) {
     EXPECT_EQ(same.lower_triangular(),
               item.entry.value("fullmask_of_same_matrix_lower_triangular", same.lower_triangular()))
         << item.id;
-  }
-  group.finish();
+  });
 }
 
 // What the reference refuses and we refuse too, by its description there.

@@ -10,9 +10,7 @@
 namespace performer::golden::fast_transformers::maps {
 
 TEST(GoldenFastTransformers, Projections) {
-  Group group("projection", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("projection", kSystem, [&](Group& group, const Case& item) {
     expect_known(item, {"rows", "columns"}, false);
     check<InputError>(item.function == "orthogonal_random_matrix_", "unknown function {}", item.function);
     const at::Tensor blocks = item.tensor("normal_blocks");
@@ -21,14 +19,11 @@ TEST(GoldenFastTransformers, Projections) {
       group.expect(item, "omega",
                    ft::orthogonal_random_matrix(blocks.to(type), item.option<int64_t>("columns")));
     }
-  }
-  group.finish();
+  });
 }
 
 TEST(GoldenFastTransformers, FeatureMaps) {
-  Group group("features", kSystem);
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("features", kSystem, [&](Group& group, const Case& item) {
     expect_known(item, {"shape", "inputs"});
     in_all_types(item, [&](at::ScalarType type) {
       const at::Tensor x = leaf(item, "x", type);
@@ -39,8 +34,7 @@ TEST(GoldenFastTransformers, FeatureMaps) {
       EXPECT_EQ(out.size(-1), map->size()) << item.id;
       expect_all(group, item, out, {{"x", x}});
     });
-  }
-  group.finish();
+  });
 }
 
 // Which of `calls` calls of new_feature_map() changed omega, from 1.

@@ -209,4 +209,18 @@ void Group::finish() const {
   }
 }
 
+void run_group(const std::string& name, const std::string& system,
+               const std::function<void(Group&, const Case&)>& body) {
+  Group group(name, system);
+  if (group.empty()) GTEST_SKIP() << kMissing;
+  for (const Case& item : group.cases()) {
+    try {
+      body(group, item);
+    } catch (const std::exception& error) {
+      ADD_FAILURE() << item.folder << "/" << item.id << ": " << error.what();
+    }
+  }
+  group.finish();
+}
+
 }  // namespace performer::golden

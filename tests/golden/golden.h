@@ -2,17 +2,18 @@
 // Recorded outputs of the reference systems ("golden-1" folders: an index.json and safetensors files) as
 // tests.
 //
-//   golden::Group group("plm_schedule");
-//   if (group.empty()) GTEST_SKIP() << golden::kMissing;
-//   for (const golden::Case& item : group.cases()) {
-//     if (item.option<bool>("dtype16")) { group.known_other(item, "why our result differs by design");
-//     continue; } group.expect(item, "lr", computed(item.tensor("steps")));
-//   }
-//   group.finish();
+//   golden::run_group("plm_schedule", [](golden::Group& group, const golden::Case& item) {
+//     if (item.option<bool>("dtype16")) {
+//       group.known_other(item, "why our result differs by design");
+//       return;
+//     }
+//     group.expect(item, "lr", computed(item.tensor("steps")));
+//   });
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -90,5 +91,13 @@ class Group {
   std::map<std::string, std::set<std::string>> compared_;  // outputs, by folder and id
   std::map<std::string, std::string> other_;
 };
+
+// Runs `body` on each case of a group; what it throws fails that case alone. Skips the test without
+// recordings.
+void run_group(const std::string& name, const std::string& system,
+               const std::function<void(Group&, const Case&)>& body);
+inline void run_group(const std::string& name, const std::function<void(Group&, const Case&)>& body) {
+  run_group(name, "", body);
+}
 
 }  // namespace performer::golden

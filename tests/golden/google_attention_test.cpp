@@ -71,17 +71,14 @@ void expect_attention(golden::Group& group, const Case& item, at::ScalarType typ
 }
 
 void run_attention_group(const char* name) {
-  golden::Group group(name);
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group(name, [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(
         item,
         {"family", "d", "m", "unidirectional", "renormalize", "stabilizer", "unroll", "projection",
          "input_std", "hostile", "nonnegative", "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
     for (const at::ScalarType type : golden::google_recordings::run_types(item))
       expect_attention(group, item, type);
-  }
-  group.finish();
+  });
 }
 
 TEST(Golden, JaxAttentionSoftmax) {
@@ -120,9 +117,7 @@ nn::FastAttentionModule module_of(const Case& item) {
 }
 
 TEST(Golden, JaxModule) {
-  golden::Group group("jax_module");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("jax_module", [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
     EXPECT_EQ(item.has("mask_k"), item.option<bool>("mask")) << item.id;
     nn::FastAttentionModule module = module_of(item);
@@ -134,8 +129,7 @@ TEST(Golden, JaxModule) {
           item, "out",
           module->forward(item.tensor("inputs_q").to(type), item.tensor("inputs_kv").to(type), mask));
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace performer::google_attention_golden

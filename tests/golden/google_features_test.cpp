@@ -33,9 +33,7 @@ at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) 
 }
 
 TEST(Golden, JaxFeatures) {
-  golden::Group group("jax_features");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("jax_features", [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(
         item, {"kind", "is_query", "normalize_data", "eps", "attn_axes", "m", "projection", "ortho_scaling",
                "input_std", "kernel_fn", "kernel_epsilon"});
@@ -47,8 +45,7 @@ TEST(Golden, JaxFeatures) {
       phi.backward(item.tensor("ct").to(type));
       group.expect(item, "dx", x.grad());
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace performer::google_features_golden

@@ -58,12 +58,10 @@ void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
 }
 
 TEST(Golden, JaxProjection) {
-  golden::Group group("jax_projection");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("jax_projection", [&](golden::Group& group, const Case& item) {
     if (item.options.contains("redraw_features")) {
       expect_redraw(group, item);
-      continue;
+      return;
     }
     golden::google_recordings::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
     const auto kind = item.option<std::string>("type");
@@ -77,8 +75,7 @@ TEST(Golden, JaxProjection) {
         ADD_FAILURE() << item.id << ": projection type " << kind << " is not understood";
       }
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace performer::google_projection_golden

@@ -50,10 +50,7 @@ void compare_attention(Group& group, const Case& item) {
 }
 
 TEST(KerasGolden, Attention) {
-  Group group("attention", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) compare_attention(group, item);
-  group.finish();
+  run_group("attention", "keras", compare_attention);
 }
 
 void compare_windowed_features(Group& group, const Case& item) {
@@ -80,9 +77,7 @@ void compare_window_sum(Group& group, const Case& item) {
 }
 
 TEST(KerasGolden, Windowed) {
-  Group group("windowed", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("windowed", "keras", [&](Group& group, const Case& item) {
     if (item.function == "causal_windowed_performer_attention") {
       compare_windowed_features(group, item);
     } else if (item.function == "rectangular_window_sum" || item.function == "weighted_window_sum") {
@@ -91,8 +86,7 @@ TEST(KerasGolden, Windowed) {
       ASSERT_EQ(item.function, "KernelAttention._compute_attention") << item.id;
       compare_attention(group, item);
     }
-  }
-  group.finish();
+  });
 }
 
 // The state before the first chunk: zeros, or the recorded one.
@@ -130,20 +124,17 @@ void compare_stream(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(KerasGolden, Streaming) {
-  Group group("streaming", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("streaming", "keras", [&](Group& group, const Case& item) {
     if (item.function == "KernelAttention._compute_attention") {  // a batch form that equals a stream
       compare_attention(group, item);
-      continue;
+      return;
     }
     ASSERT_EQ(item.function, "KernelAttention._compute_attention with cache") << item.id;
     expect_known(item, with_attention({"chunks", "cache_init"}));
     expect_seeded_projection(item);
     compare_stream(group, item, at::kFloat);
     compare_stream(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -11,9 +11,7 @@ namespace {
 namespace reference = compat::keras;
 
 TEST(KerasGolden, Features) {
-  Group group("features", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("features", "keras", [&](Group& group, const Case& item) {
     expect_known(item, {"feature_transform", "is_query", "num_random_features", "normalize_data",
                         "numerical_renormalizer", "numerical_stabilizer", "extra_renormalize_exp_fun"});
     const std::string name = transform_of(item);
@@ -31,8 +29,7 @@ TEST(KerasGolden, Features) {
       if (name == "expplus") return reference::expplus(x, other, is_query, maybe(inputs, "W"), with);
       return reference::transform(name, x, other, is_query, maybe(inputs, "W"));
     });
-  }
-  group.finish();
+  });
 }
 
 reference::Seed seed_of(const at::Tensor& pair) {
@@ -66,13 +63,11 @@ void compare_seeded(Group& group, const Case& item) {
 }
 
 TEST(KerasGolden, Projection) {
-  Group group("projection", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("projection", "keras", [&](Group& group, const Case& item) {
     expect_known(item, {"m", "d", "seed", "global_seed"});
     if (item.function == "create_projection_matrix") {
       compare_seeded(group, item);
-      continue;
+      return;
     }
     ASSERT_EQ(item.function, "create_projection_matrix(seed=None) twice") << item.id;
     const int64_t rows = item.option<int64_t>("m"), size = item.option<int64_t>("d");
@@ -82,8 +77,7 @@ TEST(KerasGolden, Projection) {
       const at::Tensor blocks = item.tensor(std::string("normal_blocks_") + index);
       group.expect(item, std::string("W_") + index, reference::projection_from_draws(blocks, norms));
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -108,14 +108,11 @@ void compare_layer(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(KerasGolden, Layer) {
-  Group group("layer", "keras");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("layer", "keras", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "KernelAttention.call") << item.id;
     compare_layer(group, item, at::kFloat);
     compare_layer(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -33,9 +33,7 @@ std::optional<at::Tensor> projection_of(const Case& item, at::ScalarType type) {
 }
 
 TEST(LucidrainsGolden, Projection) {
-  Group group("projection", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("projection", "lucidrains", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "gaussian_orthogonal_random_matrix");
     expect_known_options(item, {"nb_rows", "nb_columns", "scaling"});
     for (const at::ScalarType type : kBothTypes) {
@@ -47,8 +45,7 @@ TEST(LucidrainsGolden, Projection) {
                                                                       item.option<int64_t>("scaling"));
       group.expect(item, "W", projection);
     }
-  }
-  group.finish();
+  });
 }
 
 at::Tensor features(const Case& item, const at::Tensor& x, at::ScalarType type) {
@@ -69,21 +66,16 @@ at::Tensor features(const Case& item, const at::Tensor& x, at::ScalarType type) 
 }
 
 TEST(LucidrainsGolden, Features) {
-  Group group("features", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("features", "lucidrains", [&](Group& group, const Case& item) {
     for (const at::ScalarType type : kBothTypes) {
       const Leaf x = leaf(item, "x", type);
       expect_all(group, item, features(item, x.ours, type).transpose(1, 2), {{"dx", x.recorded}});
     }
-  }
-  group.finish();
+  });
 }
 
 TEST(LucidrainsGolden, LinearAttention) {
-  Group group("linear_attention", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("linear_attention", "lucidrains", [&](Group& group, const Case& item) {
     expect_known_options(item,
                          {"B", "H", "L", "S", "m", "dv", "small_features", "chunk_size", "eps", "inputs"});
     for (const at::ScalarType type : kBothTypes) {
@@ -99,8 +91,7 @@ TEST(LucidrainsGolden, LinearAttention) {
       expect_all(group, item, out.transpose(1, 2),
                  {{"dq", q.recorded}, {"dk", k.recorded}, {"dv", v.recorded}});
     }
-  }
-  group.finish();
+  });
 }
 
 FastAttentionOptions attention_options(const Case& item) {
@@ -117,9 +108,7 @@ FastAttentionOptions attention_options(const Case& item) {
 }
 
 TEST(LucidrainsGolden, FastAttention) {
-  Group group("fast_attention", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("fast_attention", "lucidrains", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "FastAttention.forward");
     const FastAttentionOptions options = attention_options(item);
     if (item.options.at("nb_features").is_null()) {
@@ -136,8 +125,7 @@ TEST(LucidrainsGolden, FastAttention) {
       expect_all(group, item, out.transpose(1, 2),
                  {{"dq", q.recorded}, {"dk", k.recorded}, {"dv", v.recorded}});
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -48,25 +48,19 @@ void expect_lm(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(LucidrainsModels, Performer) {
-  Group group("performer", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("performer", "lucidrains", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "Performer");
     expect_stack(group, item, at::kFloat);
     expect_stack(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 TEST(LucidrainsModels, PerformerLM) {
-  Group group("lm", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("lm", "lucidrains", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "PerformerLM");
     expect_lm(group, item, at::kFloat);
     expect_lm(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 // In which of `count` forward calls the projection changed, counted from 1.
@@ -99,10 +93,10 @@ TEST(LucidrainsModels, RedrawSchedule) {
   int compared = 0;
   for (const std::string& folder : folders()) {
     const auto index = nlohmann::json::parse(read_file(folder + "/index.json"));
-    if (!index.at("meta").is_object()) continue;
-    if (!index.at("meta").value("reference", "").starts_with("performer-pytorch")) continue;
-    if (!index["meta"].contains("redraw_schedule")) continue;
-    for (const auto& [name, calls] : index["meta"]["redraw_schedule"].items()) {
+    const nlohmann::json meta = index.value("meta", nlohmann::json::object());
+    if (!meta.is_object() || !meta.value("reference", "").starts_with("performer-pytorch")) continue;
+    const nlohmann::json schedules = meta.value("redraw_schedule", nlohmann::json::object());
+    for (const auto& [name, calls] : schedules.items()) {
       if (name == "meaning") continue;
       std::smatch match;
       ASSERT_TRUE(std::regex_match(name, match, kName)) << name;

@@ -139,13 +139,10 @@ void expect_case(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(LucidrainsModels, Wrappers) {
-  Group group("wrapper", "lucidrains");
-  if (group.empty()) GTEST_SKIP() << kMissing;
-  for (const Case& item : group.cases()) {
+  run_group("wrapper", "lucidrains", [&](Group& group, const Case& item) {
     expect_case(group, item, at::kFloat);
     expect_case(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -59,9 +59,7 @@ void run_combination(golden::Group& group, const golden::Case& item, at::ScalarT
 }
 
 TEST(Golden, LossesAndMetrics) {
-  golden::Group group("plm_metrics");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_metrics", [&](golden::Group& group, const golden::Case& item) {
     for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
       if (item.has("logits")) {
         run_token_metrics(group, item, type);
@@ -71,8 +69,7 @@ TEST(Golden, LossesAndMetrics) {
         run_combination(group, item, type);
       }
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -45,13 +45,10 @@ void run_adam(golden::Group& group, const golden::Case& item, at::ScalarType typ
 }
 
 TEST(Golden, AdamAndClipping) {
-  golden::Group group("plm_optimizer");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_optimizer", [&](golden::Group& group, const golden::Case& item) {
     run_adam(group, item, at::kFloat);
     run_adam(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

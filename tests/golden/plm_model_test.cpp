@@ -100,13 +100,10 @@ void compare(golden::Group& group, const golden::Case& item, at::ScalarType type
 }
 
 TEST(PlmModel, HiddenStatesLogitsLossAndGradients) {
-  golden::Group group("plm_model");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_model", [&](golden::Group& group, const golden::Case& item) {
     compare(group, item, at::kFloat);
     compare(group, item, at::kDouble);
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

@@ -11,16 +11,13 @@ namespace performer {
 namespace {
 
 TEST(PlmPositions, Sinusoids) {
-  golden::Group group("plm_positions");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_positions", [&](golden::Group& group, const golden::Case& item) {
     const auto length = item.option<int64_t>("max_len"), width = item.option<int64_t>("emb");
     const at::Tensor table = item.option<bool>("concatenate") ? nn::sinusoid_table(length, width)
                                                               : nn::sinusoids(at::arange(length), width);
     group.expect(item, "pe", table);
     group.expect(item, "pe", table.to(at::kFloat));
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

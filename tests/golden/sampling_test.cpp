@@ -100,9 +100,7 @@ at::Tensor sampled(const golden::Case& item) {
 }
 
 TEST(GoldenSampling, AgreesWithTheReference) {
-  golden::Group group("plm_sampling");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_sampling", [&](golden::Group& group, const golden::Case& item) {
     if (item.has("penalized_logits")) {
       // Both normalised: the recorded logits are not, and a constant does not matter to what is drawn.
       const at::Tensor shift = at::logsumexp(item.tensor("penalized_logits64"), {1}, true);
@@ -130,8 +128,7 @@ TEST(GoldenSampling, AgreesWithTheReference) {
       }
       group.expect(item, "samples", samples);
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

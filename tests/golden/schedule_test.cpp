@@ -12,9 +12,7 @@ namespace performer {
 namespace {
 
 TEST(Golden, Schedules) {
-  golden::Group group("plm_schedule");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_schedule", [&](golden::Group& group, const golden::Case& item) {
     const auto& options = item.options;
     ScheduleOptions with;  // protein_lm's defaults
     with.base = options.value("base_learning_rate", with.base);
@@ -34,8 +32,7 @@ TEST(Golden, Schedules) {
     }
     // Even the double run of the reference divides and takes roots of its int32 steps in float32.
     group.expect(item, "lr", rates.to(at::kFloat));
-  }
-  group.finish();
+  });
 }
 
 }  // namespace

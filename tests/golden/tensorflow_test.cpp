@@ -44,23 +44,18 @@ at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarT
 }
 
 TEST(Golden, TensorflowProjection) {
-  golden::Group group("tf_projection");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("tf_projection", [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(item, {"m", "d", "seed", "scaling", "struct_mode"});
     for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
       group.expect(item, "W",
                    item.option<bool>("struct_mode") ? givens_projection(group, item, type)
                                                     : qr_projection(group, item, type));
     }
-  }
-  group.finish();
+  });
 }
 
 TEST(Golden, TensorflowFeatures) {
-  golden::Group group("tf_features");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("tf_features", [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(
         item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
@@ -80,14 +75,11 @@ TEST(Golden, TensorflowFeatures) {
       phi.backward(item.tensor("ct").to(type));
       group.expect(item, "dx", x.grad());
     }
-  }
-  group.finish();
+  });
 }
 
 TEST(Golden, TensorflowAttention) {
-  golden::Group group("tf_attention");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const Case& item : group.cases()) {
+  golden::run_group("tf_attention", [&](golden::Group& group, const Case& item) {
     golden::google_recordings::expect_known_options(
         item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
     tensorflow::FavorOptions options;
@@ -109,8 +101,7 @@ TEST(Golden, TensorflowAttention) {
       group.expect(item, "dk", k.grad());
       group.expect(item, "dv", v.grad());
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace performer::tensorflow_golden

@@ -112,16 +112,13 @@ void run_pipeline(golden::Group& group, const golden::Case& item) {
 }
 
 TEST(GoldenTokenizer, AgreesWithTheReference) {
-  golden::Group group("plm_tokenizer");
-  if (group.empty()) GTEST_SKIP() << golden::kMissing;
-  for (const golden::Case& item : group.cases()) {
+  golden::run_group("plm_tokenizer", [&](golden::Group& group, const golden::Case& item) {
     if (item.entry.at("strings").contains("vocab_tokens")) {
       run_domain(group, item);
     } else {
       run_pipeline(group, item);
     }
-  }
-  group.finish();
+  });
 }
 
 }  // namespace
