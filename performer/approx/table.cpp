@@ -64,7 +64,10 @@ void Table::add(std::vector<Cell> row) {
 std::string to_tsv(const Table& table) {
   std::string text = fmt::format("{}\n", fmt::join(table.columns, "\t"));
   for (const auto& row : table.rows) {
-    for (size_t i = 0; i < row.size(); ++i) text += (i == 0 ? "" : "\t") + cell_text(row[i], "{:.6g}");
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (i > 0) text += '\t';
+      text += cell_text(row[i], "{:.6g}");
+    }
     text += '\n';
   }
   return text;

@@ -69,7 +69,9 @@ TEST(Generate, SinkIsCalledInOrderAndLengthsAreKept) {
     EXPECT_EQ(sequences[i].index, static_cast<int64_t>(i));
     EXPECT_GE(sequences[i].residues.size(), 1u);
     EXPECT_LE(sequences[i].residues.size(), 12u);
-    if (!sequences[i].ended) EXPECT_EQ(sequences[i].residues.size(), 12u);
+    if (!sequences[i].ended) {
+      EXPECT_EQ(sequences[i].residues.size(), 12u);
+    }
     EXPECT_EQ(sequences[i].residues.find_first_not_of("ACDEFGHIKLMNPQRSTVWYBOUXZ"), std::string::npos);
   }
   EXPECT_TRUE(collect(model, {.count = 0}).empty());
