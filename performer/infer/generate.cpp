@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cmath>
@@ -172,26 +173,64 @@ void extend(Row& row, const float* logits, const GenerateRequest& request) {
   row.finished = row.sequence.ended || static_cast<int64_t>(row.tokens.size()) == request.max_length;
 }
 
-// What every sequence starts from: the state and logits [1, V] after the start marker and the prompt.
+// Reads sequences token by token: from the model's state or, where attention reproduces a reference and has
+// none, the whole prefix again for each token, as the references do.
+class Reader {
+ public:
+  explicit Reader(const ProteinLM& model, int64_t batch_size) : model_(model) {
+    if (is_preset(model_->attention_config())) {
+      prefix_ = at::empty({batch_size, 0}, at::kLong);
+    } else {
+      state_ = model_->begin(batch_size);
+    }
+  }
+
+  // Logits [B, V] after one more token [B] of each sequence.
+  at::Tensor read(const at::Tensor& tokens) {
+    if (!prefix_.defined()) return model_->step(tokens, state_);
+    prefix_ = at::cat({prefix_, tokens.unsqueeze(1)}, 1);
+    SequenceBatch batch;
+    batch.tokens = prefix_;
+    batch.positions = at::arange(prefix_.size(1), at::kLong).expand_as(prefix_);
+    return model_->forward(batch).select(1, prefix_.size(1) - 1);
+  }
+
+  // Goes on with these sequences of the batch.
+  void select(const at::Tensor& index) {
+    if (prefix_.defined()) {
+      prefix_ = prefix_.index_select(0, index);
+    } else {
+      state_ = select_rows(state_, index);
+    }
+  }
+
+ private:
+  ProteinLM model_;
+  DecodeState state_;
+  at::Tensor prefix_;  // [B, T], undefined with a state
+};
+
+// What every sequence starts from: what was read, and the logits [1, V], after the start marker and the
+// prompt.
 struct Start {
-  DecodeState state;
+  Reader reader;
   at::Tensor logits;
 };
 
-Start read_prompt(ProteinLM& model, const std::vector<int64_t>& prompt) {
-  Start start{model->begin(1), {}};
-  start.logits = model->step(at::full({1}, int64_t{data::kBos}, at::kLong), start.state);
-  for (const int64_t token : prompt) start.logits = model->step(at::full({1}, token, at::kLong), start.state);
+Start read_prompt(const ProteinLM& model, const std::vector<int64_t>& prompt) {
+  Start start{Reader(model, 1), {}};
+  start.logits = start.reader.read(at::full({1}, int64_t{data::kBos}, at::kLong));
+  for (const int64_t token : prompt) start.logits = start.reader.read(at::full({1}, token, at::kLong));
   return start;
 }
 
 // All sequences of one batch, from the shared start to the last end; finished rows leave the batch.
-void generate_batch(ProteinLM& model, const GenerateRequest& request, const Start& start,
-                    std::vector<Row>& rows) {
+void generate_batch(const GenerateRequest& request, const Start& start, std::vector<Row>& rows) {
   std::vector<int64_t> active(rows.size());
   std::iota(active.begin(), active.end(), int64_t{0});
   const at::Tensor copies = at::zeros({static_cast<int64_t>(rows.size())}, at::kLong);
-  DecodeState state = select_rows(start.state, copies);
+  Reader reader = start.reader;
+  reader.select(copies);
   at::Tensor logits = start.logits.index_select(0, copies);
   while (true) {
     logits = logits.to(at::kFloat).contiguous();
@@ -205,9 +244,9 @@ void generate_batch(ProteinLM& model, const GenerateRequest& request, const Star
       next.push_back(row.tokens.back());
     }
     if (kept.empty()) return;
-    if (kept.size() < active.size()) state = select_rows(state, at::tensor(places, at::kLong));
+    if (kept.size() < active.size()) reader.select(at::tensor(places, at::kLong));
     active = std::move(kept);
-    logits = model->step(at::tensor(next, at::kLong), state);
+    logits = reader.read(at::tensor(next, at::kLong));
   }
 }
 
@@ -250,13 +289,17 @@ void generate(ProteinLM& model, const GenerateRequest& request,
   const std::vector<int64_t> prompt = check_request(model, request);
   const at::NoGradGuard no_gradients;
   model->eval();
+  if (is_preset(model->attention_config())) {
+    spdlog::info("attention.kind = {} has no state: each residue reads all before it again",
+                 model->attention_config().kind);
+  }
   const Start start = read_prompt(model, prompt);
   for (int64_t first = 0; first < request.count; first += request.batch_size) {
     std::vector<Row> rows;
     for (int64_t i = first; i < std::min(first + request.batch_size, request.count); ++i) {
       rows.emplace_back(i, prompt, request.seed);
     }
-    generate_batch(model, request, start, rows);
+    generate_batch(request, start, rows);
     for (Row& row : rows) {
       row.sequence.residues = data::decode(row.tokens);
       sink(row.sequence);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sampling from a causal model with constant state a token: the prefix is never computed again.
+// Sampling from a causal model with constant state a token: the prefix is never computed again, except by
+// presets of reference systems, which have no state.
 #pragma once
 
 #include <functional>

@@ -26,7 +26,8 @@ std::vector<std::string> residues(const std::vector<GeneratedSequence>& sequence
 
 class GenerateKinds : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Kinds, GenerateKinds,
-                         testing::Values("favor-relu", "favor-softmax", "exact", "identity"));
+                         testing::Values("favor-relu", "favor-softmax", "exact", "identity", "jax-relu",
+                                         "idiap-elu"));  // presets have no state: the prefix is read again
 
 TEST_P(GenerateKinds, StreamedLogLikelihoodIsThatOfTheFullForwardPass) {
   ProteinLM model = make_model({.kind = GetParam()});
