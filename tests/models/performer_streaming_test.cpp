@@ -60,6 +60,7 @@ PerformerLMInputs inputs_for(const PerformerLMOptions& options, int64_t length) 
 struct Variant {
   const char* name;
   std::function<void(PerformerLMOptions&)> change;
+  friend void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 };
 
 class PerformerStreaming : public ::testing::TestWithParam<Variant> {
