@@ -12,8 +12,7 @@ namespace performer::nn {
 at::Tensor sinusoid_table(int64_t length, int64_t width) {
   check<UsageError>(width >= 2 && width % 2 == 0,
                     "sinusoidal and rotary positions need an even size of at least 2, not {}", width);
-  // Pairs (sin, cos) apart: all sines, then all cosines.
-  return sinusoids(at::arange(length), width).unflatten(-1, {width / 2, 2}).transpose(1, 2).flatten(1);
+  return sinusoids(at::arange(length), width, /*concatenate=*/true);
 }
 
 LearnedPositionsImpl::LearnedPositionsImpl(int64_t max_length, int64_t dim) {

@@ -19,8 +19,9 @@ at::Tensor angles(const at::Tensor& positions, int64_t width, int64_t pairs) {
 
 }  // namespace
 
-at::Tensor sinusoids(const at::Tensor& positions, int64_t width) {
+at::Tensor sinusoids(const at::Tensor& positions, int64_t width, bool concatenate) {
   const at::Tensor angle = angles(positions, width, (width + 1) / 2);
+  if (concatenate) return at::cat({angle.sin(), angle.cos()}, -1).narrow(-1, 0, width);
   return at::stack({angle.sin(), angle.cos()}, -1).flatten(-2).narrow(-1, 0, width);
 }
 

@@ -9,9 +9,9 @@
 namespace performer::nn {
 
 // Sinusoidal encodings of `positions` (int64, any shape S): [S..., width] float64, in which channel 2i is
-// sin(p / 10000^(2i / width)) and channel 2i + 1 the cosine. Odd widths end in a sine.
-// Source: Vaswani et al. 2017, section 3.5, interleaved as in protein_lm.
-at::Tensor sinusoids(const at::Tensor& positions, int64_t width);
+// sin(p / 10000^(2i / width)) and channel 2i + 1 the cosine. Odd widths end in a sine. With `concatenate` all
+// sines come before all cosines. Source: Vaswani et al. 2017, section 3.5; both orders as in protein_lm.
+at::Tensor sinusoids(const at::Tensor& positions, int64_t width, bool concatenate = false);
 
 // Rotary encodings: unit complex numbers exp(i p 10000^(-2i / head_size)) for positions [B, T]:
 // [B, T, 1, head_size / 2], complex in the precision that goes with `type` (double for float64, else float).

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "performer/nn/position_embeddings.h"
 #include "performer/nn/positions.h"
 #include "tests/golden/golden.h"
 
@@ -13,8 +12,7 @@ namespace {
 TEST(PlmPositions, Sinusoids) {
   golden::run_group("plm_positions", [&](golden::Group& group, const golden::Case& item) {
     const auto length = item.option<int64_t>("max_len"), width = item.option<int64_t>("emb");
-    const at::Tensor table = item.option<bool>("concatenate") ? nn::sinusoid_table(length, width)
-                                                              : nn::sinusoids(at::arange(length), width);
+    const at::Tensor table = nn::sinusoids(at::arange(length), width, item.option<bool>("concatenate"));
     group.expect(item, "pe", table);
     group.expect(item, "pe", table.to(at::kFloat));
   });

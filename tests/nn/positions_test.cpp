@@ -22,6 +22,15 @@ TEST(Sinusoids, InterleaveSineAndCosine) {
   }
 }
 
+TEST(Sinusoids, OrConcatenateThem) {
+  const at::Tensor positions = at::tensor({0, 3, 1000}, at::kLong);
+  for (const int64_t width : {7, 8}) {
+    const at::Tensor pairs = sinusoids(positions, width),
+                     parts = sinusoids(positions, width, /*concatenate=*/true);
+    EXPECT_TRUE(parts.equal(at::cat({pairs.slice(1, 0, width, 2), pairs.slice(1, 1, width, 2)}, 1)));
+  }
+}
+
 TEST(Rotary, TurnsNeighbouringPairs) {
   const at::Tensor x = at::tensor({1.0, 2.0, 3.0, 4.0}, at::kDouble).view({1, 1, 1, 4});
   const at::Tensor y = rotate(x, rotary_table(at::full({1, 1}, 5, at::kLong), 4, at::kDouble)).flatten();
