@@ -53,12 +53,10 @@ Study kernel_error_study(const StudyOptions& options, const Progress& progress) 
     for (const double squared_sum : kSquaredSums) {
       const Pairs pairs = pairs_at(squared_sum, 0, kPairs, options.head_size, options.seed);
       const at::Tensor estimates = relative_estimates(pairs, map, draws, options.seed);
-      const MeanSquare mean_square = mean_square_error(estimates);
-      const at::Tensor of_draws = estimates.mean(-1) - 1;
+      const Mean mean_square = mean_square_error(estimates), bias = mean_of(estimates.mean(-1) - 1);
       const double root = std::sqrt(mean_square.value), root_error = mean_square.error / (2 * root);
       study.table.add({kind, squared_sum, root, root_error,
-                       std::sqrt(predicted_mean_square(map, squared_sum, 0)), of_draws.mean().item<double>(),
-                       of_draws.std().item<double>() / std::sqrt(static_cast<double>(draws))});
+                       std::sqrt(predicted_mean_square(map, squared_sum, 0)), bias.value, bias.error});
       series.points.push_back({squared_sum, root, root_error});
     }
     chart.series.push_back(std::move(series));

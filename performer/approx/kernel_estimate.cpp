@@ -64,10 +64,8 @@ at::Tensor relative_estimates(const Pairs& pairs, const ops::FeatureMapOptions& 
   return terms.sum(-1).squeeze(0).t();
 }
 
-MeanSquare mean_square_error(const at::Tensor& estimates) {
-  const at::Tensor of_draws = (estimates - 1).square().mean(-1);  // pairs of one draw are not independent
-  const auto draws = static_cast<double>(of_draws.numel());
-  return {of_draws.mean().item<double>(), of_draws.std().item<double>() / std::sqrt(draws)};
+Mean mean_square_error(const at::Tensor& estimates) {
+  return mean_of((estimates - 1).square().mean(-1));  // pairs of one draw are not independent
 }
 
 double predicted_mean_square(const ops::FeatureMapOptions& options, double squared_sum, double product) {

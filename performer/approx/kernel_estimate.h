@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "performer/approx/statistics.h"
 #include "performer/ops/feature_maps.h"
 
 namespace performer::approx {
@@ -27,11 +28,8 @@ Pairs pairs_at(double squared_sum, double product, int64_t count, int64_t head_s
 at::Tensor relative_estimates(const Pairs& pairs, const ops::FeatureMapOptions& options, int64_t draws,
                               int64_t seed);
 
-// Mean of the squares of (estimates - 1), and the standard error of that mean over draws.
-struct MeanSquare {
-  double value = 0, error = 0;
-};
-MeanSquare mean_square_error(const at::Tensor& estimates);
+// Mean over draws of the squares of (estimates - 1).
+Mean mean_square_error(const at::Tensor& estimates);
 
 // Relative mean square error that the papers derive for independent projections with M features in all, or
 // NaN for maps without a formula: favor+ and hyperbolic (arXiv 2009.14794, lemma 2 and theorem 1 of its

@@ -16,11 +16,6 @@ constexpr int64_t kOrderingFeatures = 8;
 constexpr int64_t kOrderingPairs = 4;
 constexpr int64_t kOrderingDraws = 1000;
 
-struct Map {
-  const char* name;
-  ops::FeatureMapOptions options;
-};
-
 ops::FeatureMapOptions map_of(const char* map, const char* projection, const char* row_norm = "chi") {
   ops::FeatureMapOptions options;
   options.map = map;
@@ -33,34 +28,34 @@ ops::FeatureMapOptions map_of(const char* map, const char* projection, const cha
 // "smaller has at most the mean square error of larger".
 struct Claim {
   const char* text;
-  Map smaller, larger;
+  ops::FeatureMapOptions smaller, larger;
 };
 
 std::vector<Claim> claims() {
-  return {{"hyperbolic <= favor+ (2009.14794, lemma 2)",
-           {"hyperbolic iid", map_of("hyperbolic", "iid")},
-           {"favor+ iid", map_of("favor+", "iid")}},
-          {"orthogonal <= iid (2009.14794, theorem 2)",
-           {"favor+ orthogonal", map_of("favor+", "orthogonal")},
-           {"favor+ iid", map_of("favor+", "iid")}},
-          {"simplex <= orthogonal (2301.13856)",
-           {"favor+ simplex", map_of("favor+", "simplex")},
-           {"favor+ orthogonal", map_of("favor+", "orthogonal")}},
-          {"oprf <= favor+ (2205.15317)",
-           {"oprf iid", map_of("oprf", "iid")},
-           {"favor+ iid", map_of("favor+", "iid")}},
-          {"sderf <= oprf (2302.00787)",
-           {"sderf iid", map_of("sderf", "iid")},
-           {"oprf iid", map_of("oprf", "iid")}}};
+  return {
+      {"hyperbolic <= favor+ (2009.14794, lemma 2)", map_of("hyperbolic", "iid"), map_of("favor+", "iid")},
+      {"orthogonal <= iid (2009.14794, theorem 2)", map_of("favor+", "orthogonal"), map_of("favor+", "iid")},
+      {"simplex <= orthogonal (2301.13856)", map_of("favor+", "simplex"), map_of("favor+", "orthogonal")},
+      {"oprf <= favor+ (2205.15317)", map_of("oprf", "iid"), map_of("favor+", "iid")},
+      {"sderf <= oprf (2302.00787)", map_of("sderf", "iid"), map_of("oprf", "iid")}};
 }
 
 // Half the width of a 99.9 % interval in standard errors: there are many comparisons, and squares of
 // estimates have long tails.
 constexpr double kInterval = 3.29;
 
-std::string verdict(double low, double high) {
-  if (high <= 1) return "holds";
-  return low > 1 ? "contradicted" : "within noise";
+struct Interval {
+  double low, high;
+  // Around `ratio`, whose logarithm has this standard error.
+  static Interval of_ratio(double ratio, double relative_error) {
+    const double factor = std::exp(kInterval * relative_error);
+    return {ratio / factor, ratio * factor};
+  }
+};
+
+std::string verdict(const Interval& interval) {
+  if (interval.high <= 1) return "holds";
+  return interval.low > 1 ? "contradicted" : "within noise";
 }
 
 }  // namespace
@@ -81,37 +76,33 @@ Study ordering_study(const StudyOptions& options, const Progress& progress) {
     const double product = squared_sum / 8;  // neither orthogonal nor parallel
     const Pairs pairs = pairs_at(squared_sum, product, kOrderingPairs, kOrderingHeadSize, options.seed + 1);
     int64_t seed = options.seed;
-    const auto measure = [&](const Map& map) {
-      return mean_square_error(relative_estimates(pairs, map.options, draws, ++seed));
+    const auto measure = [&](const ops::FeatureMapOptions& map) {
+      return mean_square_error(relative_estimates(pairs, map, draws, ++seed));
     };
     for (const Claim& claim : claims()) {
-      const MeanSquare smaller = measure(claim.smaller), larger = measure(claim.larger);
+      const Mean smaller = measure(claim.smaller), larger = measure(claim.larger);
       const double ratio = smaller.value / larger.value;
-      const double spread =
-          kInterval * std::hypot(smaller.error / smaller.value, larger.error / larger.value);
-      const double low = ratio * std::exp(-spread), high = ratio * std::exp(spread);
-      study.table.add({std::string(claim.text), squared_sum, smaller.value, larger.value, ratio, low, high,
-                       verdict(low, high)});
+      const Interval interval =
+          Interval::of_ratio(ratio, std::hypot(smaller.error / smaller.value, larger.error / larger.value));
+      study.table.add({std::string(claim.text), squared_sum, smaller.value, larger.value, ratio, interval.low,
+                       interval.high, verdict(interval)});
     }
-    for (const Map& map :
-         {Map{"favor+ iid", map_of("favor+", "iid")}, Map{"hyperbolic iid", map_of("hyperbolic", "iid")},
-          Map{"trigonometric iid", map_of("trigonometric", "iid")}}) {
-      const MeanSquare found = measure(map);
-      const double predicted = predicted_mean_square(map.options, squared_sum, product),
+    for (const char* name : {"favor+", "hyperbolic", "trigonometric"}) {
+      const ops::FeatureMapOptions map = map_of(name, "iid");
+      const Mean found = measure(map);
+      const double predicted = predicted_mean_square(map, squared_sum, product),
                    ratio = found.value / predicted;
-      const double spread = kInterval * found.error / found.value;
-      const double low = ratio * std::exp(-spread), high = ratio * std::exp(spread);
-      study.table.add({fmt::format("{} = its formula (2009.14794, lemma 2)", map.name), squared_sum,
-                       found.value, predicted, ratio, low, high,
-                       std::string(low <= 1 && high >= 1 ? "holds" : "contradicted")});
+      const Interval interval = Interval::of_ratio(ratio, found.error / found.value);
+      study.table.add({fmt::format("{} iid = its formula (2009.14794, lemma 2)", name), squared_sum,
+                       found.value, predicted, ratio, interval.low, interval.high,
+                       std::string(interval.low <= 1 && interval.high >= 1 ? "holds" : "contradicted")});
     }
     // The regularised kernel lies below the softmax kernel everywhere (2009.14794, theorem 1).
-    const at::Tensor of_draws =
-        relative_estimates(pairs, map_of("favor+", "orthogonal", "sqrt-d"), draws, ++seed).mean(-1);
-    const double mean = of_draws.mean().item<double>();
-    const double spread = kInterval * of_draws.std().item<double>() / std::sqrt(static_cast<double>(draws));
-    study.table.add({std::string("smreg <= softmax kernel (2009.14794, theorem 1)"), squared_sum, mean, 1.0,
-                     mean, mean - spread, mean + spread, verdict(mean - spread, mean + spread)});
+    const Mean mean =
+        mean_of(relative_estimates(pairs, map_of("favor+", "orthogonal", "sqrt-d"), draws, ++seed).mean(-1));
+    const Interval interval{mean.value - kInterval * mean.error, mean.value + kInterval * mean.error};
+    study.table.add({std::string("smreg <= softmax kernel (2009.14794, theorem 1)"), squared_sum, mean.value,
+                     1.0, mean.value, interval.low, interval.high, verdict(interval)});
   }
   study.summary = to_text(study.table);
   return study;

@@ -4,9 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include <cmath>
-#include <limits>
-
+#include "performer/approx/statistics.h"
 #include "performer/approx/studies.h"
 #include "performer/base/error.h"
 
@@ -22,20 +20,11 @@ Sample normal_sample(const StudyOptions& options, double std, int64_t length) {
   return {std * draw(1), std * draw(2), draw(3), options.causal};
 }
 
-double standard_error(const at::Tensor& values) {
-  if (values.numel() < 2) return std::numeric_limits<double>::quiet_NaN();
-  return (values.to(at::kDouble).std() / std::sqrt(static_cast<double>(values.numel()))).item<double>();
-}
-
-double mean_of(const at::Tensor& values) {
-  return values.to(at::kDouble).mean().item<double>();
-}
-
 void add_row(Table& table, const std::string& kind, int64_t features, double std, int64_t length,
              const MatrixError& error) {
-  table.add({kind, features, std, length, mean_of(error.output), standard_error(error.output),
-             mean_of(error.matrix), standard_error(error.matrix), mean_of(error.moved),
-             standard_error(error.moved)});
+  const Mean output = mean_of(error.output), matrix = mean_of(error.matrix), moved = mean_of(error.moved);
+  table.add({kind, features, std, length, output.value, output.error, matrix.value, matrix.error, moved.value,
+             moved.error});
 }
 
 // A chart for each size of inputs and length: error of the output against features.

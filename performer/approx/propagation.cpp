@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "performer/approx/statistics.h"
 #include "performer/approx/studies.h"
 #include "performer/data/vocabulary.h"
 #include "performer/models/protein_lm.h"
@@ -96,11 +97,9 @@ Study propagation_study(const StudyOptions& options, const Progress& progress) {
       }
       ChartSeries series{kind, {}, false};
       for (size_t layer = 0; layer < errors.size(); ++layer) {
-        const double mean = errors[layer].mean().item<double>();
-        const double error =
-            errors[layer].std().item<double>() / std::sqrt(static_cast<double>(options.draws));
-        study.table.add({kind, features, std, static_cast<int64_t>(layer + 1), mean, error});
-        series.points.push_back({static_cast<double>(layer + 1), mean, error});
+        const Mean mean = mean_of(errors[layer]);
+        study.table.add({kind, features, std, static_cast<int64_t>(layer + 1), mean.value, mean.error});
+        series.points.push_back({static_cast<double>(layer + 1), mean.value, mean.error});
       }
       chart.series.push_back(std::move(series));
     }
