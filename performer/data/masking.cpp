@@ -2,7 +2,6 @@
 #include "performer/data/masking.h"
 
 #include "performer/base/error.h"
-#include "performer/data/vocabulary.h"
 
 namespace performer::data {
 namespace {
@@ -23,10 +22,11 @@ struct Thresholds {
 };
 
 // Returns the weight.
-float corrupt_token(int64_t& token, const Draw& draw, const Thresholds& thresholds) {
-  if (token == kPad || !(draw.choose < thresholds.rate)) return 0;
+float corrupt_token(int64_t& token, const Draw& draw, const Thresholds& thresholds,
+                    const MaskingMarkers& markers = {}) {
+  if (token == markers.pad || !(draw.choose < thresholds.rate)) return 0;
   if (draw.mix < thresholds.mask) {
-    token = kMask;
+    token = markers.mask;
   } else if (draw.mix < thresholds.random) {
     token = draw.replacement;
   }
@@ -47,7 +47,7 @@ Corruption corruption_from_name(const std::string& name) {
 
 std::vector<float> corrupt(std::vector<int64_t>& tokens, const std::vector<float>& choose,
                            const std::vector<float>& mix, const std::vector<int64_t>& replacement,
-                           double rate, const Corruption& corruption) {
+                           double rate, const Corruption& corruption, const MaskingMarkers& markers) {
   const size_t size = tokens.size();
   check(choose.size() == size && mix.size() == size && replacement.size() == size,
         "masking {} tokens needs as many draws of each kind, found {}, {} and {}", size, choose.size(),
@@ -55,7 +55,7 @@ std::vector<float> corrupt(std::vector<int64_t>& tokens, const std::vector<float
   const Thresholds thresholds(rate, corruption);
   std::vector<float> weights(size);
   for (size_t i = 0; i < size; ++i) {
-    weights[i] = corrupt_token(tokens[i], {choose[i], mix[i], replacement[i]}, thresholds);
+    weights[i] = corrupt_token(tokens[i], {choose[i], mix[i], replacement[i]}, thresholds, markers);
   }
   return weights;
 }

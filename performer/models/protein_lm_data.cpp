@@ -17,6 +17,12 @@ at::Tensor row_of(std::span<const int64_t> tokens) {
   return at::tensor(at::IntArrayRef(tokens.data(), tokens.size()), at::kLong);
 }
 
+template <class T>
+std::vector<T> values_of(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.to(c10::CppTypeToScalarType<T>::value).contiguous();
+  return {values.const_data_ptr<T>(), values.const_data_ptr<T>() + values.numel()};
+}
+
 }  // namespace
 
 Vocabulary::Vocabulary(const VocabularyOptions& options) {
@@ -127,20 +133,17 @@ Example causal_example(const at::Tensor& tokens, int64_t bos, std::optional<int6
 }
 
 Example masked_example(const at::Tensor& tokens, const Vocabulary& vocabulary,
-                       const std::optional<MaskDraws>& draws, const MaskOptions& options) {
+                       const std::optional<MaskDraws>& draws, double rate,
+                       const data::Corruption& corruption) {
   check<UsageError>(vocabulary.mask().has_value(), "masking needs a vocabulary with MASK");
   if (!draws) return {tokens, tokens, at::ones_like(tokens)};
-  const auto below = [](const at::Tensor& uniform, double bound) {
-    return uniform.to(at::kFloat).lt(static_cast<double>(static_cast<float>(bound)));
-  };
-  at::Tensor chosen = below(draws->choose, options.rate);
-  if (vocabulary.pad()) chosen = chosen.logical_and(tokens.ne(*vocabulary.pad()));
-  const at::Tensor masked = chosen.logical_and(below(draws->mix, options.mask_proportion));
-  const at::Tensor changed =
-      chosen.logical_and(below(draws->mix, options.mask_proportion + options.random_proportion));
-  const at::Tensor drawn = row_of(vocabulary.normal_tokens()).index({draws->replacement.to(at::kLong)});
-  return {at::where(changed, drawn.to(tokens.scalar_type()), tokens).masked_fill(masked, *vocabulary.mask()),
-          tokens, chosen.to(at::kLong)};
+  Tokens inputs = values_of<int64_t>(tokens), replacement = values_of<int64_t>(draws->replacement);
+  const Tokens normal = vocabulary.normal_tokens();
+  for (int64_t& index : replacement) index = normal.at(index);
+  const std::vector<float> weights =
+      data::corrupt(inputs, values_of<float>(draws->choose), values_of<float>(draws->mix), replacement, rate,
+                    corruption, {.pad = vocabulary.pad().value_or(-1), .mask = *vocabulary.mask()});
+  return {row_of(inputs).view_as(tokens), tokens, at::tensor(weights).to(at::kLong).view_as(tokens)};
 }
 
 int64_t evaluation_seed(const at::Tensor& tokens) {

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "performer/data/masking.h"
+
 namespace performer::protein_lm {
 
 using Tokens = std::vector<int64_t>;
@@ -79,20 +81,16 @@ struct Example {
 // targets the tokens; those that are `pad`, if given, do not count.
 Example causal_example(const at::Tensor& tokens, int64_t bos, std::optional<int64_t> pad, bool shift = true);
 
-// The draws of one masked example, all [B, T]: position chosen when `choose` < rate and the token is not PAD;
-// of the chosen, `mix` < mask proportion gives MASK, below the sum of both proportions
-// normal_tokens[replacement], else the token stays. Compared in float32.
+// The draws of one masked example, all [B, T]; what they decide: data::corrupt().
 struct MaskDraws {
   at::Tensor choose, mix;  // float32, uniform in [0, 1)
   at::Tensor replacement;  // int64, index of a normal token
 };
-struct MaskOptions {
-  double rate = 0.15, mask_proportion = 0.1, random_proportion = 0.8;
-};
 // Targets are the tokens, and the chosen ones count. Without draws (mode "predict") nothing is masked and
 // every position counts. Throws UsageError for a vocabulary without MASK.
 Example masked_example(const at::Tensor& tokens, const Vocabulary& vocabulary,
-                       const std::optional<MaskDraws>& draws, const MaskOptions& options = {});
+                       const std::optional<MaskDraws>& draws, double rate = 0.15,
+                       const data::Corruption& corruption = data::corruption_from_name("protein-lm"));
 
 // Seed of the draws in evaluation: the sum of the ids, so that it depends on how sequences are batched.
 int64_t evaluation_seed(const at::Tensor& tokens);

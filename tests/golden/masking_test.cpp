@@ -34,8 +34,7 @@ void run_masking(golden::Group& group, const golden::Case& item) {
   }
   const auto rate = item.option<double>("mask_rate");
   const data::Corruption mix = mix_of(item);
-  const protein_lm::Example example =
-      protein_lm::masked_example(tokens, vocabulary, draws, {rate, mix.mask, mix.random});
+  const protein_lm::Example example = protein_lm::masked_example(tokens, vocabulary, draws, rate, mix);
   group.expect(item, "masked_inputs", example.inputs);
   group.expect(item, "targets", example.targets);
   group.expect(item, "weights", example.weights);
