@@ -124,9 +124,14 @@ at::Tensor window_of(const std::vector<Row*>& rows, int64_t longest) {
   return at::stack(windows);
 }
 
+// Of logits [rows, T, V] those after the last token.
+at::Tensor last_row(const at::Tensor& logits) {
+  return logits.select(1, logits.size(1) - 1);
+}
+
 // Logits [rows, V] after the tokens of `rows`, which are equally many. Up to max_length tokens the model
 // reads each token once; of longer rows it sees the last max_length, whose positions change with every step.
-at::Tensor next_logits(PerformerLM& net, PerformerLMInputs read, const std::vector<Row*>& rows,
+at::Tensor next_logits(PerformerLM& net, PerformerLMInputs& read, const std::vector<Row*>& rows,
                        PerformerLMState& state) {
   const auto length = static_cast<int64_t>(rows.front()->tokens.size());
   const int64_t longest = net->options().max_length;
@@ -138,11 +143,19 @@ at::Tensor next_logits(PerformerLM& net, PerformerLMInputs read, const std::vect
     read.tokens = window_of(rows, longest);
     logits = net(read);
   }
-  return logits.select(1, logits.size(1) - 1);
+  return last_row(logits);
 }
 
-// Takes out the rows whose last token is `end_token`, and what the model remembers of them.
-void drop_ended(std::vector<Row*>& rows, PerformerLMState& state, int64_t end_token) {
+// The contexts of these rows, in their order.
+void select_contexts(PerformerLMInputs& read, const at::Tensor& rows) {
+  if (read.context) read.context = read.context->index_select(0, rows);
+  if (read.context_mask) read.context_mask = read.context_mask->index_select(0, rows);
+}
+
+// Takes out the rows whose last token is `end_token`, and what the model reads for them and remembers of
+// them.
+void drop_ended(std::vector<Row*>& rows, PerformerLMInputs& read, PerformerLMState& state,
+                int64_t end_token) {
   std::vector<Row*> kept;
   std::vector<int64_t> places;
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -152,7 +165,9 @@ void drop_ended(std::vector<Row*>& rows, PerformerLMState& state, int64_t end_to
   }
   if (kept.size() == rows.size()) return;
   rows = std::move(kept);
-  state = select_rows(state, at::tensor(places, at::kLong));
+  const at::Tensor index = at::tensor(places, at::kLong);
+  state = select_rows(state, index);
+  select_contexts(read, index);
 }
 
 }  // namespace decoding
@@ -209,11 +224,6 @@ at::Tensor AutoregressiveImpl::forward(const PerformerLMInputs& inputs) {
                                 options_.ignore_index);
 }
 
-at::Tensor AutoregressiveImpl::last_logits(const PerformerLMInputs& inputs) {
-  const at::Tensor logits = net_(inputs);
-  return logits.select(1, logits.size(1) - 1);
-}
-
 at::Tensor AutoregressiveImpl::generate_compatible(const PerformerLMInputs& start, int64_t steps,
                                                    const DecodingOptions& options) {
   const int64_t longest = net_->options().max_length;
@@ -227,7 +237,7 @@ at::Tensor AutoregressiveImpl::generate_compatible(const PerformerLMInputs& star
     read.tokens = decoding::last_columns(tokens, longest);
     mask = decoding::last_columns(mask, longest);
     read.mask = mask;
-    at::Tensor logits = last_logits(read);
+    at::Tensor logits = decoding::last_row(net_(read));
     if (options.repetition_penalty > 1) {
       const int64_t rows = std::min(options.repetition_window, tokens.size(0));
       const at::Tensor seen = rows == 0 ? tokens : tokens.narrow(0, tokens.size(0) - rows, rows);
@@ -249,14 +259,6 @@ at::Tensor AutoregressiveImpl::generate_compatible(const PerformerLMInputs& star
 
 at::Tensor AutoregressiveImpl::generate_own(const PerformerLMInputs& start, int64_t steps,
                                             const DecodingOptions& options) {
-  const auto at_rows = [](const std::optional<at::Tensor>& tensor, const std::vector<decoding::Row*>& rows) {
-    std::optional<at::Tensor> selected;
-    if (!tensor) return selected;
-    std::vector<int64_t> places;
-    for (const decoding::Row* row : rows) places.push_back(row->index);
-    selected = tensor->index_select(0, at::tensor(places, at::kLong));
-    return selected;
-  };
   std::vector<decoding::Row> rows;
   for (int64_t i = 0; i < start.tokens.size(0); ++i) {
     std::vector<int64_t> tokens = decoding::valid_tokens(start.tokens, start.mask, i);
@@ -269,17 +271,19 @@ at::Tensor AutoregressiveImpl::generate_own(const PerformerLMInputs& start, int6
   for (decoding::Row& row : rows) groups[row.start_length].push_back(&row);
   for (auto& [length, active] : groups) {
     PerformerLMState state;
+    PerformerLMInputs read = start;
+    read.mask.reset();
+    std::vector<int64_t> places;
+    for (const decoding::Row* row : active) places.push_back(row->index);
+    decoding::select_contexts(read, at::tensor(places, at::kLong));
     for (int64_t step = 0; step < steps && !active.empty(); ++step) {
-      PerformerLMInputs read;
-      read.context = at_rows(start.context, active);
-      read.context_mask = at_rows(start.context_mask, active);
       const at::Tensor logits = decoding::next_logits(net_, read, active, state);
       for (size_t i = 0; i < active.size(); ++i) {
         decoding::Row& row = *active[i];
         const at::Tensor p = next_token_probabilities(logits[static_cast<int64_t>(i)], row.tokens, options);
         row.tokens.push_back(decoding::draw(p, row.random.uniform()));
       }
-      decoding::drop_ended(active, state, options.end_token);
+      decoding::drop_ended(active, read, state, options.end_token);
     }
   }
   int64_t longest = 0;

@@ -89,7 +89,6 @@ class AutoregressiveImpl : public torch::nn::Module {
   at::Tensor generate_compatible(const PerformerLMInputs& start, int64_t steps,
                                  const DecodingOptions& options);
   at::Tensor generate_own(const PerformerLMInputs& start, int64_t steps, const DecodingOptions& options);
-  at::Tensor last_logits(const PerformerLMInputs& inputs);
 
   AutoregressiveOptions options_;
   PerformerLM net_{nullptr};

@@ -111,10 +111,11 @@ PerformerAttentionImpl::PerformerAttentionImpl(PerformerAttentionOptions options
       redraws_ = holder->register_buffer("redraws", at::zeros({}, at::kLong));
     }
   }
+  if (options_.local_heads > 0) rates_ = local_rotary_rates(options_.dim_head);
   if (options_.local_heads > 0 && options_.compatible) {
     const auto local = register_module("local_attn", std::make_shared<torch::nn::Module>("local_attn"));
     const auto positions = local->register_module("rel_pos", std::make_shared<torch::nn::Module>("rel_pos"));
-    rates_ = positions->register_buffer("inv_freq", local_rotary_rates(options_.dim_head));
+    rates_ = positions->register_buffer("inv_freq", rates_);
   }
 }
 
@@ -250,8 +251,7 @@ LocalAttentionOptions PerformerAttentionImpl::local_options() const {
 
 at::Tensor PerformerAttentionImpl::attend_local(const Heads& heads,
                                                 const PerformerAttentionInputs& inputs) const {
-  return local_attention(heads.query, heads.key, heads.value, inputs.mask,
-                         rates_.defined() ? rates_ : local_rotary_rates(options_.dim_head), local_options());
+  return local_attention(heads.query, heads.key, heads.value, inputs.mask, rates_, local_options());
 }
 
 at::Tensor PerformerAttentionImpl::continue_global(const Heads& heads, const PerformerAttentionInputs& inputs,
@@ -277,21 +277,19 @@ at::Tensor PerformerAttentionImpl::continue_global(const Heads& heads, const Per
 
 at::Tensor PerformerAttentionImpl::continue_cross(const PerformerAttentionInputs& inputs,
                                                   PerformerAttentionState& state) {
-  const auto split = [&](const at::Tensor& flat) {
-    return flat.unflatten(-1, {options_.heads, options_.dim_head});
-  };
   const bool first = !state.global.defined() && !state.context_summary.defined();
+  PerformerAttentionInputs read = inputs;
   // Afterwards an empty context: all there is to know of it is in the state.
-  const at::Tensor context = first ? *inputs.context : inputs.x.narrow(1, 0, 0);
-  const at::Tensor query = split(to_q_(inputs.x)), key = split(to_k_(context)), value = split(to_v_(context));
+  if (!first) read.context = inputs.x.narrow(1, 0, 0);
+  const Heads heads = project(read);
   if (options_.no_projection) {
-    if (first) state.context_summary = efficient_summary(key, value, inputs.context_mask);
-    return efficient_attention(query, state.context_summary);
+    if (first) state.context_summary = efficient_summary(heads.key, heads.value, inputs.context_mask);
+    return efficient_attention(heads.query, state.context_summary);
   }
   ops::AttentionInputs attention;
-  attention.query = query;
-  attention.key = key;
-  attention.value = value;
+  attention.query = heads.query;
+  attention.key = heads.key;
+  attention.value = heads.value;
   if (first) {
     attention.key_mask = inputs.context_mask;
   } else {
@@ -318,9 +316,8 @@ at::Tensor PerformerAttentionImpl::continue_from(const PerformerAttentionInputs&
   if (global_heads_ > 0) outputs.push_back(continue_global(heads.part(0, global_heads_), inputs, state));
   if (options_.local_heads > 0) {
     const Heads local = heads.part(global_heads_, options_.local_heads);
-    outputs.push_back(continue_local_attention(local.query, local.key, local.value,
-                                               local_rotary_rates(options_.dim_head), local_options(),
-                                               state.local));
+    outputs.push_back(
+        continue_local_attention(local.query, local.key, local.value, rates_, local_options(), state.local));
   }
   return to_out_(at::cat(outputs, 2).flatten(-2));
 }

@@ -118,7 +118,7 @@ class PerformerAttentionImpl : public torch::nn::Module {
   bool fixed_ = false;
   torch::nn::Linear to_q_{nullptr}, to_k_{nullptr}, to_v_{nullptr}, to_out_{nullptr};
   at::Tensor projection_;       // buffer, undefined in our own mode without projection or global heads
-  at::Tensor rates_;            // buffer [D/2]: angles of local heads per position, compatible mode only
+  at::Tensor rates_;            // [D/2]: angles of local heads per position; a buffer in compatible mode
   at::Tensor calls_, redraws_;  // scalar buffers, undefined unless redraws are automatic
 };
 TORCH_MODULE(PerformerAttention);
