@@ -185,10 +185,14 @@ class Reader {
     }
   }
 
-  // Logits [B, V] after one more token [B] of each sequence.
+  // Logits [B, V] after one or more further tokens [B, C] of each sequence.
   at::Tensor read(const at::Tensor& tokens) {
-    if (!prefix_.defined()) return model_->step(tokens, state_);
-    prefix_ = at::cat({prefix_, tokens.unsqueeze(1)}, 1);
+    if (!prefix_.defined()) {
+      at::Tensor logits;
+      for (const at::Tensor& token : tokens.unbind(1)) logits = model_->step(token, state_);
+      return logits;
+    }
+    prefix_ = at::cat({prefix_, tokens}, 1);
     SequenceBatch batch;
     batch.tokens = prefix_;
     batch.positions = at::arange(prefix_.size(1), at::kLong).expand_as(prefix_);
@@ -218,9 +222,10 @@ struct Start {
 };
 
 Start read_prompt(const ProteinLM& model, const std::vector<int64_t>& prompt) {
+  std::vector<int64_t> tokens = {data::kBos};
+  tokens.insert(tokens.end(), prompt.begin(), prompt.end());
   Start start{Reader(model, 1), {}};
-  start.logits = start.reader.read(at::full({1}, int64_t{data::kBos}, at::kLong));
-  for (const int64_t token : prompt) start.logits = start.reader.read(at::full({1}, token, at::kLong));
+  start.logits = start.reader.read(at::tensor(tokens, at::kLong).unsqueeze(0));
   return start;
 }
 
@@ -246,7 +251,7 @@ void generate_batch(const GenerateRequest& request, const Start& start, std::vec
     if (kept.empty()) return;
     if (kept.size() < active.size()) reader.select(at::tensor(places, at::kLong));
     active = std::move(kept);
-    logits = reader.read(at::tensor(next, at::kLong));
+    logits = reader.read(at::tensor(next, at::kLong).unsqueeze(1));
   }
 }
 
