@@ -6,7 +6,7 @@
 
 #include <cstdio>
 
-#include "performer/compat/google.h"
+#include "performer/references/jax/attention.h"
 #include "performer/ops/feature_maps.h"
 
 namespace ops = performer::ops;
@@ -51,10 +51,10 @@ int main() {
   std::printf("relative distance from softmax attention: %.3f\n", error);
 
   // google-research's attention, with its epsilons and its shift over the whole sequence.
-  performer::compat::google::SoftmaxAttentionOptions options;
+  performer::references::jax::SoftmaxAttentionOptions options;
   options.head_size = head_size;
   options.unidirectional = true;
-  const auto attention = performer::compat::google::make_fast_softmax_attention(options);
+  const auto attention = performer::references::jax::make_fast_softmax_attention(options);
   const at::Tensor theirs = attention(inputs.query, inputs.key, inputs.value);
   std::printf("google-research's: %.3f\n", ((theirs - exact).norm() / exact.norm()).item<double>());
   return difference < 1e-3 && error < 0.3 ? 0 : 1;

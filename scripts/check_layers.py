@@ -15,13 +15,13 @@ MAY_INCLUDE = {
     "kernels": {"base"},
     "data": {"base"},
     "ops": {"kernels", "base"},
-    "compat": {"ops", "kernels", "base"},
-    "nn": {"compat", "ops", "kernels", "base"},
-    "models": {"nn", "compat", "ops", "kernels", "data", "base"},
-    "train": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
-    "infer": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
-    "approx": {"models", "nn", "compat", "ops", "kernels", "data", "base"},
-    "cli": {"train", "infer", "approx", "models", "nn", "compat", "ops", "kernels", "data", "base"},
+    "nn": {"ops", "kernels", "base"},
+    "models": {"nn", "ops", "kernels", "data", "base"},
+    "train": {"models", "nn", "ops", "kernels", "data", "base"},
+    "infer": {"models", "nn", "ops", "kernels", "data", "base"},
+    "studies": {"models", "nn", "ops", "kernels", "data", "base"},
+    "references": {"train", "infer", "models", "nn", "ops", "kernels", "data", "base"},
+    "cli": {"references", "train", "infer", "studies", "models", "nn", "ops", "kernels", "data", "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
 

@@ -44,8 +44,8 @@ ModelConfig model_config(const Variant& variant) {
 AttentionConfig attention_config(const Variant& variant) {
   AttentionConfig attention;
   attention.kind = variant.kind;
-  attention.projection = variant.projection;
-  attention.features = 20;
+  attention.set("projection", variant.projection);
+  attention.set("features", 20);
   attention.seed = 3;
   attention.qk_norm = attention.learned_temperature = variant.options;
   return attention;
@@ -214,7 +214,7 @@ TEST(Attention, SoftmaxConvergesToExactWithMoreFeatures) {
   const at::Tensor expected = reference(x, batch);
   const auto error = [&](int64_t features) {
     AttentionConfig attention = attention_config(favor);
-    attention.features = features;
+    attention.set("features", features);
     MultiHeadAttention layer(model_config(favor), attention, 0);
     auto targets = layer->named_parameters();
     for (const auto& item : reference->named_parameters()) targets[item.key()].copy_(item.value());

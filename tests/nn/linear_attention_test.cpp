@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "performer/base/error.h"
-#include "performer/compat/presets.h"
+#include "performer/references/presets.h"
 #include "performer/nn/attention.h"
 
 namespace performer::nn {
@@ -184,7 +184,7 @@ class PresetKinds : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(PresetKinds, RunsInALayerPackedAsAlone) {
   torch::manual_seed(3);
-  const compat::PresetTraits& traits = compat::preset_traits(GetParam());
+  const references::PresetTraits& traits = references::preset_traits(GetParam());
   for (const bool causal : {true, false}) {
     if (!(causal ? traits.causal : traits.bidirectional)) {
       EXPECT_THROW(make(GetParam(), causal), UsageError);
@@ -202,7 +202,7 @@ TEST_P(PresetKinds, RunsInALayerPackedAsAlone) {
 }
 
 TEST_P(PresetKinds, SaysThatItCannotStream) {
-  if (!compat::preset_traits(GetParam()).causal) GTEST_SKIP() << "has no causal form";
+  if (!references::preset_traits(GetParam()).causal) GTEST_SKIP() << "has no causal form";
   LinearAttention layer = make(GetParam(), true);
   ops::State state;
   const at::Tensor row = at::zeros({1, kHeads, kHeadSize});
