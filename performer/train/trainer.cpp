@@ -62,8 +62,8 @@ int64_t kept_tokens(const TrainRequest& request) {
 std::string memory_advice(const TrainRequest& request) {
   const TrainConfig& train = request.train;
   if (train.slim_chunk > 0) return fmt::format("lower train.slim_chunk ({})", train.slim_chunk);
-  const bool slim = request.model.objective == "causal" &&
-                    nn::find_kind(request.attention.kind).capabilities.chunks;
+  const bool slim =
+      request.model.objective == "causal" && nn::find_kind(request.attention.kind).capabilities.chunks;
   return slim ? "set train.slim_chunk (1024, say)" : "set train.checkpoint_activations = true";
 }
 

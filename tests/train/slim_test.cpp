@@ -268,8 +268,7 @@ TEST(SlimMemory, FallsWithTheChunk) {
   model->train();
   constexpr double kMiB = 1 << 20;
   const int64_t tokens = 2048;
-  const auto state =
-      static_cast<double>(config.layers * 32 * (config.width + 2 * config.heads)) * 4 / kMiB;
+  const auto state = static_cast<double>(config.layers * 32 * (config.width + 2 * config.heads)) * 4 / kMiB;
   const auto check = [&](const SequenceBatch& batch, const std::string& what, const auto& bounds) {
     const Task task = task_of(batch);
     add_whole(model, task);
