@@ -9,7 +9,7 @@
 #include "performer/ops/composed.h"
 #include "performer/ops/favor/call.h"
 #include "performer/ops/feature_maps.h"
-#include "performer/ops/mapped.h"
+#include "performer/ops/maps/mapped.h"
 #include "performer/ops/maps/row.h"
 #include "performer/ops/trigonometric.h"
 

@@ -6,7 +6,7 @@
 #include <torch/library.h>
 
 #include "performer/ops/favor/call.h"
-#include "performer/ops/mapped.h"
+#include "performer/ops/maps/mapped.h"
 
 namespace performer::ops {
 namespace {
