@@ -42,7 +42,7 @@ Tensor turn(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>& 
 Tensor stretch(const Tensor& x, const Tensor& factor, const std::optional<Tensor>& cu) {
   if (factor.dim() == 2) return x * factor;
   if (!given(cu)) return x * factor.unsqueeze(1);
-  return x * factor.repeat_interleave(cu->diff(), 0).unsqueeze(0);
+  return x * factor.repeat_interleave(cu->diff().to(factor.device()), 0).unsqueeze(0);
 }
 
 // A constant has the dimensions of all sequences' sharing it, or the sequences of x in front.
@@ -164,7 +164,7 @@ LogFeatures log_features(const Tensor& x, bool query, const FeatureMapOptions& o
     const Tensor offset = prepared.map.offset->to(type);
     u = u + (offset.dim() == 3 ? offset.unsqueeze(1) : offset);
   }
-  Tensor common = prepared.log_constant.to(type).unsqueeze(-1);  // [..., H or 1, 1]
+  Tensor common = prepared.log_constant.to(x.device(), type).unsqueeze(-1);  // [..., H or 1, 1]
   if (common.dim() == 3) common = common.unsqueeze(1);
   if (prepared.trigonometric) {
     const Tensor waves = at::cat({u.cos(), u.sin()}, -1);

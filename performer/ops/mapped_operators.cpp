@@ -7,6 +7,7 @@
 
 #include "performer/ops/favor/call.h"
 #include "performer/ops/maps/mapped.h"
+#include "performer/ops/maps/row.h"
 
 namespace performer::ops {
 namespace {
@@ -127,6 +128,50 @@ StateResult key_state_op(const Tensor& key, const Tensor& value, PERFORMER_MAP_P
   return {state.kv, state.key_sum, state.log_scale};
 }
 
+// Shapes on the meta device, where not every operation of a map's preparation has an implementation in C++.
+StateResult state_shapes(const Tensor& key, const Tensor& value, const OptionalTensor& cu,
+                         const FeatureMapOptions& options) {
+  validate(options, fixed_size(key, 3));
+  // A trigonometric state has one feature more (ops/trigonometric.h).
+  const int64_t features = feature_count(options, fixed_size(key, 3)) + (map_row(options.map).fused ? 0 : 1);
+  const c10::SymInt batch = cu.has_value() ? cu->sym_size(0) - 1 : key.sym_size(0);
+  const auto sums = key.options().dtype(key.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const auto one = [&] { return at::empty_symint({batch, key.sym_size(2), features}, sums); };
+  return {at::empty_symint({batch, key.sym_size(2), features, value.sym_size(3)}, sums), one(), one()};
+}
+
+AttentionResult attention_meta(const Tensor& query, const Tensor& key, const Tensor& value,
+                               PERFORMER_MAP_PARAMETERS, const OptionalTensor&, const OptionalTensor&,
+                               const OptionalTensor& cu_query, const OptionalTensor&, const OptionalTensor&,
+                               const OptionalTensor&, const OptionalTensor&, bool, int64_t, bool return_state,
+                               c10::string_view backend) {
+  check_four_dimensions_of(query, "query");
+  check_four_dimensions_of(key, "key");
+  check_backend_name(backend);
+  Tensor out = at::empty_symint({value.sym_size(0), query.sym_size(1), query.sym_size(2), value.sym_size(3)},
+                                value.options());
+  auto [kv, key_sum, log_scale] = state_shapes(query, value, cu_query, NamedMap(PERFORMER_MAP_NAMES).options);
+  if (return_state) return {out, kv, key_sum, log_scale};
+  const auto none = [&] { return at::empty({0}, query.options().dtype(at::kFloat)); };
+  return {out, none(), none(), none()};
+}
+
+Tensor mapped_step_meta(const Tensor& query, const Tensor& key, const Tensor& value, Tensor&, Tensor&,
+                        Tensor&, PERFORMER_MAP_PARAMETERS, c10::string_view backend) {
+  check_token(query, key, value);
+  check_backend_name(backend);
+  validate(NamedMap(PERFORMER_MAP_NAMES).options, fixed_size(query, 2));
+  return at::empty_like(value, at::MemoryFormat::Contiguous);
+}
+
+StateResult key_state_meta(const Tensor& key, const Tensor& value, PERFORMER_MAP_PARAMETERS,
+                           const OptionalTensor&, const OptionalTensor& cu_key, const OptionalTensor&,
+                           const OptionalTensor&, const OptionalTensor&, int64_t, c10::string_view backend) {
+  check_four_dimensions_of(key, "key");
+  check_backend_name(backend);
+  return state_shapes(key, value, cu_key, NamedMap(PERFORMER_MAP_NAMES).options);
+}
+
 // op.call with a map's arguments in the middle.
 #define PERFORMER_MAP_ARGUMENTS(options, weights, statistics)                               \
   options.map, options.features, options.projection, options.row_norm, options.epsilon,     \
@@ -152,6 +197,12 @@ TORCH_LIBRARY_FRAGMENT(performer, library) {
               "Tensor? initial_key_sum=None, Tensor? initial_log_scale=None, int chunk=0, str backend='') "
               "-> (Tensor kv, Tensor key_sum, Tensor log_scale)",
               key_state_op);
+}
+
+TORCH_LIBRARY_IMPL(performer, Meta, library) {
+  library.impl("mapped_attention", attention_meta);
+  library.impl("mapped_step", mapped_step_meta);
+  library.impl("mapped_key_state", key_state_meta);
 }
 
 std::tuple<Tensor, State> mapped_attention(const AttentionInputs& in, const FeatureMapOptions& options,

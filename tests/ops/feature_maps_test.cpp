@@ -320,17 +320,19 @@ std::string value_error(const Call& call) {
   return "no error";
 }
 
-TEST(FeatureMaps, ErrorsNameWhatIsWrong) {
-  using ::testing::AllOf;
-  using ::testing::HasSubstr;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+FeatureMapOptions with(const char* map, const char* projection = "auto") {
+  FeatureMapOptions options;
+  options.map = map;
+  options.projection = projection;
+  return options;
+}
+
+TEST(FeatureMaps, ErrorsNameTheOption) {
   const auto message = [](FeatureMapOptions options, int64_t size = 4) {
     return value_error([&] { validate(options, size); });
-  };
-  const auto with = [](const char* map, const char* projection = "auto") {
-    FeatureMapOptions options;
-    options.map = map;
-    options.projection = projection;
-    return options;
   };
   EXPECT_THAT(message(with("sedrf")), AllOf(HasSubstr("sedrf"), HasSubstr("did you mean sderf")));
   EXPECT_THAT(message(with("favor+", "none")), HasSubstr("none"));
@@ -351,12 +353,14 @@ TEST(FeatureMaps, ErrorsNameWhatIsWrong) {
   options.row_norm = "one";
   EXPECT_THAT(message(options), HasSubstr("sqrt-d"));
   EXPECT_THAT(message(with("relu"), 0), HasSubstr("head size"));
+}
 
+TEST(FeatureMaps, ErrorsNameTheArgument) {
   AttentionInputs in = random_inputs(1, 5, 5, 2, 4, 3);
   const auto refused = [&](const FeatureMapOptions& o, const MapWeights& w, const MapStatistics& s = {}) {
     return value_error([&] { mapped_attention(in, o, w, s); });
   };
-  options = with("favor+");
+  FeatureMapOptions options = with("favor+");
   options.features = 6;
   EXPECT_THAT(refused(options, {}), AllOf(HasSubstr("[2, 6, 4]"), HasSubstr("none")));
   MapWeights wrong;

@@ -48,7 +48,8 @@ void prepare_projected(PreparedMap& result, const MapProblem& problem, int64_t c
   problem.check_projection(columns);
   result.map.scale = std::pow(static_cast<double>(problem.head_size), -0.25);
   result.map.projection = problem.weights.projection;
-  result.log_constant = log_constant_of(-0.5 * std::log(static_cast<double>(problem.drawn_rows())));
+  result.log_constant = log_constant_of(-0.5 * std::log(static_cast<double>(problem.drawn_rows())))
+                            .to(problem.weights.projection.device());
 }
 
 }  // namespace performer::ops
