@@ -87,6 +87,7 @@ class BatchStream {
   Batch next_packed();
 
   const Corpus& corpus_;
+  Vocabulary vocabulary_;
   DataConfig config_;
   bool causal_, concatenated_;
   bool whole_;  // every token of a sequence is handed out, in pieces where it is long
@@ -111,6 +112,7 @@ class EvaluationStream {
 
  private:
   const Corpus& corpus_;
+  Vocabulary vocabulary_;
   DataConfig config_;
   bool causal_;
   Corruption corruption_;

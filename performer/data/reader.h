@@ -82,6 +82,11 @@ class Reader {
 // UsageError for a vocabulary that the format cannot use.
 std::unique_ptr<Reader> open_reader(const std::string& path, const DataConfig& config,
                                     const std::optional<Vocabulary>& vocabulary = std::nullopt);
+// One reader for several of them, which have one format, one vocabulary and, for images, one shape. In a
+// folder of images other files are passed over and counted, and so are empty files in any folder. Records are
+// numbered through.
+std::unique_ptr<Reader> open_reader(const std::vector<std::string>& paths, const DataConfig& config,
+                                    const std::optional<Vocabulary>& vocabulary = std::nullopt);
 // The same for bytes from any source; `name` is used in messages, and its ending tells raw images.
 std::unique_ptr<Reader> open_reader(std::unique_ptr<ByteSource> source, const std::string& name,
                                     const DataConfig& config,

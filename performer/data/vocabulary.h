@@ -3,6 +3,7 @@
 // value) and every marker a number, its id.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -13,6 +14,8 @@
 namespace performer::data {
 
 using Token = uint16_t;  // an id
+
+struct VocabularyText;  // vocabulary_text.h
 
 // Symbols have the ids 0 .. symbols() - 1; four markers follow them, in this order: BOS (begin of a
 // sequence), EOS (end of a sequence), PAD (padding) and MASK (a hidden token). A vocabulary never changes;
@@ -66,6 +69,9 @@ class Vocabulary {
   std::vector<Token> encode(std::string_view text) const;
   // The same without markers, which are illegal here: for texts that a user gives.
   std::vector<Token> encode_symbols(std::string_view text) const;
+  // Appends the ids of the longest beginning of `text` that consists of symbols, and returns its size in
+  // bytes.
+  size_t encode_prefix(std::string_view text, std::vector<Token>& ids) const;
   // The text of ids, as encode() reads it. Markers without a letter are written <bos> <eos> <pad> <mask>, and
   // an id outside the vocabulary '?'.
   std::string decode(std::span<const Token> ids) const;
@@ -92,7 +98,7 @@ class Vocabulary {
 
  private:
   struct Content;
-  explicit Vocabulary(std::shared_ptr<const Content> content) : content_(std::move(content)) {}
+  explicit Vocabulary(VocabularyText text);
   std::shared_ptr<const Content> content_;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "performer/data/fasta.h"
+#include "performer/data/fasta/fasta.h"
 
 #include <algorithm>
 #include <array>
@@ -9,7 +9,8 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/data/vocabulary.h"
+#include "performer/data/detect.h"
+#include "performer/data/vocabulary_text.h"
 
 namespace performer::data {
 namespace {
@@ -19,24 +20,64 @@ constexpr std::string_view kSpaces = " \t\r\v\f";
 
 // What a byte means inside a sequence: below kPlainEnd the token itself; a token with flags; or one of the
 // others.
-constexpr uint8_t kPlainEnd = kResidues, kTokenBits = 31, kLowerFlag = 32, kJFlag = 64;
-constexpr uint8_t kOther = 128, kSpace = 128, kGap = 129, kStop = 130, kIllegal = 255;
+constexpr uint16_t kPlainEnd = 256, kTokenBits = 255, kLowerFlag = 256, kAliasFlag = 512;
+constexpr uint16_t kOther = 1024, kSpace = 1024, kGap = 1025, kStop = 1026, kIllegal = 1027;
 
-constexpr auto kCodes = [] {
-  std::array<uint8_t, 256> table{};
-  table.fill(kIllegal);
-  for (uint8_t token = 0; token < kResidues; ++token) {
-    const auto upper = static_cast<unsigned char>(kLetters[token]);
-    table[upper] = token;
-    table[upper - 'A' + 'a'] = token | kLowerFlag;
+// The letters of a vocabulary as FASTA files hold them.
+struct Alphabet {
+  explicit Alphabet(const Vocabulary& vocabulary);
+
+  std::array<uint16_t, 256> codes;
+  std::vector<AliasGroup> aliases;
+  std::array<uint8_t, 256> group{};  // of a letter that is an alias: its place in `aliases`
+  bool folds_case = false;           // some lower-case letter is read as upper case
+  std::string accepted;              // what messages call the letters
+};
+
+Alphabet::Alphabet(const Vocabulary& vocabulary) : aliases(alias_groups(vocabulary.aliases())) {
+  check<UsageError>(
+      vocabulary.has_letters(),
+      "the vocabulary {} cannot be read from FASTA, whose sequences are words of letters: choose "
+      "another data.vocabulary or data.format",
+      vocabulary.name());
+  for (const char letter : std::string_view(" \t\r\v\f\n>;")) {
+    check<UsageError>(vocabulary.token_of(letter) < 0,
+                      "the vocabulary {} has the symbol {}, which has a meaning of its own in FASTA: set "
+                      "data.format = text, or choose another data.vocabulary",
+                      vocabulary.name(), letter == '\n' ? "byte 0x0a" : quoted(letter));
   }
-  table['J'] = table['X'] | kJFlag;
-  table['j'] = table['x'] | kJFlag;
-  for (const unsigned char space : kSpaces) table[space] = kSpace;
-  table['-'] = table['.'] = kGap;
-  table['*'] = kStop;
-  return table;
-}();
+  for (size_t i = 0; i < aliases.size(); ++i) {
+    for (const unsigned char letter : aliases[i].letters) {
+      group[letter] = group[std::tolower(letter)] = static_cast<uint8_t>(i);
+    }
+  }
+  codes.fill(kIllegal);
+  for (const unsigned char space : kSpaces) codes[space] = kSpace;
+  codes['-'] = codes['.'] = kGap;
+  codes['*'] = kStop;
+  const auto is_alias = [&](char letter) {
+    return std::ranges::find(vocabulary.aliases(), letter, &Vocabulary::Alias::letter) !=
+           vocabulary.aliases().end();
+  };
+  const auto code_of = [&](char letter) {
+    return static_cast<uint16_t>(vocabulary.token_of(letter) | (is_alias(letter) ? kAliasFlag : 0));
+  };
+  for (int byte = 0; byte < 256; ++byte) {
+    const char letter = static_cast<char>(byte), upper = static_cast<char>(std::toupper(byte));
+    if (vocabulary.token_of(letter) >= 0) {
+      codes[byte] = code_of(letter);
+    } else if (byte < 128 && vocabulary.token_of(upper) >= 0) {
+      codes[byte] = code_of(upper) | kLowerFlag;
+      folds_case = true;
+    }
+  }
+  for (int64_t id = 0; id < vocabulary.symbols(); ++id) accepted += vocabulary.symbol_text(id);
+  for (size_t i = 0; i < aliases.size(); ++i) {
+    accepted += fmt::format("{}{} (read as {})", i + 1 < aliases.size() ? ", " : " and ", aliases[i].letters,
+                            aliases[i].read_as);
+  }
+  if (folds_case) accepted += " in either case";
+}
 
 std::string_view trimmed(std::string_view text) {
   const size_t begin = text.find_first_not_of(kSpaces);
@@ -46,34 +87,23 @@ std::string_view trimmed(std::string_view text) {
 
 // What a file that is not FASTA seems to be, with the cure, or nothing.
 std::string_view guess_format(std::string_view head) {
-  if (head.starts_with("BZh")) return "; it looks like bzip2: unpack it with bunzip2";
-  if (head.starts_with("\xfd"
-                       "7zXZ"))
-    return "; it looks like xz: unpack it with xz -d";
-  if (head.starts_with("PK\x03\x04")) return "; it looks like a zip archive: unpack it";
   if (head.starts_with("@"))
     return "; it looks like FASTQ, or another format that begins with '@': convert it";
-  return "";
+  return packing_cure(head);
 }
 
 }  // namespace
 
-FastaCounts& FastaCounts::operator+=(const FastaCounts& other) {
-  records += other.records;
-  residues += other.residues;
-  lower_case += other.lower_case;
-  stops += other.stops;
-  gaps += other.gaps;
-  j_to_x += other.j_to_x;
-  duplicate_names += other.duplicate_names;
-  return *this;
-}
-
 struct FastaReader::Impl {
-  Impl(std::unique_ptr<ByteSource> bytes, std::string file)
-      : name(std::move(file)), source(unpack(std::move(bytes), name)), buffer(kBuffer) {}
+  Impl(std::unique_ptr<ByteSource> bytes, std::string file, const Vocabulary& symbols)
+      : name(std::move(file)),
+        vocabulary(symbols),
+        alphabet(symbols),
+        source(unpack(std::move(bytes), name)),
+        buffer(kBuffer) {}
 
-  bool next(FastaRecord& record);
+  bool next(Record& record);
+  ReadReport report() const;
 
   // Bytes at hand; false at the end of the input.
   bool fill();
@@ -87,12 +117,15 @@ struct FastaReader::Impl {
   // False at the end.
   bool find_text();
   void find_first_header();
-  void read_header(FastaRecord& record);
-  void read_residues(FastaRecord& record);
-  void read_part(std::string_view part, std::vector<uint8_t>& tokens, const FastaRecord& record);
-  [[noreturn]] void fail(const FastaRecord& record, int64_t at_line, const std::string& problem) const;
+  void read_header(Record& record);
+  void read_sequence(Record& record);
+  void read_part(std::string_view part, std::vector<Token>& tokens, const Record& record);
+  void note(const Record& record);
+  [[noreturn]] void fail(const Record& record, int64_t at_line, const std::string& problem) const;
 
   std::string name;
+  Vocabulary vocabulary;
+  Alphabet alphabet;
   std::unique_ptr<ByteSource> source;
   std::vector<char> buffer;
   size_t begin = 0, end = 0;
@@ -100,7 +133,9 @@ struct FastaReader::Impl {
   bool line_start = true;        // nothing but white space so far in this line
   bool started = false;
   int64_t stop_line = 0, stop_column = 0;  // of a '*' met in the present record; line 0: none
-  FastaCounts counts;
+  int64_t records = 0, tokens = 0, lower_case = 0, stops = 0, gaps = 0, duplicate_names = 0;
+  std::array<int64_t, 256> aliases{};  // read, of each group
+  bool looks_like_nucleotides = false;
   std::unordered_set<uint64_t> names;  // hashes: a collision among 10^8 names has probability 3e-4
 };
 
@@ -154,13 +189,13 @@ void FastaReader::Impl::find_first_header() {
                     line, quoted(buffer[begin]), guess_format(head));
 }
 
-void FastaReader::Impl::fail(const FastaRecord& record, int64_t at_line, const std::string& problem) const {
+void FastaReader::Impl::fail(const Record& record, int64_t at_line, const std::string& problem) const {
   throw InputError(
       fmt::format("{}: record {} ({}), line {}{}", name, record.number, record.id, at_line, problem));
 }
 
-void FastaReader::Impl::read_header(FastaRecord& record) {
-  record.number = counts.records + 1;
+void FastaReader::Impl::read_header(Record& record) {
+  record.number = records + 1;
   record.line = line;
   record.header.clear();
   pass(1);  // '>'
@@ -173,7 +208,7 @@ void FastaReader::Impl::read_header(FastaRecord& record) {
   record.id = record.header.substr(0, record.header.find_first_of(kSpaces));
 }
 
-void FastaReader::Impl::read_residues(FastaRecord& record) {
+void FastaReader::Impl::read_sequence(Record& record) {
   record.tokens.clear();
   stop_line = 0;
   while (fill()) {
@@ -185,7 +220,7 @@ void FastaReader::Impl::read_residues(FastaRecord& record) {
     read_part(part, record.tokens, record);
     pass(part.size());
   }
-  if (stop_line != 0) ++counts.stops;
+  if (stop_line != 0) ++stops;
   if (!record.tokens.empty()) return;
   const bool old_mac = record.header.find('\r') != std::string::npos;
   fail(record, record.line,
@@ -193,73 +228,103 @@ void FastaReader::Impl::read_residues(FastaRecord& record) {
                : ": no sequence follows the header; remove the record or give it residues");
 }
 
-void FastaReader::Impl::read_part(std::string_view part, std::vector<uint8_t>& tokens,
-                                  const FastaRecord& record) {
+void FastaReader::Impl::read_part(std::string_view part, std::vector<Token>& tokens, const Record& record) {
   const size_t before = tokens.size();
   tokens.resize(before + part.size());
-  uint8_t* out = tokens.data() + before;
-  uint8_t largest = 0;
+  Token* out = tokens.data() + before;
+  uint16_t largest = 0;
   for (size_t i = 0; i < part.size(); ++i) {
-    out[i] = kCodes[static_cast<unsigned char>(part[i])];
+    out[i] = alphabet.codes[static_cast<unsigned char>(part[i])];
     largest = std::max(largest, out[i]);
   }
   if (largest < kPlainEnd && stop_line == 0) return;
   size_t kept = 0;
   for (size_t i = 0; i < part.size(); ++i) {
-    const uint8_t code = out[i];
+    const uint16_t code = out[i];
     if (code < kOther) {
       if (stop_line != 0) {
         fail(record, stop_line,
              fmt::format(", column {}: '*' before the end of a sequence; only the last letter may be a stop",
                          stop_column));
       }
-      counts.lower_case += (code & kLowerFlag) != 0;
-      counts.j_to_x += (code & kJFlag) != 0;
+      lower_case += (code & kLowerFlag) != 0;
+      if ((code & kAliasFlag) != 0) ++aliases[alphabet.group[static_cast<unsigned char>(part[i])]];
       out[kept++] = code & kTokenBits;
     } else if (code == kGap) {
-      ++counts.gaps;
+      ++gaps;
     } else if (code == kStop && stop_line == 0) {
       stop_line = line;
       stop_column = column + static_cast<int64_t>(i);
     } else if (code != kSpace) {
       fail(record, line,
-           fmt::format(", column {}: illegal letter {}; accepted are {} and J (read as X) in either case, "
-                       "gaps '-' and '.', "
-                       "and one '*' at the end",
-                       column + static_cast<int64_t>(i), quoted(part[i]), kLetters.substr(0, kResidues)));
+           fmt::format(
+               ", column {}: illegal letter {}; accepted are {}, gaps '-' and '.', and one '*' at the end",
+               column + static_cast<int64_t>(i), quoted(part[i]), alphabet.accepted));
     }
   }
   tokens.resize(before + kept);
 }
 
-bool FastaReader::Impl::next(FastaRecord& record) {
+bool FastaReader::Impl::next(Record& record) {
   if (!started) find_first_header();
   if (!fill()) return false;  // otherwise the next byte is the '>' of a header
   read_header(record);
-  read_residues(record);
-  ++counts.records;
-  counts.residues += static_cast<int64_t>(record.tokens.size());
-  if (!names.insert(stable_hash(record.id)).second) ++counts.duplicate_names;
+  read_sequence(record);
+  note(record);
   return true;
 }
 
-FastaReader::FastaReader(const std::string& path) : FastaReader(open_bytes(path), source_name(path)) {}
-FastaReader::FastaReader(std::unique_ptr<ByteSource> source, const std::string& name)
-    : impl_(std::make_unique<Impl>(std::move(source), name)) {}
+void FastaReader::Impl::note(const Record& record) {
+  ++records;
+  tokens += static_cast<int64_t>(record.tokens.size());
+  if (!names.insert(stable_hash(record.id)).second) ++duplicate_names;
+  constexpr size_t kLongEnough = 30;  // no protein of that length consists of four or five amino acids only
+  if (records > 1 || record.tokens.size() < kLongEnough || vocabulary != Vocabulary::protein()) return;
+  looks_like_nucleotides = std::ranges::all_of(record.tokens, [&](Token token) {
+    return std::string_view("ACGTUN").find(vocabulary.symbol_text(token)) != std::string_view::npos;
+  });
+}
+
+ReadReport FastaReader::Impl::report() const {
+  ReadReport report{records, tokens, "sequences", vocabulary.unit(), {}};
+  report.add(lower_case, "lower-case letters read as upper case");
+  report.add(stops, "'*' at the end of a record dropped");
+  report.add(gaps, "gaps dropped");
+  for (size_t i = 0; i < alphabet.aliases.size(); ++i) {
+    const AliasGroup& group = alphabet.aliases[i];
+    report.add(aliases[i], fmt::format("{}{} read as {}", group.letters.size() > 1 ? "letters of " : "",
+                                       group.letters, group.read_as));
+  }
+  report.add(duplicate_names, "duplicate names kept");
+  report.add(
+      looks_like_nucleotides,
+      "first record of A, C, G, T, U and N only, read as a protein: for nucleotides set data.vocabulary "
+      "to dna or rna");
+  return report;
+}
+
+FastaReader::FastaReader(const std::string& path, const Vocabulary& vocabulary)
+    : FastaReader(open_bytes(path), source_name(path), vocabulary) {}
+FastaReader::FastaReader(std::unique_ptr<ByteSource> source, const std::string& name,
+                         const Vocabulary& vocabulary)
+    : impl_(std::make_unique<Impl>(std::move(source), name, vocabulary)) {}
 FastaReader::~FastaReader() = default;
 FastaReader::FastaReader(FastaReader&&) noexcept = default;
 
-bool FastaReader::next(FastaRecord& record) {
+bool FastaReader::next(Record& record) {
   return impl_->next(record);
 }
-const FastaCounts& FastaReader::counts() const {
-  return impl_->counts;
+ReadReport FastaReader::report() const {
+  return impl_->report();
+}
+const Vocabulary& FastaReader::vocabulary() const {
+  return impl_->vocabulary;
 }
 
-std::string format_fasta(const std::string& header, const std::string& residues, int width) {
-  const size_t step = width > 0 ? static_cast<size_t>(width) : std::max<size_t>(residues.size(), 1);
+std::string format_fasta(const std::string& header, const std::string& sequence, int width) {
+  const size_t step = width > 0 ? static_cast<size_t>(width) : std::max<size_t>(sequence.size(), 1);
   std::string text = ">" + header + "\n";
-  for (size_t at = 0; at < residues.size(); at += step) text.append(residues, at, step) += '\n';
+  for (size_t at = 0; at < sequence.size(); at += step) text.append(sequence, at, step) += '\n';
   return text;
 }
 

@@ -31,6 +31,16 @@ bool is_jpeg(std::string_view head);  // by the first three bytes
 // laid on white; gamma and colour profiles are not applied. JPEG: greyscale and colour; the orientation that
 // a camera noted is not applied.
 Picture decode_picture(std::string_view bytes, const std::string& name);
+Picture decode_png(std::string_view bytes, const std::string& name);
+Picture decode_jpeg(std::string_view bytes, const std::string& name);
+// Throws InputError for a picture without pixels and one of more than kMostPixels.
+void check_picture_size(int64_t height, int64_t width, const std::string& name);
+
+// Each pixel is the mean, rounded, of a square of factor x factor pixels; the factor divides height and
+// width.
+Picture shrink(const Picture& picture, int64_t factor);
+// A greyscale picture with its one channel repeated three times.
+Picture to_colour(const Picture& picture);
 
 // The bytes of a PNG file. Throws UsageError for a shape without pixels or of other than 1 or 3 channels,
 // Error when the number of values is not shape.tokens() or one is above 255.
