@@ -12,7 +12,7 @@
 #include <set>
 
 #include "performer/base/error.h"
-#include "performer/data/vocabulary.h"
+#include "performer/data/permutation.h"
 #include "tests/data/sequences.h"
 #include "tests/errors.h"
 
@@ -20,7 +20,8 @@ namespace performer::data {
 namespace {
 
 using performer::test::error_of;
-using test::random_sequences;
+using test::ids, test::is_residue, test::kBos, test::kEos, test::kPad;
+using test::proteins, test::random_sequences;
 using test::Sequences;
 using testing::AllOf;
 using testing::Each;
@@ -29,9 +30,8 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using Ints = std::vector<int64_t>;
 
-std::vector<uint8_t> residues(std::string_view text) {
-  const Ints tokens = encode(text);
-  return {tokens.begin(), tokens.end()};
+std::vector<Token> residues(std::string_view text) {
+  return Vocabulary::protein().encode(text);
 }
 
 DataConfig config_of(const std::string& layout, int64_t length, int64_t batch_tokens,
@@ -107,64 +107,65 @@ TEST(DataConfig, RefusesImpossibleValues) {
 }
 
 TEST(BatchStream, RefusesAnUnknownObjective) {
-  const SequenceStore store(Sequences{{1}});
+  const MemoryCorpus store = proteins(Sequences{{1}});
   EXPECT_THAT(error_of<UsageError>([&] { BatchStream(store, {}, "clm"); }), HasSubstr("\"clm\""));
   EXPECT_THAT(error_of<UsageError>([&] { EvaluationStream(store, {}, "clm"); }), HasSubstr("\"clm\""));
 }
 
 TEST(BatchStream, PacksCausalSegments) {
   const DataConfig config = config_of("packed", 6, 9);
-  const SequenceStore store(in_epoch_order({residues("ACD"), residues("EFGH"), residues("IKLMNPQ")}, config));
+  const MemoryCorpus store =
+      proteins(in_epoch_order({residues("ACD"), residues("EFGH"), residues("IKLMNPQ")}, config));
   BatchStream stream(store, config, "causal");
   Batch batch = stream.next();
   expect_well_formed(batch);
   EXPECT_EQ(batch.rows, 1);
-  EXPECT_EQ(batch.inputs, encode("<ACD<EFGH"));
-  EXPECT_EQ(batch.targets, encode("ACD>EFGH>"));
+  EXPECT_EQ(batch.inputs, ids("<ACD<EFGH"));
+  EXPECT_EQ(batch.targets, ids("ACD>EFGH>"));
   EXPECT_THAT(batch.weights, Each(1));
   EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 0, 1, 2, 3, 4));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 4, 9));
   EXPECT_THAT(batch.valid, IsEmpty());
-  EXPECT_EQ(batch.tokens(), 9);
+  EXPECT_EQ(batch.targets_counted(), 9);
   // BOS I .. Q has eight inputs: pieces of six and two; the second goes on at position 6 with N as its first
   // input. What does not fit any more, from the next epoch, waits.
   batch = stream.next();
-  EXPECT_EQ(slice(batch.inputs, 0, 8), encode("<IKLMNPQ"));
-  EXPECT_EQ(slice(batch.targets, 0, 8), encode("IKLMNPQ>"));
+  EXPECT_EQ(slice(batch.inputs, 0, 8), ids("<IKLMNPQ"));
+  EXPECT_EQ(slice(batch.targets, 0, 8), ids("IKLMNPQ>"));
   EXPECT_EQ(slice(batch.positions, 0, 8), (Ints{0, 1, 2, 3, 4, 5, 6, 7}));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 6, 8));
   EXPECT_EQ(stream.cursor(), (Cursor{1, 0, 0}));
   EXPECT_EQ(stream.crops().sequences, 3);
   EXPECT_EQ(stream.crops().cropped, 1);
   EXPECT_EQ(stream.crops().pieces, 4);
-  EXPECT_EQ(stream.crops().residues_dropped, 0);
+  EXPECT_EQ(stream.crops().tokens_dropped, 0);
 }
 
 TEST(BatchStream, PadsRows) {
   const DataConfig config = config_of("padded", 6, 13);
-  const SequenceStore store(in_epoch_order({residues("ACD"), residues("EFGHI")}, config));
+  const MemoryCorpus store = proteins(in_epoch_order({residues("ACD"), residues("EFGHI")}, config));
   BatchStream stream(store, config, "causal");
   const Batch batch = stream.next();
   expect_well_formed(batch);
   EXPECT_EQ(batch.rows, 2);
   EXPECT_EQ(batch.width, 6);
-  EXPECT_EQ(batch.inputs, encode("<ACD__<EFGHI"));
-  EXPECT_EQ(batch.targets, encode("ACD>__EFGHI>"));
+  EXPECT_EQ(batch.inputs, ids("<ACD__<EFGHI"));
+  EXPECT_EQ(batch.targets, ids("ACD>__EFGHI>"));
   EXPECT_THAT(batch.weights, ElementsAre(1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1));
   EXPECT_THAT(batch.valid, ElementsAre(1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1));
   EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 0, 0, 0, 1, 2, 3, 4, 5));
   EXPECT_THAT(batch.cu_seqlens, IsEmpty());
-  EXPECT_EQ(batch.tokens(), 10);
+  EXPECT_EQ(batch.targets_counted(), 10);
 }
 
 TEST(BatchStream, MasksBetweenMarkers) {
   DataConfig config = config_of("packed", 16, 16);
   config.mask_rate = 1;
-  const SequenceStore store(in_epoch_order({residues("ACDEF"), residues("GHIKLMN")}, config));
+  const MemoryCorpus store = proteins(in_epoch_order({residues("ACDEF"), residues("GHIKLMN")}, config));
   BatchStream stream(store, config, "masked");
   const Batch batch = stream.next();
   expect_well_formed(batch);
-  EXPECT_EQ(batch.targets, encode("<ACDEF><GHIKLMN>"));
+  EXPECT_EQ(batch.targets, ids("<ACDEF><GHIKLMN>"));
   EXPECT_THAT(batch.weights, ElementsAre(0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 7, 16));
   for (const int64_t marker : {0, 6, 7, 15}) EXPECT_EQ(batch.inputs[marker], batch.targets[marker]);
@@ -183,7 +184,7 @@ Sequences pipeline_sequences() {
 
 TEST(BatchStream, ConcatenatesAsProteinLm) {
   const DataConfig config = config_of("concatenated", 6, 12);
-  const SequenceStore store(in_epoch_order(pipeline_sequences(), config));
+  const MemoryCorpus store = proteins(in_epoch_order(pipeline_sequences(), config));
   BatchStream stream(store, config, "causal");
   const std::vector<Ints> golden = {{0, 1, 2, 3, 4, 5, 6, 7, 26, 10, 8, 16},
                                     {26, 20, 21, 22, 23, 24, 26, 0, 0, 0, 0, 26},
@@ -204,7 +205,7 @@ TEST(BatchStream, ConcatenatesAsProteinLm) {
   }
   EXPECT_EQ(stream.cursor(), (Cursor{0, 5, 3})) << "K EOS W EOS are left";
   const Ints targets = stream.next().targets;
-  EXPECT_EQ(slice(targets, 0, 4), encode("K>W>"));
+  EXPECT_EQ(slice(targets, 0, 4), ids("K>W>"));
 }
 
 // Recorded from protein_lm data.py batch_ds without packing: the same prefixes, but no end marker.
@@ -212,7 +213,7 @@ TEST(BatchStream, PadsAsProteinLmPlusEndMarkers) {
   const DataConfig config = config_of("padded", 8, 16, "start");
   Sequences sequences = pipeline_sequences();
   sequences[0] = residues("ACDEFGHIKLMNPQRSTVWY");
-  const SequenceStore store(in_epoch_order(sequences, config));
+  const MemoryCorpus store = proteins(in_epoch_order(sequences, config));
   BatchStream stream(store, config, "causal");
   const std::vector<Ints> golden = {{0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 16, 27, 27, 27, 27, 27},
                                     {20, 21, 22, 23, 24, 27, 27, 27, 0, 0, 0, 0, 27, 27, 27, 27},
@@ -226,14 +227,14 @@ TEST(BatchStream, PadsAsProteinLmPlusEndMarkers) {
   }
   EXPECT_EQ(stream.crops().cropped, 2)
       << "the eight G have nine inputs with BOS, and lose their end marker only";
-  EXPECT_EQ(stream.crops().residues_dropped, 12);
+  EXPECT_EQ(stream.crops().tokens_dropped, 12);
 }
 
 // Every residue and end marker of every sequence is asked for exactly once an epoch, in pieces within the
 // limits.
 TEST(BatchStream, PacksEveryTokenOnceAnEpoch) {
   const Sequences sequences = random_sequences(60, 5, 70);
-  const SequenceStore store(sequences);
+  const MemoryCorpus store = proteins(sequences);
   const DataConfig config = config_of("packed", 16, 40);
   BatchStream stream(store, config, "causal");
   std::map<Ints, int> found;
@@ -273,7 +274,7 @@ TEST(BatchStream, PacksEveryTokenOnceAnEpoch) {
 }
 
 TEST(BatchStream, WastesNoRoomThatThePieceWouldFit) {
-  const SequenceStore store(random_sequences(100, 6, 30));
+  const MemoryCorpus store = proteins(random_sequences(100, 6, 30));
   BatchStream stream(store, config_of("packed", 31, 64), "causal"),
       probe(store, config_of("packed", 31, 64), "causal");
   for (int i = 0; i < 50; ++i) {
@@ -284,9 +285,9 @@ TEST(BatchStream, WastesNoRoomThatThePieceWouldFit) {
 }
 
 TEST(BatchStream, CropsRandomWindowsEvenly) {
-  std::vector<uint8_t> sequence(20);
-  std::iota(sequence.begin(), sequence.end(), uint8_t{0});
-  const SequenceStore store(Sequences{sequence});
+  std::vector<Token> sequence(20);
+  std::iota(sequence.begin(), sequence.end(), Token{0});
+  const MemoryCorpus store = proteins(Sequences{sequence});
   BatchStream stream(store, config_of("padded", 15, 15, "random"), "causal");
   std::map<int64_t, int> begins;
   constexpr int kEpochs = 3500;
@@ -296,29 +297,29 @@ TEST(BatchStream, CropsRandomWindowsEvenly) {
     ++begins[begin];
     ASSERT_EQ(batch.inputs[0], begin == 0 ? kBos : begin - 1);
     ASSERT_EQ(batch.targets[14], begin == 6 ? kEos : begin + 14);
-    ASSERT_EQ(batch.tokens(), 15);
+    ASSERT_EQ(batch.targets_counted(), 15);
   }
   ASSERT_EQ(begins.size(), 7u);  // 21 inputs
   for (const auto& [begin, count] : begins)
     EXPECT_NEAR(count, kEpochs / 7, 5 * std::sqrt(kEpochs / 7.)) << begin;
   EXPECT_EQ(stream.crops().cropped, kEpochs);
   // 5 of 20 residues are lost, 6 when the window reaches the end marker.
-  EXPECT_EQ(stream.crops().residues_dropped, 5 * kEpochs + begins[6]);
+  EXPECT_EQ(stream.crops().tokens_dropped, 5 * kEpochs + begins[6]);
 }
 
 TEST(BatchStream, CountsDroppedResiduesOfMaskedWindows) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(20, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(20, 1)});
   BatchStream stream(store, config_of("padded", 10, 10, "random"), "masked");
   int64_t dropped = 0;
   for (int epoch = 0; epoch < 200; ++epoch) {
     const Batch batch = stream.next();
     dropped += 20 - std::ranges::count_if(batch.targets, is_residue);
   }
-  EXPECT_EQ(stream.crops().residues_dropped, dropped);
+  EXPECT_EQ(stream.crops().tokens_dropped, dropped);
 }
 
 TEST(BatchStream, RefusesLongSequencesOnRequest) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(9, 1), std::vector<uint8_t>(10, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(9, 1), std::vector<Token>(10, 1)});
   EXPECT_NO_THROW(BatchStream(store, config_of("packed", 11, 20, "error"), "causal"));
   EXPECT_THAT(
       error_of<InputError>([&] { BatchStream(store, config_of("packed", 10, 20, "error"), "causal"); }),
@@ -328,8 +329,8 @@ TEST(BatchStream, RefusesLongSequencesOnRequest) {
 
 TEST(BatchStream, ShufflesEachEpochAnew) {
   Sequences sequences;
-  for (uint8_t i = 0; i < 20; ++i) sequences.push_back({i});
-  const SequenceStore store(sequences);
+  for (Token i = 0; i < 20; ++i) sequences.push_back({i});
+  const MemoryCorpus store = proteins(sequences);
   const auto epoch_order = [&](int64_t seed, int64_t epoch) {
     DataConfig config = config_of("padded", 2, 40);
     config.seed = seed;
@@ -357,7 +358,7 @@ class EveryStream : public testing::TestWithParam<Form> {
 };
 
 TEST_P(EveryStream, ContinuesBitExactlyFromItsCursor) {
-  const SequenceStore store(random_sequences(30, 8, 80));
+  const MemoryCorpus store = proteins(random_sequences(30, 8, 80));
   BatchStream stream(store, config(), objective());
   for (int step = 0; step < 60; ++step) {
     const Cursor cursor = stream.cursor();
@@ -380,7 +381,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Form{"concatenated", "split", "masked"}));
 
 TEST(BatchStream, RefusesPlacesThatDoNotExist) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(20, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(20, 1)});
   BatchStream split(store, config_of("packed", 8, 8), "causal");
   EXPECT_NO_THROW(split.seek({5, 0, 16}));
   const Cursor before = split.cursor();
@@ -397,8 +398,7 @@ TEST(BatchStream, RefusesPlacesThatDoNotExist) {
 }
 
 // The corrupted residues of an epoch by sequence, keyed by the (unique) residues.
-std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataConfig& config,
-                                         int64_t epoch) {
+std::map<std::string, Ints> masked_epoch(const Corpus& store, const DataConfig& config, int64_t epoch) {
   BatchStream stream(store, config, "masked");
   stream.seek({epoch, 0, 0});
   std::map<std::string, Ints> result;
@@ -408,7 +408,7 @@ std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataC
     const Batch batch = stream.next();
     for (size_t i = 0; i < batch.inputs.size(); ++i) {
       if (is_residue(batch.targets[i])) {
-        sequence += letter(batch.targets[i]);
+        sequence += Vocabulary::protein().symbol_text(batch.targets[i]);
         inputs.push_back(batch.inputs[i]);
       }
       if (batch.targets[i] != kEos) continue;
@@ -421,7 +421,7 @@ std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataC
 }
 
 TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
-  const SequenceStore store(random_sequences(40, 9, 60));
+  const MemoryCorpus store = proteins(random_sequences(40, 9, 60));
   DataConfig config = config_of("packed", 16, 64);
   const auto reference = masked_epoch(store, config, 4);
   EXPECT_EQ(reference.size(), 40u);
@@ -436,7 +436,7 @@ TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
 
 TEST(EvaluationStream, VisitsEverySequenceInOrderUncut) {
   const Sequences sequences = random_sequences(50, 10, 90);
-  const SequenceStore store(sequences);
+  const MemoryCorpus store = proteins(sequences);
   for (const std::string objective : {"causal", "masked"}) {
     EvaluationStream stream(store, config_of("padded", 8, 60), objective);
     int64_t seen = 0;
@@ -448,7 +448,7 @@ TEST(EvaluationStream, VisitsEverySequenceInOrderUncut) {
       for (int64_t s = 0; s < stream.count(); ++s, ++seen) {
         const auto& sequence = sequences[seen];
         const int64_t begin = batch->cu_seqlens[s], end = batch->cu_seqlens[s + 1],
-                      at = begin + stream.residue_offset();
+                      at = begin + stream.symbol_offset();
         ASSERT_EQ(end - begin, std::ssize(sequence) + (objective == "causal" ? 1 : 2));
         EXPECT_EQ(slice(batch->targets, at, at + std::ssize(sequence)),
                   Ints(sequence.begin(), sequence.end()));
@@ -463,14 +463,14 @@ TEST(EvaluationStream, VisitsEverySequenceInOrderUncut) {
 }
 
 TEST(EvaluationStream, FillsBatches) {
-  const SequenceStore store(Sequences(10, std::vector<uint8_t>(9, 1)));
+  const MemoryCorpus store = proteins(Sequences(10, std::vector<Token>(9, 1)));
   EvaluationStream stream(store, config_of("packed", 8, 30), "causal");
   EXPECT_EQ(stream.next()->width, 30);
   EXPECT_EQ(stream.count(), 3);
 }
 
 std::map<std::string, Ints> evaluation_masks(const Sequences& sequences, const DataConfig& config) {
-  const SequenceStore store(sequences);
+  const MemoryCorpus store = proteins(sequences);
   EvaluationStream stream(store, config, "masked");
   std::map<std::string, Ints> result;
   while (const auto batch = stream.next()) {
@@ -498,11 +498,11 @@ TEST(EvaluationStream, MasksDoNotDependOnBatchesOrderOrSeed) {
 }
 
 TEST(EvaluationStream, MasksTheStatedFraction) {
-  const SequenceStore store(random_sequences(2000, 12, 200));
+  const MemoryCorpus store = proteins(random_sequences(2000, 12, 200));
   EvaluationStream stream(store, config_of("packed", 8, 4096), "masked");
   int64_t chosen = 0;
-  while (const auto batch = stream.next()) chosen += batch->tokens();
-  const double n = static_cast<double>(store.residues());
+  while (const auto batch = stream.next()) chosen += batch->targets_counted();
+  const double n = static_cast<double>(store.total_tokens());
   EXPECT_NEAR(static_cast<double>(chosen), 0.15 * n, 5 * std::sqrt(n * 0.15 * 0.85));
 }
 

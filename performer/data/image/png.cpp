@@ -50,7 +50,7 @@ void read_bytes(png_structp png, png_bytep buffer, png_size_t size) {
 bool read_header(PngFile& file) {
   if (setjmp(png_jmpbuf(file.png)) != 0) return false;
   png_set_read_fn(file.png, &file, read_bytes);
-  png_set_sig_bytes(file.png, 0);
+  png_set_user_limits(file.png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the caller has a limit of its own
   png_read_info(file.png, file.info);
   file.bits = png_get_bit_depth(file.png, file.info);
   png_set_palette_to_rgb(file.png);          // where there is one
