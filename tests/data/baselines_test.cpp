@@ -92,7 +92,7 @@ TEST(Baselines, SurviveStorage) {
     Baselines::from_counts(25, {1, 2});
     FAIL();
   } catch (const InputError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("need 650 counts, found 2"));
+    EXPECT_THAT(error.what(), HasSubstr("baselines of 25 symbols need 650 counts, found 2"));
   }
   std::vector<int64_t> counts(650);
   counts[3] = -1;
@@ -106,10 +106,42 @@ TEST(Baselines, RefuseMarkers) {
   EXPECT_THROW(baselines.add_bigram(score, Tokens{26}), Error);
 }
 
+TEST(Baselines, CountAnyNumberOfSymbols) {
+  Baselines baselines(256);
+  baselines.add(Tokens{255, 0, 255, 0});
+  ASSERT_EQ(baselines.counts().size(), 257u * 256u);
+  EXPECT_EQ(baselines.counts()[256 * 256 + 255], 1);
+  EXPECT_EQ(baselines.counts()[255 * 256 + 0], 2);
+  Score unigram, bigram;
+  baselines.add_unigram(unigram, Tokens{255, 0});
+  baselines.add_bigram(bigram, Tokens{255, 0});
+  EXPECT_NEAR(unigram.log_likelihood, 2 * std::log(3. / 260), 1e-12);
+  EXPECT_NEAR(bigram.log_likelihood, std::log(1.5 / 129) + std::log(2.5 / 130), 1e-12);
+  EXPECT_EQ(Baselines().symbols(), 0);
+}
+
+// The table of a bigram would be too large; unigrams go on.
+TEST(Baselines, HaveNoBigramOfLargeVocabularies) {
+  EXPECT_TRUE(Baselines(1024).has_bigram());
+  Baselines baselines(1025);
+  EXPECT_FALSE(baselines.has_bigram());
+  baselines.add(Tokens{1024, 3, 1024});
+  ASSERT_EQ(baselines.counts().size(), 1025u);
+  Score unigram, bigram;
+  baselines.add_unigram(unigram, Tokens{1024});
+  baselines.add_bigram(bigram, Tokens{1024});
+  EXPECT_NEAR(unigram.log_likelihood, std::log(3. / 1028), 1e-12);
+  EXPECT_EQ(unigram.correct, 1);
+  EXPECT_EQ(bigram.tokens, 0);
+  EXPECT_EQ(Baselines::from_counts(1025, baselines.counts()).counts(), baselines.counts());
+}
+
 TEST(Score, HasMetrics) {
   const Score score{-20, 3, 10};
   EXPECT_DOUBLE_EQ(score.perplexity(), std::exp(2.0));
   EXPECT_DOUBLE_EQ(score.accuracy(), 0.3);
+  EXPECT_DOUBLE_EQ((Score{-30 * std::log(2.0), 3, 10}.bits()), 3);
+  EXPECT_TRUE(std::isnan(Score{}.bits()));
   EXPECT_TRUE(std::isnan(Score{}.perplexity()));
   EXPECT_TRUE(std::isnan(Score{}.accuracy()));
 }

@@ -13,6 +13,7 @@
 
 #include "performer/base/error.h"
 #include "performer/data/permutation.h"
+#include "tests/data/batch_checks.h"
 #include "tests/data/sequences.h"
 #include "tests/errors.h"
 
@@ -20,6 +21,7 @@ namespace performer::data {
 namespace {
 
 using performer::test::error_of;
+using test::config_of, test::expect_well_formed, test::Ints, test::slice;
 using test::ids, test::is_residue, test::kBos, test::kEos, test::kPad;
 using test::proteins, test::random_sequences;
 using test::Sequences;
@@ -28,21 +30,9 @@ using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-using Ints = std::vector<int64_t>;
 
 std::vector<Token> residues(std::string_view text) {
   return Vocabulary::protein().encode(text);
-}
-
-DataConfig config_of(const std::string& layout, int64_t length, int64_t batch_tokens,
-                     const std::string& crop = "split") {
-  DataConfig config;
-  config.layout = layout;
-  config.length = length;
-  config.batch_tokens = batch_tokens;
-  config.crop = crop;
-  config.seed = 3;
-  return config;
 }
 
 // The sequences in such an order of the store that epoch 0 of `config` hands them out as they are given.
@@ -51,10 +41,6 @@ Sequences in_epoch_order(const Sequences& sequences, const DataConfig& config) {
   const Permutation order(sequences.size(), static_cast<uint64_t>(config.seed), 0);
   for (size_t i = 0; i < sequences.size(); ++i) placed[order(i)] = sequences[i];
   return placed;
-}
-
-Ints slice(const Ints& values, int64_t begin, int64_t end) {
-  return {values.begin() + begin, values.begin() + end};
 }
 
 void expect_equal(const Batch& a, const Batch& b) {
@@ -66,44 +52,6 @@ void expect_equal(const Batch& a, const Batch& b) {
   EXPECT_EQ(a.positions, b.positions);
   EXPECT_EQ(a.cu_seqlens, b.cu_seqlens);
   EXPECT_EQ(a.valid, b.valid);
-}
-
-// All vectors agree with rows x width, and the bounds of segments with the row.
-void expect_well_formed(const Batch& batch) {
-  const size_t size = static_cast<size_t>(batch.rows * batch.width);
-  EXPECT_EQ(batch.inputs.size(), size);
-  EXPECT_EQ(batch.targets.size(), size);
-  EXPECT_EQ(batch.weights.size(), size);
-  EXPECT_EQ(batch.positions.size(), size);
-  if (!batch.valid.empty()) {
-    EXPECT_EQ(batch.valid.size(), size);
-  }
-  if (!batch.cu_seqlens.empty()) {
-    EXPECT_EQ(batch.cu_seqlens.front(), 0);
-    EXPECT_EQ(batch.cu_seqlens.back(), batch.width);
-    EXPECT_TRUE(std::ranges::is_sorted(batch.cu_seqlens));
-  }
-}
-
-TEST(DataConfig, RefusesImpossibleValues) {
-  const auto error_with = [](auto change) {
-    DataConfig config;
-    change(config);
-    return error_of<UsageError>([&] { validate(config); });
-  };
-  EXPECT_NO_THROW(validate(DataConfig{}));
-  EXPECT_THAT(error_with([](auto& c) { c.length = 1; }),
-              HasSubstr("data.length must be at least 2, found 1"));
-  EXPECT_THAT(error_with([](auto& c) { c.length = 9000; }),
-              HasSubstr("data.batch_tokens (8192) must be at least data.length (9000)"));
-  EXPECT_THAT(error_with([](auto& c) { c.holdout = 1; }), HasSubstr("data.holdout"));
-  EXPECT_THAT(error_with([](auto& c) { c.holdout = std::nan(""); }), HasSubstr("data.holdout"));
-  EXPECT_THAT(error_with([](auto& c) { c.mask_rate = 0; }), HasSubstr("data.mask_rate"));
-  EXPECT_THAT(error_with([](auto& c) { c.layout = "dense"; }),
-              AllOf(HasSubstr("data.layout"), HasSubstr("dense")));
-  EXPECT_THAT(error_with([](auto& c) { c.crop = "end"; }), AllOf(HasSubstr("data.crop"), HasSubstr("end")));
-  EXPECT_THAT(error_with([](auto& c) { c.layout = "concatenated", c.crop = "start"; }),
-              HasSubstr("no meaning"));
 }
 
 TEST(BatchStream, RefusesAnUnknownObjective) {
@@ -156,6 +104,7 @@ TEST(BatchStream, PadsRows) {
   EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 0, 0, 0, 1, 2, 3, 4, 5));
   EXPECT_THAT(batch.cu_seqlens, IsEmpty());
   EXPECT_EQ(batch.targets_counted(), 10);
+  EXPECT_EQ(batch.tokens_read(), 10);
 }
 
 TEST(BatchStream, MasksBetweenMarkers) {
@@ -168,8 +117,26 @@ TEST(BatchStream, MasksBetweenMarkers) {
   EXPECT_EQ(batch.targets, ids("<ACDEF><GHIKLMN>"));
   EXPECT_THAT(batch.weights, ElementsAre(0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 7, 16));
+  EXPECT_EQ(batch.targets_counted(), 12);
+  EXPECT_EQ(batch.tokens_read(), 16);
   for (const int64_t marker : {0, 6, 7, 15}) EXPECT_EQ(batch.inputs[marker], batch.targets[marker]);
   EXPECT_NE(batch.inputs, batch.targets);
+}
+
+TEST(BatchStream, TakesMarkersAndReplacementsFromTheVocabulary) {
+  const Vocabulary seven = Vocabulary::of_symbols("seven", {"a", "b", "c", "d", "e", "f", "g"});
+  const MemoryCorpus corpus({{0, 6, 3}}, seven);
+  BatchStream causal(corpus, config_of("padded", 6, 6), "causal");
+  const Batch batch = causal.next();
+  EXPECT_THAT(batch.inputs, ElementsAre(7, 0, 6, 3, 9, 9));
+  EXPECT_THAT(batch.targets, ElementsAre(0, 6, 3, 8, 9, 9));
+  EXPECT_EQ(batch.tokens_read(), 4);
+  DataConfig config = config_of("concatenated", 8, 4000);
+  config.mask_rate = 1;
+  std::set<int64_t> inputs;
+  BatchStream masked(corpus, config, "masked");
+  for (const int64_t input : masked.next().inputs) inputs.insert(input);
+  EXPECT_THAT(inputs, ElementsAre(0, 1, 2, 3, 4, 5, 6, 8, 10)) << "all symbols, EOS and MASK";
 }
 
 // Recorded from protein_lm data.py batch_ds with pack_length = 6 (cropped to 8 residues before). Its
@@ -432,78 +399,6 @@ TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
   EXPECT_NE(masked_epoch(store, config, 5), reference);
   config.seed = 4;
   EXPECT_NE(masked_epoch(store, config, 4), reference);
-}
-
-TEST(EvaluationStream, VisitsEverySequenceInOrderUncut) {
-  const Sequences sequences = random_sequences(50, 10, 90);
-  const MemoryCorpus store = proteins(sequences);
-  for (const std::string objective : {"causal", "masked"}) {
-    EvaluationStream stream(store, config_of("padded", 8, 60), objective);
-    int64_t seen = 0;
-    while (const auto batch = stream.next()) {
-      expect_well_formed(*batch);
-      ASSERT_EQ(stream.first(), seen);
-      ASSERT_EQ(std::ssize(batch->cu_seqlens), stream.count() + 1);
-      EXPECT_TRUE(batch->width <= 60 || stream.count() == 1);
-      for (int64_t s = 0; s < stream.count(); ++s, ++seen) {
-        const auto& sequence = sequences[seen];
-        const int64_t begin = batch->cu_seqlens[s], end = batch->cu_seqlens[s + 1],
-                      at = begin + stream.symbol_offset();
-        ASSERT_EQ(end - begin, std::ssize(sequence) + (objective == "causal" ? 1 : 2));
-        EXPECT_EQ(slice(batch->targets, at, at + std::ssize(sequence)),
-                  Ints(sequence.begin(), sequence.end()));
-        EXPECT_EQ(batch->targets[end - 1], kEos);
-        EXPECT_EQ(batch->inputs[begin], kBos);
-        for (int64_t i = begin; i < end; ++i) EXPECT_EQ(batch->positions[i], i - begin);
-      }
-    }
-    EXPECT_EQ(seen, 50);
-    EXPECT_EQ(stream.next(), std::nullopt);
-  }
-}
-
-TEST(EvaluationStream, FillsBatches) {
-  const MemoryCorpus store = proteins(Sequences(10, std::vector<Token>(9, 1)));
-  EvaluationStream stream(store, config_of("packed", 8, 30), "causal");
-  EXPECT_EQ(stream.next()->width, 30);
-  EXPECT_EQ(stream.count(), 3);
-}
-
-std::map<std::string, Ints> evaluation_masks(const Sequences& sequences, const DataConfig& config) {
-  const MemoryCorpus store = proteins(sequences);
-  EvaluationStream stream(store, config, "masked");
-  std::map<std::string, Ints> result;
-  while (const auto batch = stream.next()) {
-    for (int64_t s = 0; s < stream.count(); ++s) {
-      const auto sequence = store.tokens(stream.first() + s);
-      result[std::string(sequence.begin(), sequence.end())] =
-          slice(batch->inputs, batch->cu_seqlens[s], batch->cu_seqlens[s + 1]);
-    }
-  }
-  return result;
-}
-
-TEST(EvaluationStream, MasksDoNotDependOnBatchesOrderOrSeed) {
-  Sequences sequences = random_sequences(60, 11, 70);
-  DataConfig config = config_of("packed", 8, 64);
-  const auto reference = evaluation_masks(sequences, config);
-  config.seed = 77;
-  config.batch_tokens = 1;
-  EXPECT_EQ(evaluation_masks(sequences, config), reference);
-  config.batch_tokens = 100'000;
-  std::ranges::reverse(sequences);
-  EXPECT_EQ(evaluation_masks(sequences, config), reference);
-  config.mask_rate = 0.5;
-  EXPECT_NE(evaluation_masks(sequences, config), reference);
-}
-
-TEST(EvaluationStream, MasksTheStatedFraction) {
-  const MemoryCorpus store = proteins(random_sequences(2000, 12, 200));
-  EvaluationStream stream(store, config_of("packed", 8, 4096), "masked");
-  int64_t chosen = 0;
-  while (const auto batch = stream.next()) chosen += batch->targets_counted();
-  const double n = static_cast<double>(store.total_tokens());
-  EXPECT_NEAR(static_cast<double>(chosen), 0.15 * n, 5 * std::sqrt(n * 0.15 * 0.85));
 }
 
 }  // namespace

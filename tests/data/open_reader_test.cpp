@@ -385,6 +385,8 @@ TEST(RawImages, HaveTheShapeOfTheirName) {
   EXPECT_THAT(reading_error(noise(12), {}, "s_2x2x2x3.u8"), HasSubstr("it ends in image 2"));
   EXPECT_THAT(reading_error(noise(36), {}, "s_2x2x2x3.u8"), HasSubstr("it goes on with image 3"));
   EXPECT_THAT(reading_error(noise(16), {}, "s_2x2x2x2.u8"), HasSubstr("the shape 2x2x2 of its name is none"));
+  EXPECT_THAT(reading_error(noise(16), {}, "s_x2x2x3.u8"), HasSubstr("the number of images in its name"));
+  EXPECT_THAT(reading_error<UsageError>(noise(16), {}, "s_2x2x3.u8"), HasSubstr("of an unknown shape"));
 }
 
 TEST(RawImages, TakeTheShapeOfTheConfiguration) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/data/image/images.h"
 
-#include <regex>
+#include <algorithm>
+#include <charconv>
 
 #include "performer/base/error.h"
 #include "performer/data/record_id.h"
@@ -16,6 +17,16 @@ std::string_view without_packing(std::string_view name) {
     if (name.ends_with(ending)) return name.substr(0, name.size() - ending.size());
   }
   return name;
+}
+
+// "137x64x64x3" of a name that ends with "_137x64x64x3.u8"; empty for other names.
+std::string_view sizes_of_name(std::string_view name) {
+  const size_t begin = name.rfind('_');
+  if (begin == std::string_view::npos || !name.ends_with(".u8")) return {};
+  const std::string_view sizes =
+      name.substr(begin + 1, name.size() - begin - 1 - std::string_view(".u8").size());
+  const bool plain = sizes.find_first_not_of("0123456789x") == std::string_view::npos;
+  return plain && std::ranges::count(sizes, 'x') == 3 ? sizes : std::string_view();
 }
 
 // The number that a picture's sides must be divided by to fit; nothing when there is none above 1.
@@ -113,18 +124,22 @@ bool is_raw_name(const std::string& name) {
 RawImageReader::RawImageReader(std::unique_ptr<ByteSource> source, const std::string& name,
                                std::shared_ptr<ImageRule> rule)
     : ImageReader(name, rule), source_(std::move(source)) {
-  static const std::regex kShape("_([0-9]{1,12})x([0-9]+x[0-9]+x[0-9]+)\\.u8$");
-  const std::string plain(without_packing(name));
-  std::smatch match;
-  if (std::regex_search(plain, match, kShape)) {
-    count_ = std::stoll(match[1]);
+  const std::string_view sizes = sizes_of_name(without_packing(name));
+  if (!sizes.empty()) {
+    const size_t first = sizes.find('x');
+    int64_t count = 0;
+    const auto [end, error] = std::from_chars(sizes.data(), sizes.data() + first, count);
+    check<InputError>(error == std::errc() && end == sizes.data() + first,
+                      "{}: the number of images in its name, {}, is none", name, sizes.substr(0, first));
+    count_ = count;
+    const std::string shape(sizes.substr(first + 1));
     try {
-      shape_ = parse_image_shape(match[2]);
+      shape_ = parse_image_shape(shape);
     } catch (const UsageError&) {
       throw InputError(
           fmt::format("{}: the shape {} of its name is none: expected HEIGHTxWIDTHxCHANNELS with 1 "
                       "or 3 channels",
-                      name, match[2].str()));
+                      name, shape));
     }
     check_picture_size(shape_.height, shape_.width, name);
   } else {
