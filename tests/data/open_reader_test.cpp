@@ -295,6 +295,8 @@ TEST(Images, MustHaveOneSize) {
               HasSubstr("by one whole number"));
   EXPECT_THAT(reading_error(mixed, with("image", "auto", "2x2x3", "shrink")),
               HasSubstr("by one whole number"));
+  EXPECT_THAT(reading_error(rgb_png(4, 6), with("image", "auto", "2x2x3", "shrink")),
+              HasSubstr("by one whole number"));
   // Also over several files.
   const std::string a = file_with(rgb_png(2, 3), "a.png"), b = file_with(rgb_png(3, 2), "b.png");
   EXPECT_THAT(error_of<InputError>([&] {
@@ -339,7 +341,6 @@ TEST(Tar, GivesPicturesInItsOrder) {
 TEST(Tar, KnowsLongNames) {
   const std::string name = std::string(150, 'n') + ".png", record = " path=" + name + "\n";
   const std::string pax = std::to_string(record.size() + 3) + record;
-  std::string prefixed = tar_entry("c.png", rgb_png());
   const ReadAll read =
       read_bytes(tar_entry("././@LongLink", name + std::string(1, '\0'), 'L') +
                  tar_entry("short", rgb_png()) + tar_entry("PaxHeader", "10 a=bcde\n" + pax, 'x') +
