@@ -156,7 +156,8 @@ void FilesReader::choose_format() {
   const Place* decided_by = nullptr;
   for (const Place& place : places_) {
     std::error_code ignored;
-    const bool once = place.path == "-" || std::filesystem::is_fifo(place.path, ignored);
+    std::filesystem::file_status status = std::filesystem::status(place.path, ignored);
+    const bool once = place.path == "-" || (exists(status) && !is_regular_file(status));
     if (once) continue;
     const auto source = unpacked(open_bytes(place.path), place.path);
     const Content content = detect(*source, place.path);

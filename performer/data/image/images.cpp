@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/data/image/images.h"
 
-#include <regex>
+#include <algorithm>
+#include <charconv>
 
 #include "performer/base/error.h"
 #include "performer/data/record_id.h"
@@ -16,6 +17,16 @@ std::string_view without_packing(std::string_view name) {
     if (name.ends_with(ending)) return name.substr(0, name.size() - ending.size());
   }
   return name;
+}
+
+// "137x64x64x3" of a name that ends with "_137x64x64x3.u8"; empty for other names.
+std::string_view sizes_of_name(std::string_view name) {
+  const size_t begin = name.rfind('_');
+  if (begin == std::string_view::npos || !name.ends_with(".u8")) return {};
+  const std::string_view sizes =
+      name.substr(begin + 1, name.size() - begin - 1 - std::string_view(".u8").size());
+  const bool plain = sizes.find_first_not_of("0123456789x") == std::string_view::npos;
+  return plain && std::ranges::count(sizes, 'x') == 3 ? sizes : std::string_view();
 }
 
 // The number that a picture's sides must be divided by to fit; nothing when there is none above 1.
@@ -67,13 +78,12 @@ Picture ImageRule::fit(Picture picture, const std::string& name) {
 }
 
 bool ImageReader::next(Record& record) {
-  Picture picture;
-  std::string picture_name;
-  if (!read(picture, picture_name)) return false;
-  picture = rule_->fit(std::move(picture), picture_name);
+  std::optional<Found> found = read();
+  if (!found) return false;
+  const Picture picture = rule_->fit(std::move(found->picture), found->name);
   for (const std::string& conversion : picture.conversions) report_.add(1, conversion);
-  record.id = record_id(picture_name);
-  record.header = picture_name;
+  record.id = std::move(found->id);
+  record.header = std::move(found->name);
   record.tokens.assign(picture.values.begin(), picture.values.end());
   record.number = ++report_.records;
   record.line = 0;
@@ -81,15 +91,14 @@ bool ImageReader::next(Record& record) {
   return true;
 }
 
-bool PictureReader::read(Picture& picture, std::string& picture_name) {
-  if (source_ == nullptr) return false;
-  picture = decode_picture(read_all(*source_, name_, kMostBytes), name_);
-  picture_name = name_;
+std::optional<ImageReader::Found> PictureReader::read() {
+  if (source_ == nullptr) return std::nullopt;
+  Found found{decode_picture(read_all(*source_, name_, kMostBytes), name_), name_, record_id(name_)};
   source_.reset();
-  return true;
+  return found;
 }
 
-bool TarImageReader::read(Picture& picture, std::string& picture_name) {
+std::optional<ImageReader::Found> TarImageReader::read() {
   TarReader::Entry entry;
   while (archive_.next(entry)) {
     constexpr size_t kHead = 8;
@@ -98,15 +107,14 @@ bool TarImageReader::read(Picture& picture, std::string& picture_name) {
       report_.add(1, "files of archives passed over, which are no PNG or JPEG pictures");
       continue;
     }
-    picture_name = fmt::format("{}: {}", name_, entry.name);
+    const std::string name = fmt::format("{}: {}", name_, entry.name);
     check<InputError>(entry.size <= static_cast<int64_t>(kMostBytes),
-                      "{} has {} bytes: no picture is that large", picture_name, entry.size);
+                      "{} has {} bytes: no picture is that large", name, entry.size);
     bytes += archive_.read(kMostBytes);
-    picture = decode_picture(bytes, picture_name);
-    return true;
+    return Found{decode_picture(bytes, name), name, record_id(entry.name)};
   }
   check<InputError>(report_.records > 0, "{} is a tar archive without a PNG or JPEG picture", name_);
-  return false;
+  return std::nullopt;
 }
 
 bool is_raw_name(const std::string& name) {
@@ -116,18 +124,22 @@ bool is_raw_name(const std::string& name) {
 RawImageReader::RawImageReader(std::unique_ptr<ByteSource> source, const std::string& name,
                                std::shared_ptr<ImageRule> rule)
     : ImageReader(name, rule), source_(std::move(source)) {
-  static const std::regex kShape("_([0-9]{1,12})x([0-9]+x[0-9]+x[0-9]+)\\.u8$");
-  const std::string plain(without_packing(name));
-  std::smatch match;
-  if (std::regex_search(plain, match, kShape)) {
-    count_ = std::stoll(match[1]);
+  const std::string_view sizes = sizes_of_name(without_packing(name));
+  if (!sizes.empty()) {
+    const size_t first = sizes.find('x');
+    int64_t count = 0;
+    const auto [end, error] = std::from_chars(sizes.data(), sizes.data() + first, count);
+    check<InputError>(error == std::errc() && end == sizes.data() + first,
+                      "{}: the number of images in its name, {}, is none", name, sizes.substr(0, first));
+    count_ = count;
+    const std::string shape(sizes.substr(first + 1));
     try {
-      shape_ = parse_image_shape(match[2]);
+      shape_ = parse_image_shape(shape);
     } catch (const UsageError&) {
       throw InputError(
           fmt::format("{}: the shape {} of its name is none: expected HEIGHTxWIDTHxCHANNELS with 1 "
                       "or 3 channels",
-                      name, match[2].str()));
+                      name, shape));
     }
     check_picture_size(shape_.height, shape_.width, name);
   } else {
@@ -140,25 +152,24 @@ RawImageReader::RawImageReader(std::unique_ptr<ByteSource> source, const std::st
   }
 }
 
-bool RawImageReader::read(Picture& picture, std::string& picture_name) {
-  picture.shape = shape_;
-  picture.values.resize(static_cast<size_t>(shape_.tokens()));
+std::optional<ImageReader::Found> RawImageReader::read() {
+  std::vector<uint8_t> values(static_cast<size_t>(shape_.tokens()));
   size_t filled = 0;
-  while (filled < picture.values.size()) {
-    const size_t count = source_->read(reinterpret_cast<char*>(picture.values.data()) + filled,
-                                       picture.values.size() - filled);
+  while (filled < values.size()) {
+    const size_t count =
+        source_->read(reinterpret_cast<char*>(values.data()) + filled, values.size() - filled);
     if (count == 0) break;
     filled += count;
   }
   const int64_t number = report_.records + 1;
   const bool ends_here = filled == 0 && (count_ ? number == *count_ + 1 : number > 1);
-  if (ends_here) return false;
-  check<InputError>(filled == picture.values.size() && (!count_ || number <= *count_),
+  if (ends_here) return std::nullopt;
+  check<InputError>(filled == values.size() && (!count_ || number <= *count_),
                     "{} does not hold {} images of shape {}: it {} image {}", name_,
                     count_ ? fmt::format("the {}", *count_) : "whole", to_text(shape_),
-                    filled == picture.values.size() ? "goes on with" : "ends in", number);
-  picture_name = fmt::format("{}:{}", name_, number);
-  return true;
+                    filled == values.size() ? "goes on with" : "ends in", number);
+  const std::string name = fmt::format("{}:{}", name_, number);
+  return Found{{shape_, std::move(values), {}}, name, record_id(name)};
 }
 
 }  // namespace performer::data

@@ -45,8 +45,13 @@ class ImageReader : public Reader {
   std::optional<ImageShape> image_shape() const override { return rule_->shape(); }
 
  protected:
-  // Reads the next picture and its name; false at the end.
-  virtual bool read(Picture& picture, std::string& picture_name) = 0;
+  struct Found {
+    Picture picture;
+    std::string name;     // in messages
+    std::string id = {};  // of its record
+  };
+  // Reads the next picture; nothing at the end.
+  virtual std::optional<Found> read() = 0;
 
   const std::string name_;
   ReadReport report_{0, 0, "images", Vocabulary::pixels().unit(), {}};
@@ -63,7 +68,7 @@ class PictureReader final : public ImageReader {
       : ImageReader(name, std::move(rule)), source_(std::move(source)) {}
 
  private:
-  bool read(Picture& picture, std::string& picture_name) override;
+  std::optional<Found> read() override;
   std::unique_ptr<ByteSource> source_;  // gone once it is read
 };
 
@@ -75,7 +80,7 @@ class TarImageReader final : public ImageReader {
       : ImageReader(name, std::move(rule)), archive_(std::move(source), name) {}
 
  private:
-  bool read(Picture& picture, std::string& picture_name) override;
+  std::optional<Found> read() override;
   TarReader archive_;
 };
 
@@ -91,7 +96,7 @@ class RawImageReader final : public ImageReader {
                  std::shared_ptr<ImageRule> rule);
 
  private:
-  bool read(Picture& picture, std::string& picture_name) override;
+  std::optional<Found> read() override;
   std::unique_ptr<ByteSource> source_;
   ImageShape shape_;
   std::optional<int64_t> count_;  // by the file's name

@@ -50,12 +50,10 @@ void read_bytes(png_structp png, png_bytep buffer, png_size_t size) {
 bool read_header(PngFile& file) {
   if (setjmp(png_jmpbuf(file.png)) != 0) return false;
   png_set_read_fn(file.png, &file, read_bytes);
-  png_set_sig_bytes(file.png, 0);
+  png_set_user_limits(file.png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the caller has a limit of its own
   png_read_info(file.png, file.info);
   file.bits = png_get_bit_depth(file.png, file.info);
-  png_set_palette_to_rgb(file.png);          // where there is one
-  png_set_expand_gray_1_2_4_to_8(file.png);  // where it is needed
-  if (png_get_valid(file.png, file.info, PNG_INFO_tRNS) != 0) png_set_tRNS_to_alpha(file.png);
+  png_set_expand(file.png);  // palettes to colours, few bits to 8, named transparent colours to opacity
   png_set_scale_16(file.png);
   png_set_interlace_handling(file.png);
   png_read_update_info(file.png, file.info);
