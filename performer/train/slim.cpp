@@ -13,7 +13,7 @@
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 using States = std::vector<ops::State>;  // one a layer; none where no sequence goes on
@@ -81,8 +81,8 @@ States leaves(const States& states) {
 
 class SlimPass {
  public:
-  SlimPass(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets, const at::Tensor& weights,
-           const SlimOptions& options)
+  SlimPass(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets,
+           const at::Tensor& weights, const SlimOptions& options)
       : model_(model),
         batch_(batch),
         targets_(targets),
@@ -180,15 +180,16 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
   check<UsageError>(
       nn::find_kind(attention.kind).capabilities.chunks,
       "train.slim_chunk = {} needs an attention kind with a state that stands for all tokens before a chunk, "
-      "which attention.kind = {} does not have: choose favor-softmax or favor-relu, or set train.slim_chunk = "
+      "which attention.kind = {} does not have: choose favor-softmax or favor-relu, or set train.slim_chunk "
+      "= "
       "0, and train.checkpoint_activations = true to save memory",
       train.slim_chunk, attention.kind);
-  check<UsageError>(attention.local_heads == 0 && attention.begin_kernel == 0 && !model.token_shift &&
-                        !model.reversible,
-                    "train.slim_chunk = {} does not go with attention.local_heads, attention.begin_kernel, "
-                    "model.token_shift and model.reversible, of which one is set: unset it, or set "
-                    "train.slim_chunk = 0",
-                    train.slim_chunk);
+  check<UsageError>(
+      attention.local_heads == 0 && attention.begin_kernel == 0 && !model.token_shift && !model.reversible,
+      "train.slim_chunk = {} does not go with attention.local_heads, attention.begin_kernel, "
+      "model.token_shift and model.reversible, of which one is set: unset it, or set "
+      "train.slim_chunk = 0",
+      train.slim_chunk);
   check<UsageError>(
       !train.checkpoint_activations,
       "train.slim_chunk = {} recomputes chunks as a whole, which leaves nothing to "
@@ -196,4 +197,4 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
       train.slim_chunk);
 }
 
-}  // namespace performer
+}  // namespace performer::train
