@@ -12,11 +12,11 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/output.h"
-#include "performer/studies/model_study.h"
-#include "performer/studies/studies.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/models/folder.h"
+#include "performer/studies/model_study.h"
+#include "performer/studies/studies.h"
 
 namespace performer::cli {
 

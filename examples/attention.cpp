@@ -6,8 +6,8 @@
 
 #include <cstdio>
 
-#include "performer/references/jax/attention.h"
 #include "performer/ops/feature_maps.h"
+#include "performer/references/jax/attention.h"
 
 namespace ops = performer::ops;
 

@@ -15,9 +15,12 @@
 
 namespace performer {
 
-LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary)
-    : model_(model), attention_(attention), vocabulary_(vocabulary) {
+LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionConfig& attention,
+                                     int64_t vocabulary, const LanguageModelParts& parts)
+    : model_(model), attention_(attention), vocabulary_(vocabulary), parts_(parts) {
   validate(model, attention);
+  check<UsageError>(!parts.cross_attention || !model.reversible,
+                    "blocks with cross-attention are not reversible: set model.reversible = false");
   check<UsageError>(vocabulary >= 1, "the vocabulary must have at least one token, not {}", vocabulary);
   embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, model.width));
   if (model.positions == "learned") {
@@ -28,11 +31,14 @@ LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionCo
         "axial_positions", nn::AxialPositions(nn::default_axial_shape(model.max_length), model.width));
   }
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    blocks_.push_back(register_module(fmt::format("blocks_{}", layer), nn::Block(model, attention, layer)));
+    blocks_.push_back(register_module(fmt::format("blocks_{}", layer),
+                                      nn::Block(model, attention, layer, parts.cross_attention)));
   }
   final_norm_ = register_module(
       "final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon)));
-  if (model.tied_output) {
+  if (!parts.output) {
+    // Encodings only.
+  } else if (model.tied_output) {
     tied_bias_ = register_parameter("output_bias", at::empty({vocabulary}));
   } else {
     output_ = register_module("output", torch::nn::Linear(model.width, vocabulary));
@@ -45,9 +51,9 @@ void LanguageModelImpl::initialize() {
   // Not scaled by the width: protein_lm adds the plain embedding to sinusoids of the same size, and every
   // block reads it through a layer norm.
   torch::nn::init::normal_(embedding_->weight, 0, 1);
-  if (model_.tied_output) {
+  if (tied_bias_.defined()) {
     torch::nn::init::normal_(tied_bias_, 0, nn::kDenseBiasStd);
-  } else {
+  } else if (output_) {
     nn::initialize_linear(output_, nn::kDenseBiasStd);
   }
   if (regression_) nn::initialize_linear(regression_, nn::kDenseBiasStd);
@@ -78,7 +84,7 @@ void LanguageModelImpl::check_batch(const at::Tensor& tokens, const at::Tensor& 
 }
 
 at::Tensor LanguageModelImpl::embed(const at::Tensor& tokens, const at::Tensor& positions,
-                                     const ops::TokenWindow* window) const {
+                                    const ops::TokenWindow* window) const {
   check_batch(tokens, positions);
   at::Tensor x = tokens.is_floating_point()
                      ? at::matmul(tokens.to(embedding_->weight.scalar_type()), embedding_->weight)
@@ -94,8 +100,11 @@ at::Tensor LanguageModelImpl::embed(const at::Tensor& tokens, const at::Tensor& 
   return window != nullptr ? ops::dropout(x, model_.dropout, *window) : ops::dropout(x, model_.dropout);
 }
 
-at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch) {
-  if (!checkpoint_activations_ || !at::GradMode::is_enabled()) return block(x, batch);
+at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch,
+                                        const nn::Context* context) {
+  // A context wants gradients too, which recomputing from x alone would lose.
+  const bool keeps = !checkpoint_activations_ || !at::GradMode::is_enabled() || context != nullptr;
+  if (keeps) return block(x, batch, context);
   // The batch and the block are captured by value (handles): they must outlive this call.
   return nn::recompute([block, batch](const at::Tensor& input) mutable { return block(input, batch); }, x,
                        block->parameters());
@@ -111,16 +120,27 @@ SequenceBatch LanguageModelImpl::with_rotary(SequenceBatch batch) const {
   return batch;
 }
 
+void LanguageModelImpl::check_context(const nn::Context* context) const {
+  check<UsageError>(context != nullptr || !parts_.cross_attention,
+                    "this model has cross-attention and needs a context");
+  check<UsageError>(context == nullptr || parts_.cross_attention,
+                    "this model has no cross-attention: leave out the context");
+}
+
 at::Tensor LanguageModelImpl::through_blocks(const at::Tensor& input, const SequenceBatch& batch,
-                                             std::vector<at::Tensor>* outputs) {
+                                             const nn::Context* context, std::vector<at::Tensor>* outputs) {
+  check_context(context);
+  if (model_.reversible) return through_reversible_blocks(input, batch, outputs);
   at::Tensor x = input;
-  if (!model_.reversible) {
-    for (nn::Block& block : blocks_) {
-      x = run_block(block, x, batch);
-      if (outputs != nullptr) outputs->push_back(x);
-    }
-    return x;
+  for (nn::Block& block : blocks_) {
+    x = run_block(block, x, batch, context);
+    if (outputs != nullptr) outputs->push_back(x);
   }
+  return x;
+}
+
+at::Tensor LanguageModelImpl::through_reversible_blocks(const at::Tensor& x, const SequenceBatch& batch,
+                                                        std::vector<at::Tensor>* outputs) {
   std::vector<nn::ReversibleLayer> layers;
   for (nn::Block& block : blocks_) layers.push_back(block->reversible_layer(batch));
   nn::Streams streams{x, x};
@@ -139,22 +159,23 @@ at::Tensor LanguageModelImpl::normalized(const at::Tensor& x) const {
   return at::layer_norm(x, {model_.width}, final_norm_->weight, final_norm_->bias, model_.norm_epsilon);
 }
 
-at::Tensor LanguageModelImpl::hidden(const SequenceBatch& given) {
+at::Tensor LanguageModelImpl::hidden(const SequenceBatch& given, const nn::Context* context) {
   const SequenceBatch batch = with_rotary(given);
-  return normalized(through_blocks(embed(batch.tokens, batch.positions), batch, nullptr));
+  return normalized(through_blocks(embed(batch.tokens, batch.positions), batch, context, nullptr));
 }
 
 Representations LanguageModelImpl::represent(const SequenceBatch& given) {
   const SequenceBatch batch = with_rotary(given);
   Representations made;
   made.input = embed(batch.tokens, batch.positions);
-  made.output = normalized(through_blocks(made.input, batch, &made.layers));
+  made.output = normalized(through_blocks(made.input, batch, nullptr, &made.layers));
   made.logits = logits(made.output);
   if (regression_) made.regression = regression_(made.output).squeeze(-1);
   return made;
 }
 
 at::Tensor LanguageModelImpl::logits(const at::Tensor& hidden) const {
+  check<UsageError>(parts_.output, "this model has no output layer: use hidden()");
   if (output_) return nn::dense(output_, hidden);
   // Embeddings are N(0, 1): without the factor tied logits would start with a standard deviation of
   // sqrt(width).
@@ -162,13 +183,13 @@ at::Tensor LanguageModelImpl::logits(const at::Tensor& hidden) const {
   return at::linear(hidden * scale, embedding_->weight, tied_bias_);
 }
 
-at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch) {
-  return logits(hidden(batch));
+at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch, const nn::Context* context) {
+  return logits(hidden(batch, context));
 }
 
 at::Tensor LanguageModelImpl::forward_chunk(const SequenceBatch& given, const ops::TokenWindow& window,
-                                        const std::vector<ops::State>& initial,
-                                        std::vector<ops::State>* final) {
+                                            const std::vector<ops::State>& initial,
+                                            std::vector<ops::State>* final) {
   check<UsageError>(initial.empty() || initial.size() == blocks_.size(),
                     "the state before a chunk has {} layers, the model {}: take it from the chunk before",
                     initial.size(), blocks_.size());
@@ -195,16 +216,18 @@ bool LanguageModelImpl::streams() const {
 
 bool LanguageModelImpl::chunks() const {
   return model_.objective == "causal" && nn::find_kind(attention_.kind).capabilities.chunks &&
-         attention_.local_heads == 0 && attention_.begin_kernel == 0 && !model_.token_shift && !model_.reversible;
+         attention_.local_heads == 0 && attention_.begin_kernel == 0 && !model_.token_shift &&
+         !model_.reversible;
 }
 
-DecodeState LanguageModelImpl::begin(int64_t batch_size) const {
+DecodeState LanguageModelImpl::begin(int64_t batch_size, const nn::Context* context) const {
+  check_context(context);
   check<UsageError>(
       model_.objective == "causal",
       "a model with model.objective = {} sees both sides of a token and cannot be fed one token at a time",
       model_.objective);
   DecodeState state;
-  for (const nn::Block& block : blocks_) state.blocks.push_back(block->begin(batch_size));
+  for (const nn::Block& block : blocks_) state.blocks.push_back(block->begin(batch_size, context));
   state.positions = at::zeros({batch_size}, at::TensorOptions(embedding_->weight.device()).dtype(at::kLong));
   return state;
 }

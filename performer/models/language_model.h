@@ -38,15 +38,24 @@ struct Representations {
   at::Tensor regression;           // [B, T]; undefined without model.regression_head
 };
 
+// Parts that a model may have or lack: the encoder of an encoder-decoder has no output layer, its decoder
+// has blocks that attend to a context.
+struct LanguageModelParts {
+  bool output = true;
+  bool cross_attention = false;
+};
+
 class LanguageModelImpl : public torch::nn::Module {
  public:
   // Validates the configurations; weights are initialised as in protein_lm from LibTorch's generator.
-  LanguageModelImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary);
+  LanguageModelImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary,
+                    const LanguageModelParts& parts = {});
 
   // Logits [B, T, vocabulary]. Throws UsageError for a sequence beyond the learned positions and for tokens
-  // outside the vocabulary.
-  at::Tensor forward(const SequenceBatch& batch);
-  at::Tensor hidden(const SequenceBatch& batch);  // final-norm output [B, T, width]
+  // outside the vocabulary. `context` is what cross-attention reads, for models that have it.
+  at::Tensor forward(const SequenceBatch& batch, const nn::Context* context = nullptr);
+  at::Tensor hidden(const SequenceBatch& batch, const nn::Context* context = nullptr);  // final-norm output
+                                                                                        // [B, T, width]
   Representations represent(const SequenceBatch& batch);
 
   // Logits [B, C, vocabulary] of the tokens start .. start + C - 1 of each row of a batch, as forward() of
@@ -61,7 +70,7 @@ class LanguageModelImpl : public torch::nn::Module {
   // Streaming (causal models, no gradients, no dropout in evaluation mode): feed one token [B] int64 of each
   // sequence, get the logits [B, vocabulary] of the next. Threads may step streams of their own through one
   // model. A state begun before a redraw or an optimizer step keeps the projections of its beginning.
-  DecodeState begin(int64_t batch_size) const;
+  DecodeState begin(int64_t batch_size, const nn::Context* context = nullptr) const;
   at::Tensor step(const at::Tensor& tokens, DecodeState& state) const;
   bool streams() const;  // whether begin() and step() are possible
   bool chunks() const;   // whether forward_chunk() is possible
@@ -77,7 +86,7 @@ class LanguageModelImpl : public torch::nn::Module {
   // Called after every optimizer step: running statistics of the attention kinds move on.
   void after_step();
   // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout
-  // included.
+  // included. Blocks with cross-attention and reversible ones are not affected.
   void set_checkpoint_activations(bool on) { checkpoint_activations_ = on; }
 
   int64_t parameter_count() const;
@@ -92,14 +101,20 @@ class LanguageModelImpl : public torch::nn::Module {
                    const ops::TokenWindow* window = nullptr) const;
   at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2], undefined for other positions
   SequenceBatch with_rotary(SequenceBatch batch) const;
-  at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch);
-  at::Tensor through_blocks(const at::Tensor& x, const SequenceBatch& batch, std::vector<at::Tensor>* outputs);
+  at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch,
+                       const nn::Context* context);
+  at::Tensor through_blocks(const at::Tensor& x, const SequenceBatch& batch, const nn::Context* context,
+                            std::vector<at::Tensor>* outputs);
+  at::Tensor through_reversible_blocks(const at::Tensor& x, const SequenceBatch& batch,
+                                       std::vector<at::Tensor>* outputs);
+  void check_context(const nn::Context* context) const;
   at::Tensor normalized(const at::Tensor& x) const;
   at::Tensor logits(const at::Tensor& hidden) const;
 
   ModelConfig model_;
   AttentionConfig attention_;
   int64_t vocabulary_;
+  LanguageModelParts parts_;
   int64_t redraw_index_ = 0;
   bool checkpoint_activations_ = false;
   torch::nn::Embedding embedding_{nullptr};
@@ -107,7 +122,7 @@ class LanguageModelImpl : public torch::nn::Module {
   nn::AxialPositions axial_positions_{nullptr};
   std::vector<nn::Block> blocks_;
   torch::nn::LayerNorm final_norm_{nullptr};
-  torch::nn::Linear output_{nullptr};      // absent when tied
+  torch::nn::Linear output_{nullptr};      // absent when tied, or without an output
   at::Tensor tied_bias_;                   // [vocabulary], defined when tied
   torch::nn::Linear regression_{nullptr};  // absent without model.regression_head
 };

@@ -97,8 +97,8 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
 
 void MultiHeadAttentionImpl::make_kinds(int64_t layer) {
   if (global_heads() > 0) {
-    kind_ = register_module("kind",
-                            make_attention(attention_, {global_heads(), head_size_, causal(), layer}));
+    kind_ =
+        register_module("kind", make_attention(attention_, {global_heads(), head_size_, causal(), layer}));
   }
   if (local_heads_ > 0) {
     AttentionConfig local;
@@ -136,7 +136,8 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::normalize(Heads heads) con
   return heads;
 }
 
-MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x, const at::Tensor& positions,
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
+                                                              const at::Tensor& positions,
                                                               const at::Tensor& rotary) const {
   Heads heads{{}, {}, split(dense(value_, x))};
   if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0) return heads;
@@ -189,8 +190,7 @@ at::Tensor MultiHeadAttentionImpl::attend_exactly_first(const at::Tensor& out,
 at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) {
   std::vector<at::Tensor> parts;
   if (kind_) {
-    const ops::AttentionInputs inputs =
-        inputs_of(local_ ? heads.part(0, global_heads()) : heads, batch);
+    const ops::AttentionInputs inputs = inputs_of(local_ ? heads.part(0, global_heads()) : heads, batch);
     const at::Tensor out = kind_->forward(inputs);
     parts.push_back(exact_ ? attend_exactly_first(out, inputs) : out);
   }
@@ -269,10 +269,11 @@ at::Tensor MultiHeadAttentionImpl::read(const at::Tensor& x, const Cache& cache)
 
 at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,
                                                  const ops::State& initial, ops::State* final) {
-  require(attention_.kind, causal() && can_.chunks && local_heads_ == 0 && begin_kernel_ == 0,
-          "state in this model that one chunk can leave to the next",
-          "use model.objective = causal and a kind with a constant-size state, without local heads and "
-          "begin_kernel");
+  check<UsageError>(causal(), "with model.objective = {} tokens see later ones, so no chunk leaves a state",
+                    model_.objective);
+  require(attention_.kind, can_.chunks && local_heads_ == 0 && begin_kernel_ == 0,
+          "state in this layer that one chunk can leave to the next",
+          "use a kind with a state of constant size (favor-softmax), without local heads and begin_kernel");
   const Heads heads = project(x, batch.positions, batch.rotary);
   const auto attend = [&](const ops::AttentionInputs& inputs) { return kind_->continue_from(inputs); };
   return project_out(attend_chunk(attend, {heads.query, heads.key, heads.value}, batch, initial, final));

@@ -26,9 +26,9 @@ enum class AttentionRole { self, cross };
 // Queries, keys and values of each head, attention of a registered kind (performer/nn/attention/kind.h), and
 // an output projection. Weights are Xavier-uniform, biases (an option) zero, as in protein_lm.
 //
-// attention.local_heads: that many heads, the last ones, use kind `local` instead. attention.begin_kernel: the
-// other heads use exact attention for the first queries of each sequence (Keras KernelAttention's option of
-// that name, where such queries also have an output projection of their own).
+// attention.local_heads: that many heads, the last ones, use kind `local` instead. attention.begin_kernel:
+// the other heads use exact attention for the first queries of each sequence (Keras KernelAttention's option
+// of that name, where such queries also have an output projection of their own).
 class MultiHeadAttentionImpl : public torch::nn::Module {
  public:
   // `layer` names the random projections, together with attention.seed. Cross-attention is bidirectional,

@@ -18,7 +18,8 @@ at::Tensor activate(const at::Tensor& x, const std::string& name) {
 
 // layer(x); LibTorch's own forward() is not const.
 at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x) {
-  return at::layer_norm(x, layer->options.normalized_shape(), layer->weight, layer->bias, layer->options.eps());
+  return at::layer_norm(x, layer->options.normalized_shape(), layer->weight, layer->bias,
+                        layer->options.eps());
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const at::Tensor& rows) {
@@ -84,9 +85,8 @@ at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch, c
       return drop(cross_attention_->attend_to(input, batch, context->encoded, context->batch), nullptr);
     });
   }
-  return residual(y, ffn_norm_, [&](const at::Tensor& input) {
-    return feed_forward(shifted(input, batch), nullptr);
-  });
+  return residual(y, ffn_norm_,
+                  [&](const at::Tensor& input) { return feed_forward(shifted(input, batch), nullptr); });
 }
 
 ReversibleLayer BlockImpl::reversible_layer(const SequenceBatch& batch) {
@@ -105,8 +105,9 @@ ReversibleLayer BlockImpl::reversible_layer(const SequenceBatch& batch) {
 at::Tensor BlockImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,
                                     const ops::TokenWindow& window, const ops::State& initial,
                                     ops::State* final) {
-  check<UsageError>(shifts_.empty(),
-                    "a chunk cannot go on from the one before with model.token_shift = true: set it to false");
+  check<UsageError>(
+      shifts_.empty(),
+      "a chunk cannot go on from the one before with model.token_shift = true: set it to false");
   const at::Tensor y = residual(x, attention_norm_, [&](const at::Tensor& input) {
     return drop(attention_->forward_chunk(input, batch, initial, final), &window);
   });
@@ -123,8 +124,9 @@ BlockCache BlockImpl::begin(int64_t batch, const Context* context) const {
 at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, BlockCache& cache,
                            const at::Tensor& rotary) const {
   at::Tensor y = residual(x, attention_norm_, [&](const at::Tensor& input) {
-    return drop(attention_->step(shifted_token(input, cache.attention_token), positions, *cache.attention, rotary),
-                nullptr);
+    return drop(
+        attention_->step(shifted_token(input, cache.attention_token), positions, *cache.attention, rotary),
+        nullptr);
   });
   if (cache.cross) {
     y = residual(y, cross_norm_, [&](const at::Tensor& input) {
@@ -138,12 +140,13 @@ at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, Blo
 
 void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, BlockCache& cache,
                                 const at::Tensor& rotary) const {
-  const at::Tensor attended = attention_->step(
-      shifted_token(normalized(attention_norm_, streams.second), cache.attention_token), positions,
-      *cache.attention, rotary);
+  const at::Tensor attended =
+      attention_->step(shifted_token(normalized(attention_norm_, streams.second), cache.attention_token),
+                       positions, *cache.attention, rotary);
   streams.first = streams.first + attended;
   streams.second =
-      streams.second + feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token), nullptr);
+      streams.second +
+      feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token), nullptr);
 }
 
 void BlockImpl::redraw(int64_t index) {

@@ -65,10 +65,12 @@ void validate_attention(const ModelConfig& model, const AttentionConfig& attenti
   check_size("attention.local_window", attention.local_window);
   check_size("attention.begin_kernel", attention.begin_kernel, 0);
   const nn::AttentionKind& kind = nn::find_kind(attention.kind);
-  nn::require(kind.name, model.objective == "causal" ? kind.capabilities.causal : kind.capabilities.bidirectional,
+  nn::require(kind.name,
+              model.objective == "causal" ? kind.capabilities.causal : kind.capabilities.bidirectional,
               model.objective == "causal" ? "causal form" : "bidirectional form",
               "choose another kind, or another model.objective");
-  if (kind.validate) kind.validate(attention, {model.heads, head_size(model), model.objective == "causal", 0});
+  if (kind.validate)
+    kind.validate(attention, {model.heads, head_size(model), model.objective == "causal", 0});
 }
 
 // An option that a kind has, with the value of the configuration.
@@ -140,7 +142,8 @@ void set_field(const std::string& section, AttentionConfig& config, const std::s
 void check_options(const AttentionConfig& config) {
   const std::vector<FieldInfo> known = nn::find_kind(config.kind).options;
   for (const auto& [name, value] : config.options) {
-    const auto field = std::find_if(known.begin(), known.end(), [&](const auto& f) { return f.name == name; });
+    const auto field =
+        std::find_if(known.begin(), known.end(), [&](const auto& f) { return f.name == name; });
     check<UsageError>(field != known.end(), "attention.{} is not an option of attention.kind = {}", name,
                       config.kind);
     check<UsageError>(field->value.index() == value.index(), "attention.{} must be {}, but is {}", name,

@@ -46,9 +46,12 @@ struct AttentionConfig {
   // Sets an option of the kind: set("features", 64).
   template <class T>
   AttentionConfig& set(const std::string& name, const T& value) {
-    if constexpr (std::is_same_v<T, bool> || std::is_same_v<T, double>) options[name] = value;
-    else if constexpr (std::is_integral_v<T>) options[name] = static_cast<int64_t>(value);
-    else options[name] = std::string(value);
+    if constexpr (std::is_same_v<T, bool> || std::is_same_v<T, double>)
+      options[name] = value;
+    else if constexpr (std::is_integral_v<T>)
+      options[name] = static_cast<int64_t>(value);
+    else
+      options[name] = std::string(value);
     return *this;
   }
 };

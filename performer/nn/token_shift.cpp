@@ -22,8 +22,7 @@ at::Tensor crosses_segments(const at::Tensor& cu_seqlens, int64_t shift) {
 }  // namespace
 
 at::Tensor shift_tokens(const at::Tensor& x, const std::vector<int64_t>& shifts,
-                        const std::optional<at::Tensor>& mask,
-                        const std::optional<at::Tensor>& cu_seqlens) {
+                        const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& cu_seqlens) {
   check<UsageError>(x.dim() == 3, "tokens to shift must be [B, T, C], not [{}]", fmt::join(x.sizes(), ", "));
   const auto groups = static_cast<int64_t>(shifts.size());
   const int64_t length = x.size(1), channels = x.size(2);

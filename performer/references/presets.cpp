@@ -128,8 +128,8 @@ std::function<Tensor(const PresetCall&)> performer_pytorch_attention(bool genera
     options.causal = call.causal;
     options.generalized = generalized;
     options.no_projection = no_projection;
-    return performer_pytorch::fast_attention(call.query, call.key, call.value, call.projection.value_or(Tensor()),
-                                      options);
+    return performer_pytorch::fast_attention(call.query, call.key, call.value,
+                                             call.projection.value_or(Tensor()), options);
   };
 }
 
@@ -172,7 +172,8 @@ Tensor fast_transformers_orthogonal(const PresetDraw& draw, int64_t rows) {
 }
 
 Tensor fast_transformers_favor_rows(const PresetDraw& draw) {
-  check<UsageError>(draw.features % 2 == 0, "fast-transformers-favor has pairs of features, found {}", draw.features);
+  check<UsageError>(draw.features % 2 == 0, "fast-transformers-favor has pairs of features, found {}",
+                    draw.features);
   return fast_transformers_orthogonal(draw, draw.features / 2);
 }
 
@@ -268,8 +269,7 @@ void add_google(std::map<std::string, Preset>& presets) {
                                                 "make_fast_softmax_attention: keys shifted by the largest "
                                                 "u of the whole batch, so that sequences reach each other",
                                                 KeyMask::none),
-                                 features_256, draw_uncorrected,
-                                 google_softmax(true, jax::KeyShift::tensor)};
+                                 features_256, draw_uncorrected, google_softmax(true, jax::KeyShift::tensor)};
   presets["tensorflow-softmax"] = {
       softmax_traits("google-research fast_attention (TensorFlow), softmax_kernel_transformation: as "
                      "jax-softmax without a guard of the denominator",
@@ -324,12 +324,12 @@ void add_keras(std::map<std::string, Preset>& presets) {
 }
 
 void add_pytorch(std::map<std::string, Preset>& presets) {
-  presets["performer-pytorch-softmax"] = {softmax_traits("performer-pytorch 1.1.4 FastAttention: as jax-softmax with "
-                                             "epsilon 1e-4, no gradient through shifts, "
-                                             "no guard, causal key sums + 1e-6 a feature",
-                                             KeyMask::values),
-                              performer_pytorch::default_features, draw_uncorrected,
-                              performer_pytorch_attention(false, false)};
+  presets["performer-pytorch-softmax"] = {
+      softmax_traits("performer-pytorch 1.1.4 FastAttention: as jax-softmax with "
+                     "epsilon 1e-4, no gradient through shifts, "
+                     "no guard, causal key sums + 1e-6 a feature",
+                     KeyMask::values),
+      performer_pytorch::default_features, draw_uncorrected, performer_pytorch_attention(false, false)};
   presets["performer-pytorch-generalised"] = {
       function_traits(
           "performer-pytorch 1.1.4 FastAttention with generalized_attention: relu(W x) + 1e-3 of x D^(-1/4)",
@@ -351,8 +351,10 @@ void add_pytorch(std::map<std::string, Preset>& presets) {
   };
   const char* own_lengths =
       "columns of QR without sign correction, lengths of the rows of the same block, one for all heads";
-  idiap("fast-transformers-favor", "fast-transformers 0.4.0 Favor: exp(u) and exp(-u), no shift, denominator + 1e-6",
-        "ops::mapped_attention with map hyperbolic", own_lengths, fast_transformers_favor_rows, fast_transformers_attention("favor"));
+  idiap("fast-transformers-favor",
+        "fast-transformers 0.4.0 Favor: exp(u) and exp(-u), no shift, denominator + 1e-6",
+        "ops::mapped_attention with map hyperbolic", own_lengths, fast_transformers_favor_rows,
+        fast_transformers_attention("favor"));
   idiap("fast-transformers-elu",
         "fast-transformers 0.4.0 linear attention: elu + 1 of unscaled inputs, denominator + 1e-6",
         kInsteadOfFunction, "", nullptr, fast_transformers_attention("elu"));
@@ -361,13 +363,15 @@ void add_pytorch(std::map<std::string, Preset>& presets) {
         kInsteadOfSoftmax, "iid Gaussian rows, one for all heads", fast_transformers_fourier_rows(0),
         fast_transformers_attention("random-fourier"));
   idiap("fast-transformers-smoothed-rff",
-        "fast-transformers 0.4.0 SmoothedRandomFourierFeatures: fast-transformers-rff of one feature fewer and a "
+        "fast-transformers 0.4.0 SmoothedRandomFourierFeatures: fast-transformers-rff of one feature fewer "
+        "and a "
         "constant 1",
         kInsteadOfSoftmax, "iid Gaussian rows, one for all heads", fast_transformers_fourier_rows(2),
         fast_transformers_attention("smoothed-random-fourier"));
   idiap("fast-transformers-generalised",
         "fast-transformers 0.4.0 GeneralizedRandomFeatures: relu(W x) of unscaled inputs, no epsilon",
-        kInsteadOfRelu, own_lengths, fast_transformers_generalised_rows, fast_transformers_attention("generalized"));
+        kInsteadOfRelu, own_lengths, fast_transformers_generalised_rows,
+        fast_transformers_attention("generalized"));
   PresetTraits favor = function_traits(
       "SLiM Performer favor+ (favor+_K by the size of the projection): exp(u - |x|^2/2) "
       "unshifted, denominator + 1e-16; causal only there",

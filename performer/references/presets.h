@@ -40,8 +40,9 @@ int64_t preset_features(const std::string& preset, int64_t head_size);
 // The projection of a preset, drawn by our counter-based generator and named by (seed, layer, redraw), made
 // of the Gaussians as the reference makes it (mostly from a QR whose signs are not corrected): [rows,
 // head_size] float32, [heads, rows, head_size] for slim-favor. `features` 0: the default. Rows are the
-// features, except half of them for fast-transformers-favor and fast-transformers-rff and half of features - 2 for
-// fast-transformers-smoothed-rff, which must be even. Undefined when the preset has none, or by default has none.
+// features, except half of them for fast-transformers-favor and fast-transformers-rff and half of features -
+// 2 for fast-transformers-smoothed-rff, which must be even. Undefined when the preset has none, or by default
+// has none.
 at::Tensor preset_projection(const std::string& preset, int64_t heads, int64_t features, int64_t head_size,
                              int64_t seed, int64_t layer, int64_t redraw);
 

@@ -34,7 +34,8 @@ class ReferenceAttention final : public nn::Attention {
   }
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
-    if (!inputs.cu_query) return attend(inputs.query, inputs.key, inputs.value, inputs.causal, inputs.key_mask);
+    if (!inputs.cu_query)
+      return attend(inputs.query, inputs.key, inputs.value, inputs.causal, inputs.key_mask);
     // No reference knows packed sequences: each is a call of its own.
     const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
     std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};

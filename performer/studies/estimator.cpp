@@ -24,7 +24,8 @@ Estimator parse_estimator(const std::string& text) {
   set_field("attention", estimator.attention, "kind", parts[0]);
   if (parts.size() > 1) set_field("attention", estimator.attention, "projection", parts[1]);
   if (parts.size() > 2) set_field("attention", estimator.attention, "row_norm", parts[2]);
-  nn::require(parts[0], nn::find_kind(parts[0]).capabilities.linear, "features that estimate softmax attention",
+  nn::require(parts[0], nn::find_kind(parts[0]).capabilities.linear,
+              "features that estimate softmax attention",
               "choose a favor-* kind or one of a reference system");
   return estimator;
 }

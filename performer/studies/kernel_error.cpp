@@ -5,9 +5,9 @@
 
 #include <cmath>
 
+#include "performer/nn/attention/kind.h"
 #include "performer/studies/kernel_estimate.h"
 #include "performer/studies/studies.h"
-#include "performer/nn/attention/kind.h"
 
 namespace performer::studies {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "performer/studies/statistics.h"
 #include "performer/ops/feature_maps.h"
+#include "performer/studies/statistics.h"
 
 namespace performer::studies {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "performer/studies/studies.h"
 #include "performer/models/language_model.h"
+#include "performer/studies/studies.h"
 
 namespace performer::studies {
 

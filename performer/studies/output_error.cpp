@@ -4,9 +4,9 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include "performer/base/error.h"
 #include "performer/studies/statistics.h"
 #include "performer/studies/studies.h"
-#include "performer/base/error.h"
 
 namespace performer::studies {
 namespace {

@@ -6,10 +6,10 @@
 
 #include <cmath>
 
-#include "performer/studies/statistics.h"
-#include "performer/studies/studies.h"
 #include "performer/data/vocabulary.h"
 #include "performer/models/language_model.h"
+#include "performer/studies/statistics.h"
+#include "performer/studies/studies.h"
 
 namespace performer::studies {
 namespace {

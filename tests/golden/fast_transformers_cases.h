@@ -15,8 +15,8 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/references/fast_transformers/attention.h"
-#include "performer/references/fast_transformers/masks.h"
 #include "performer/references/fast_transformers/layers_attention.h"
+#include "performer/references/fast_transformers/masks.h"
 #include "tests/golden/golden.h"
 
 namespace performer::golden::fast_transformers {

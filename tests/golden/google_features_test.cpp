@@ -18,10 +18,10 @@ at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) 
   const auto normalize_data = item.option<bool>("normalize_data");
   if (kind == "positive") {
     return jax::positive_features(x, w,
-                                     {.is_query = item.option<bool>("is_query"),
-                                      .attention_axes = item.option<int64_t>("attn_axes"),
-                                      .normalize_data = normalize_data,
-                                      .epsilon = item.option<double>("eps")});
+                                  {.is_query = item.option<bool>("is_query"),
+                                   .attention_axes = item.option<int64_t>("attn_axes"),
+                                   .normalize_data = normalize_data,
+                                   .epsilon = item.option<double>("eps")});
   }
   if (kind == "sincos") {
     return jax::trigonometric_features(x, w, item.option<int64_t>("attn_axes"), normalize_data);

@@ -38,7 +38,7 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
     group.expect(item, fmt::format("R{}", block), r);
   }
   const jax::GaussianDraw draw{at::stack(blocks),
-                                  golden::google_recordings::leaf(item, "gauss_norm", type, false)};
+                               golden::google_recordings::leaf(item, "gauss_norm", type, false)};
   const at::Tensor w = jax::orthogonal_projection(draw, rows, scaling);
   group.expect(item, "W", w);
   golden::google_recordings::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
@@ -49,11 +49,10 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
 void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
   const jax::JaxKey key = jax::jax_key(item.option<int32_t>("seed"));
   const jax::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
-                                          golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
+                                       golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
   group.expect(item, "W", jax::draw_jax_projection(options, key));
   const at::Tensor given = item.tensor(orthogonal ? "gauss_block0" : "gauss");
-  const at::Tensor drawn =
-      jax::jax_normal(orthogonal ? jax::jax_split(key).second : key, given.sizes());
+  const at::Tensor drawn = jax::jax_normal(orthogonal ? jax::jax_split(key).second : key, given.sizes());
   EXPECT_TRUE(drawn.allclose(given, 1e-6, 1e-6)) << item.id << ": " << (drawn - given).abs().max();
 }
 

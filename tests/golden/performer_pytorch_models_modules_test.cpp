@@ -5,12 +5,12 @@
 #include <torch/nn/modules/linear.h>
 
 #include "performer/base/error.h"
-#include "performer/references/performer_pytorch/fast_attention.h"
-#include "performer/references/performer_pytorch/feed_forward.h"
 #include "performer/models/import_weights.h"
-#include "performer/references/performer_pytorch/norms.h"
 #include "performer/nn/position_embeddings.h"
 #include "performer/nn/token_shift.h"
+#include "performer/references/performer_pytorch/fast_attention.h"
+#include "performer/references/performer_pytorch/feed_forward.h"
+#include "performer/references/performer_pytorch/norms.h"
 #include "tests/golden/performer_pytorch_attention.h"
 #include "tests/golden/performer_pytorch_models.h"
 
@@ -88,7 +88,8 @@ void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
 void expect_rotary(Group& group, const Case& item, at::ScalarType type) {
   check_options(item, {"B", "H", "L", "d", "inputs", "max_seq_len"});
   const auto rotated = [&](const at::Tensor& x) {  // recorded as [B, H, L, d]
-    return references::performer_pytorch::rotate_pairs(x.transpose(1, 2), item.tensor("pos_table")).transpose(1, 2);
+    return references::performer_pytorch::rotate_pairs(x.transpose(1, 2), item.tensor("pos_table"))
+        .transpose(1, 2);
   };
   const at::Tensor q = number(item, "q", type).requires_grad_();
   const at::Tensor out = rotated(q);

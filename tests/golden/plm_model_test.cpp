@@ -47,7 +47,7 @@ LanguageModel import_model(const golden::Case& item) {
     if (name.starts_with("param/")) parameters[name.substr(6)] = item.tensor(name);
   }
   LanguageModel model = import_protein_lm(parameters, model_config(item), attention_config(item),
-                                      item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
+                                          item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
   model->eval();
   return model;
 }

@@ -25,9 +25,10 @@ std::vector<std::string> residues(const std::vector<GeneratedSequence>& sequence
 }
 
 class GenerateKinds : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, GenerateKinds,
-                         testing::Values("favor-relu", "favor-softmax", "exact", "identity", "jax-relu",
-                                         "fast-transformers-elu"));  // presets have no state: the prefix is read again
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, GenerateKinds,
+    testing::Values("favor-relu", "favor-softmax", "exact", "identity", "jax-relu",
+                    "fast-transformers-elu"));  // presets have no state: the prefix is read again
 
 TEST_P(GenerateKinds, StreamedLogLikelihoodIsThatOfTheFullForwardPass) {
   LanguageModel model = make_model({.kind = GetParam()});

@@ -43,7 +43,8 @@ inline LanguageModel make_model(const TinyModel& options = {}) {
 
 // log p(token i + 1 | tokens 0 .. i) of a causal model by one forward pass over the start marker and all but
 // the last.
-inline std::vector<double> forward_log_probabilities(LanguageModel& model, const std::vector<int64_t>& tokens) {
+inline std::vector<double> forward_log_probabilities(LanguageModel& model,
+                                                     const std::vector<int64_t>& tokens) {
   const at::NoGradGuard no_gradients;
   std::vector<int64_t> inputs = {data::kBos};
   inputs.insert(inputs.end(), tokens.begin(), tokens.end() - 1);

@@ -93,7 +93,8 @@ TEST_P(Models, DropoutActsInTrainingOnly) {
   EXPECT_FALSE(at::equal(model(batch), model(batch)));
 }
 
-std::map<std::string, at::Tensor> gradients(LanguageModel& model, const SequenceBatch& batch, bool checkpointed) {
+std::map<std::string, at::Tensor> gradients(LanguageModel& model, const SequenceBatch& batch,
+                                            bool checkpointed) {
   at::manual_seed(9);  // the same dropout
   model->zero_grad();
   model->set_checkpoint_activations(checkpointed);
@@ -255,7 +256,7 @@ TEST(Presets, ConstructWithTheSizesTheySay) {
   }
   const Preset& paper = preset("trembl-36");
   EXPECT_EQ(paper.model.layers, 36);
-  EXPECT_EQ(paper.attention.features, 256);
+  EXPECT_EQ(std::get<int64_t>(paper.attention.options.at("features")), 256);
 }
 
 TEST(Presets, TheDeepOneOfThePaperTakesAStep) {

@@ -42,7 +42,7 @@ inline ModelConfig small_model(const Variant& variant = {"favor-relu"}) {
 inline AttentionConfig small_attention(const Variant& variant = {"favor-relu"}) {
   AttentionConfig attention;
   attention.kind = variant.kind;
-  attention.set("features", 16);
+  if (nn::has_option(nn::find_kind(variant.kind), "features")) attention.set("features", 16);
   attention.qk_norm = attention.learned_temperature = variant.options;
   return attention;
 }

@@ -66,8 +66,8 @@ TEST(GoogleAttention, PositiveFeaturesByDefinition) {
       const Tensor expected = dense_attention(
           weights_of(positive(in.q, in.w, true, 1e-3), positive(in.k, in.w, false, 1e-3), causal), in.v, 1e-3,
           renormalize);
-      EXPECT_TRUE(jax::make_fast_softmax_attention(options, in.w)(in.q, in.k, in.v)
-                      .allclose(expected, 1e-10, 1e-12));
+      EXPECT_TRUE(
+          jax::make_fast_softmax_attention(options, in.w)(in.q, in.k, in.v).allclose(expected, 1e-10, 1e-12));
     }
   }
 }
@@ -114,8 +114,8 @@ TEST(GoogleAttention, GeneralizedByDefinition) {
         jax::make_fast_generalized_attention(options)(in.q, in.k, in.v).allclose(plain, 1e-10, 1e-12));
     const Tensor drawn = dense_attention(
         weights_of(f(at::matmul(in.q, in.w.t())), f(at::matmul(in.k, in.w.t())), causal), in.v, 0);
-    EXPECT_TRUE(jax::make_fast_generalized_attention(options, in.w)(in.q, in.k, in.v)
-                    .allclose(drawn, 1e-10, 1e-12));
+    EXPECT_TRUE(
+        jax::make_fast_generalized_attention(options, in.w)(in.q, in.k, in.v).allclose(drawn, 1e-10, 1e-12));
   }
 }
 
@@ -223,8 +223,8 @@ TEST(GoogleAttention, ChunksChangeRoundingOnly) {
   const Tensor expected = jax::make_fast_softmax_attention(options, in.w)(in.q, in.k, in.v);
   for (const int64_t chunk : {1, 2, 5, 6, 16}) {
     options.chunk = chunk;
-    EXPECT_TRUE(jax::make_fast_softmax_attention(options, in.w)(in.q, in.k, in.v)
-                    .allclose(expected, 1e-11, 1e-13));
+    EXPECT_TRUE(
+        jax::make_fast_softmax_attention(options, in.w)(in.q, in.k, in.v).allclose(expected, 1e-11, 1e-13));
   }
 }
 

@@ -217,8 +217,10 @@ TEST_P(Presets, MasksAreWhatTheTraitsSay) {
   } else {
     EXPECT_FALSE(kept.allclose(at::ones_like(kept), 0.05));
   }
-  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)), UsageError);
-  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)), UsageError);
+  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)),
+               UsageError);
+  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)),
+               UsageError);
 }
 
 TEST_P(Presets, AreDifferentiableInFloat) {
@@ -265,7 +267,8 @@ TEST_P(Presets, RefuseWhatTheReferenceDoesNotHave) {
     EXPECT_THROW(attend(normal({8, 7}, 5)), UsageError);
   }
   EXPECT_THROW(references::preset_attention(GetParam(), in.q[0], in.k, in.v, w, causal), UsageError);
-  EXPECT_THROW(references::preset_attention(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal), UsageError);
+  EXPECT_THROW(references::preset_attention(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal),
+               UsageError);
 }
 
 TEST_P(Presets, ProjectionsAreNamedDraws) {
@@ -300,32 +303,52 @@ INSTANTIATE_TEST_SUITE_P(All, Presets, ::testing::ValuesIn(references::preset_na
 TEST(PresetTable, HasEveryReference) {
   const std::vector<std::string> names = references::preset_names();
   const std::set<std::string> all(names.begin(), names.end());
-  const std::set<std::string> expected = {"jax-softmax",       "jax-trig",
-                                          "jax-relu",          "jax-2020-softmax",
-                                          "tensorflow-softmax",        "tensorflow-relu",
-                                          "trax-relu",         "trax-softmax",
-                                          "keras-exp",         "keras-expmod",
-                                          "keras-relu",        "keras-elu",
-                                          "keras-square",      "keras-identity",
-                                          "keras-expplus",     "performer-pytorch-softmax",
-                                          "performer-pytorch-generalised", "performer-pytorch-no-projection",
-                                          "fast-transformers-favor",       "fast-transformers-elu",
-                                          "fast-transformers-rff",         "fast-transformers-smoothed-rff",
-                                          "fast-transformers-generalised", "slim-favor",
-                                          "slim-relu",         "darkformer"};
+  const std::set<std::string> expected = {"jax-softmax",
+                                          "jax-trig",
+                                          "jax-relu",
+                                          "jax-2020-softmax",
+                                          "tensorflow-softmax",
+                                          "tensorflow-relu",
+                                          "trax-relu",
+                                          "trax-softmax",
+                                          "keras-exp",
+                                          "keras-expmod",
+                                          "keras-relu",
+                                          "keras-elu",
+                                          "keras-square",
+                                          "keras-identity",
+                                          "keras-expplus",
+                                          "performer-pytorch-softmax",
+                                          "performer-pytorch-generalised",
+                                          "performer-pytorch-no-projection",
+                                          "fast-transformers-favor",
+                                          "fast-transformers-elu",
+                                          "fast-transformers-rff",
+                                          "fast-transformers-smoothed-rff",
+                                          "fast-transformers-generalised",
+                                          "slim-favor",
+                                          "slim-relu",
+                                          "darkformer"};
   EXPECT_EQ(all, expected);
 }
 
 TEST(PresetTable, DefaultFeatureCountsAreTheReferences) {
-  const std::map<std::string, int64_t> expected = {
-      {"jax-softmax", 256}, {"jax-relu", 0},        {"tensorflow-relu", 0},      {"trax-softmax", 256},
-      {"keras-relu", 256},  {"performer-pytorch-softmax", 266}, {"fast-transformers-favor", 64}, {"fast-transformers-elu", 0},
-      {"slim-favor", 64},   {"darkformer", 266}};
+  const std::map<std::string, int64_t> expected = {{"jax-softmax", 256},
+                                                   {"jax-relu", 0},
+                                                   {"tensorflow-relu", 0},
+                                                   {"trax-softmax", 256},
+                                                   {"keras-relu", 256},
+                                                   {"performer-pytorch-softmax", 266},
+                                                   {"fast-transformers-favor", 64},
+                                                   {"fast-transformers-elu", 0},
+                                                   {"slim-favor", 64},
+                                                   {"darkformer", 266}};
   for (const auto& [preset, features] : expected)
     EXPECT_EQ(references::preset_features(preset, 64), features) << preset;
   EXPECT_EQ(references::preset_projection("fast-transformers-favor", 1, 0, 8, 0, 0, 0).size(0), 4);
   EXPECT_EQ(references::preset_projection("fast-transformers-smoothed-rff", 1, 0, 8, 0, 0, 0).size(0), 3);
-  EXPECT_EQ(references::preset_projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(), (at::IntArrayRef{3, 8, 8}));
+  EXPECT_EQ(references::preset_projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(),
+            (at::IntArrayRef{3, 8, 8}));
   EXPECT_EQ(references::preset_projection("jax-relu", 1, 12, 8, 0, 0, 0).size(0), 12);
 }
 

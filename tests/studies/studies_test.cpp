@@ -8,8 +8,8 @@
 #include <cmath>
 #include <map>
 
-#include "performer/studies/kernel_estimate.h"
 #include "performer/base/error.h"
+#include "performer/studies/kernel_estimate.h"
 
 namespace performer::studies {
 namespace {

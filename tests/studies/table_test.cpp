@@ -6,8 +6,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "performer/studies/chart.h"
 #include "performer/base/error.h"
+#include "performer/studies/chart.h"
 
 namespace performer::studies {
 namespace {

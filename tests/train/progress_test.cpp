@@ -51,7 +51,7 @@ TEST(Progress, SaysHowFarByWhatEndsTheRun) {
   EXPECT_TRUE(ends_by_time(state));
   EXPECT_DOUBLE_EQ(fraction_done(state), 130.0 / 300);
   EXPECT_EQ(format_status(state), "2:10 of 5:00  step 500  loss 2.812  accuracy 0.131  9,714 tokens/s");
-  EXPECT_THAT(format_progress(state, 100), ::testing::StartsWith("[============>"));
+  EXPECT_THAT(format_progress(state, 100), ::testing::StartsWith("[=============>  "));
 
   state.pace = 0;  // not known: only the limit is certain
   EXPECT_TRUE(ends_by_time(state));

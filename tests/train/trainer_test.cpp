@@ -238,13 +238,13 @@ TEST_F(TrainerTest, RedrawsAtStepBoundaries) {
     LanguageModelRequest with = request(fmt::format("run{}", steps));
     with.train.steps = steps;
     run(with);
-    return model_state(load_model(with.output).model).at("blocks_0.attention.linear.projection").clone();
+    return model_state(load_model(with.output).model).at("blocks_0.attention.kind.projection").clone();
   };
   const LanguageModelRequest with = request("x");
   LanguageModel reference(with.model, with.attention, data::Vocabulary::protein().size());
   const auto draw = [&](int64_t index) {
     reference->redraw(index);
-    return model_state(reference).at("blocks_0.attention.linear.projection").clone();
+    return model_state(reference).at("blocks_0.attention.kind.projection").clone();
   };
   EXPECT_TRUE(at::equal(projection_after(3), draw(0)));
   EXPECT_TRUE(at::equal(projection_after(4), draw(1)));

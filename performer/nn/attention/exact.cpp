@@ -36,8 +36,8 @@ at::Tensor packed_attention(const ops::AttentionInputs& inputs) {
       outputs.push_back(at::zeros({1, v.size(1), length, v.size(3)}, v.options()));
       continue;
     }
-    outputs.push_back(at::scaled_dot_product_attention(query, k.narrow(2, from, keys), v.narrow(2, from, keys),
-                                                       {}, 0.0, inputs.causal));
+    outputs.push_back(at::scaled_dot_product_attention(query, k.narrow(2, from, keys),
+                                                       v.narrow(2, from, keys), {}, 0.0, inputs.causal));
   }
   if (outputs.empty()) {
     return at::zeros({1, inputs.query.size(1), inputs.value.size(2), inputs.value.size(3)},
@@ -162,7 +162,9 @@ AttentionKind exact_kind() {
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.capabilities.cross = true;
-  kind.make = [](const AttentionConfig&, const AttentionShape&) { return std::make_shared<ExactAttention>(); };
+  kind.make = [](const AttentionConfig&, const AttentionShape&) {
+    return std::make_shared<ExactAttention>();
+  };
   return kind;
 }
 

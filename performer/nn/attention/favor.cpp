@@ -46,7 +46,8 @@ std::string map_of(const std::string& kind) {
 
 ops::FeatureMapOptions map_options(const AttentionConfig& config) {
   const auto own = read_options<FavorOptions>(config);
-  return {map_of(config.kind), own.features, own.projection, own.row_norm, own.epsilon, own.shared_projection};
+  return {map_of(config.kind), own.features, own.projection,
+          own.row_norm,        own.epsilon,  own.shared_projection};
 }
 
 constexpr double kMomentDecay = 0.99;  // of the running moments, a training step
@@ -232,7 +233,8 @@ AttentionKind favor_kind(const std::string& name) {
   kind.summary = summary_of(map_of(name));
   const bool statistics = ops::feature_map_traits(map_of(name)).statistics;
   // Maps with statistics measure them over whole batches, which a chunk is not.
-  kind.capabilities = {.streams = true, .chunks = !statistics, .cross = !statistics, .redraws = true, .linear = true};
+  kind.capabilities = {
+      .streams = true, .chunks = !statistics, .cross = !statistics, .redraws = true, .linear = true};
   kind.feature_map = map_options;
   kind.options = kind_options<FavorOptions>();
   kind.validate = validate_favor;

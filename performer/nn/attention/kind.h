@@ -26,16 +26,16 @@ namespace performer::nn {
 
 // What a kind can do. Whoever needs one of these asks here and never by the name of the kind.
 struct Capabilities {
-  bool causal = true;          // each token sees itself and earlier ones
-  bool bidirectional = true;   // each token sees all
-  bool streams = false;        // can be fed one token at a time: begin() and step()
-  bool chunks = false;         // goes on from a differentiable state of constant size: continue_from()
-  bool cross = false;          // queries and keys of different sequences; with begin_cross() and read()
-  bool packed = true;          // segments side by side in one row (cu_query)
-  bool masks = true;           // a mask of keys
-  bool reads_queries = true;   // false: queries and keys are not computed at all
-  bool redraws = false;        // has a random projection that redraw() replaces
-  bool linear = false;         // linear attention: an estimate of, or a replacement for, softmax attention
+  bool causal = true;         // each token sees itself and earlier ones
+  bool bidirectional = true;  // each token sees all
+  bool streams = false;       // can be fed one token at a time: begin() and step()
+  bool chunks = false;        // goes on from a differentiable state of constant size: continue_from()
+  bool cross = false;         // queries and keys of different sequences; with begin_cross() and read()
+  bool packed = true;         // segments side by side in one row (cu_query)
+  bool masks = true;          // a mask of keys
+  bool reads_queries = true;  // false: queries and keys are not computed at all
+  bool redraws = false;       // has a random projection that redraw() replaces
+  bool linear = false;        // linear attention: an estimate of, or a replacement for, softmax attention
 };
 
 // For which layer a kind is made.

@@ -54,10 +54,12 @@ class WindowedAttention final : public Attention {
     const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
     std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
     for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {
-      const auto segment = [&](const at::Tensor& x) { return x.narrow(1, bounds[n], bounds[n + 1] - bounds[n]); };
+      const auto segment = [&](const at::Tensor& x) {
+        return x.narrow(1, bounds[n], bounds[n + 1] - bounds[n]);
+      };
       if (bounds[n] == bounds[n + 1]) continue;
-      parts.push_back(local_attention(segment(inputs.query), segment(inputs.key), segment(inputs.value), {}, {},
-                                      options_));
+      parts.push_back(local_attention(segment(inputs.query), segment(inputs.key), segment(inputs.value), {},
+                                      {}, options_));
     }
     return at::cat(parts, 1);
   }
@@ -80,10 +82,11 @@ void validate_local(const AttentionConfig& config, const AttentionShape& shape) 
   const auto options = read_options<LocalOptions>(config);
   check<UsageError>(options.window >= 1 && options.window <= kLargestSize,
                     "attention.window must be between 1 and {}, not {}", kLargestSize, options.window);
-  check<UsageError>(options.look_backward >= 0 && options.look_forward >= -1,
-                    "attention.look_backward must be at least 0 and attention.look_forward at least -1, not {} "
-                    "and {}",
-                    options.look_backward, options.look_forward);
+  check<UsageError>(
+      options.look_backward >= 0 && options.look_forward >= -1,
+      "attention.look_backward must be at least 0 and attention.look_forward at least -1, not {} "
+      "and {}",
+      options.look_backward, options.look_forward);
   check<UsageError>(!shape.causal || options.look_forward <= 0,
                     "attention.look_forward must be 0 or -1 in a causal model, not {}", options.look_forward);
 }

@@ -61,7 +61,9 @@ Registry& registry() {
 
 }  // namespace
 
-std::unique_ptr<Cache> Attention::begin(int64_t) const { refuse("streaming"); }
+std::unique_ptr<Cache> Attention::begin(int64_t) const {
+  refuse("streaming");
+}
 at::Tensor Attention::step(const at::Tensor&, const at::Tensor&, const at::Tensor&, Cache&) const {
   refuse("streaming");
 }
@@ -72,7 +74,9 @@ std::unique_ptr<Cache> Attention::begin_cross(const at::Tensor&, const at::Tenso
                                               const std::optional<at::Tensor>&) const {
   refuse("cross-attention");
 }
-at::Tensor Attention::read(const at::Tensor&, const Cache&) const { refuse("cross-attention"); }
+at::Tensor Attention::read(const at::Tensor&, const Cache&) const {
+  refuse("cross-attention");
+}
 
 const char* group_name(KindGroup group) {
   switch (group) {
@@ -86,16 +90,21 @@ const char* group_name(KindGroup group) {
   return "references";
 }
 
-void register_kind(AttentionKind kind) { registry().add(std::move(kind)); }
+void register_kind(AttentionKind kind) {
+  registry().add(std::move(kind));
+}
 
-std::vector<std::string> kind_names() { return registry().names(); }
+std::vector<std::string> kind_names() {
+  return registry().names();
+}
 
 const AttentionKind& find_kind(const std::string& name) {
   if (const AttentionKind* kind = registry().find(name)) return *kind;
   const std::string near = nearest(name, kind_names());
-  throw UsageError(fmt::format("attention.kind must be a known attention kind, but is '{}'{}; `performer info "
-                               "--kinds` lists all",
-                               name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
+  throw UsageError(
+      fmt::format("attention.kind must be a known attention kind, but is '{}'{}; `performer info "
+                  "--kinds` lists all",
+                  name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
 }
 
 bool has_option(const AttentionKind& kind, const std::string& name) {

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "performer/base/fields.h"
-#include "performer/references/fast_transformers/masks.h"
 #include "performer/references/fast_transformers/layers_attention.h"
+#include "performer/references/fast_transformers/masks.h"
 
 namespace performer::references::fast_transformers {
 

@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "performer/base/fields.h"
+#include "performer/ops/favor.h"
 #include "performer/references/fast_transformers/attention.h"
 #include "performer/references/fast_transformers/masks.h"
-#include "performer/ops/favor.h"
 
 namespace performer::references::fast_transformers {
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "performer/base/error.h"
-#include "performer/references/fast_transformers/layers_attention.h"
 #include "performer/ops/dropout.h"
+#include "performer/references/fast_transformers/layers_attention.h"
 
 namespace performer::references::fast_transformers {
 namespace {

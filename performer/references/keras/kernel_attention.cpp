@@ -11,11 +11,11 @@
 #include <limits>
 
 #include "performer/base/error.h"
-#include "performer/references/keras/features.h"
-#include "performer/references/keras/projection.h"
 #include "performer/models/import_weights.h"
 #include "performer/ops/dropout.h"
 #include "performer/ops/projection.h"
+#include "performer/references/keras/features.h"
+#include "performer/references/keras/projection.h"
 
 namespace performer::references::keras {
 namespace kernel_own {  // file-local in effect; a name because sources are compiled together

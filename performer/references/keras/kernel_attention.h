@@ -15,9 +15,9 @@
 #include <string>
 #include <vector>
 
+#include "performer/ops/favor.h"
 #include "performer/references/keras/attention.h"
 #include "performer/references/keras/kernel_attention_windows.h"
-#include "performer/ops/favor.h"
 
 namespace performer::references::keras {
 

@@ -10,11 +10,11 @@
 #include <utility>
 
 #include "performer/base/error.h"
-#include "performer/references/performer_pytorch/fast_attention.h"
 #include "performer/kernels/function.h"
 #include "performer/ops/composed.h"
 #include "performer/ops/dropout.h"
 #include "performer/ops/projection.h"
+#include "performer/references/performer_pytorch/fast_attention.h"
 
 namespace performer::references::performer_pytorch {
 namespace {
@@ -125,8 +125,8 @@ at::Tensor PerformerAttentionImpl::draw(int64_t index) const {
                                 options_.seed, options_.layer, index);
   }
   return performer_pytorch::gaussian_orthogonal_random_matrix(
-      performer_pytorch::random_matrix_draws(options_.features, options_.dim_head, options_.seed, options_.layer,
-                                      index),
+      performer_pytorch::random_matrix_draws(options_.features, options_.dim_head, options_.seed,
+                                             options_.layer, index),
       options_.features, options_.dim_head);
 }
 
@@ -316,8 +316,8 @@ at::Tensor PerformerAttentionImpl::continue_from(const PerformerAttentionInputs&
   if (global_heads_ > 0) outputs.push_back(continue_global(heads.part(0, global_heads_), inputs, state));
   if (options_.local_heads > 0) {
     const Heads local = heads.part(global_heads_, options_.local_heads);
-    outputs.push_back(
-        nn::continue_local_attention(local.query, local.key, local.value, rates_, local_options(), state.local));
+    outputs.push_back(nn::continue_local_attention(local.query, local.key, local.value, rates_,
+                                                   local_options(), state.local));
   }
   return to_out_(at::cat(outputs, 2).flatten(-2));
 }

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "performer/references/performer_pytorch/stack.h"
 #include "performer/nn/position_embeddings.h"
+#include "performer/references/performer_pytorch/stack.h"
 
 namespace performer::references::performer_pytorch {
 

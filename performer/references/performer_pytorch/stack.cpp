@@ -32,7 +32,7 @@ void validate(const PerformerStackOptions& options) {
 namespace stack {
 
 PerformerAttentionOptions attention_options(const PerformerStackOptions& options, int64_t layer,
-                                                int64_t local_heads, bool cross) {
+                                            int64_t local_heads, bool cross) {
   PerformerAttentionOptions attention;
   attention.dim = options.dim;
   attention.heads = options.heads;

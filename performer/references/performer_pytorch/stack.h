@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "performer/references/performer_pytorch/attention.h"
 #include "performer/references/performer_pytorch/feed_forward.h"
 #include "performer/references/performer_pytorch/norms.h"
-#include "performer/references/performer_pytorch/attention.h"
 
 namespace performer::references::performer_pytorch {
 

@@ -105,7 +105,7 @@ std::vector<ProteinLMParameter> protein_lm_parameters(const ModelConfig& model) 
 }
 
 LanguageModel import_protein_lm(const std::map<std::string, at::Tensor>& parameters, ModelConfig model,
-                            AttentionConfig attention, const std::optional<at::Tensor>& projection) {
+                                AttentionConfig attention, const std::optional<at::Tensor>& projection) {
   read_sizes(parameters, model);
   model.norm = "pre";
   model.activation = "gelu-tanh";

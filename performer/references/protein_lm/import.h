@@ -33,6 +33,6 @@ std::vector<ProteinLMParameter> protein_lm_parameters(const ModelConfig& model);
 // ignores that it is causal (FAVOR built without `unidirectional`) is one of objective `masked` here. Throws
 // InputError naming the parameter that is missing, superfluous or of another shape.
 LanguageModel import_protein_lm(const std::map<std::string, at::Tensor>& parameters, ModelConfig model,
-                            AttentionConfig attention, const std::optional<at::Tensor>& projection = {});
+                                AttentionConfig attention, const std::optional<at::Tensor>& projection = {});
 
 }  // namespace performer::references::protein_lm

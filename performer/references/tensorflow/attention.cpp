@@ -121,7 +121,7 @@ Tensor relu_features(const Tensor& x, const std::optional<Tensor>& projection, d
 }
 
 jax::Attended favor_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                 const std::optional<Tensor>& projection, const FavorOptions& options) {
+                              const std::optional<Tensor>& projection, const FavorOptions& options) {
   const bool softmax = options.kernel == "softmax";
   check<UsageError>(softmax || options.kernel == "relu", "the kernel must be softmax or relu, found '{}'",
                     options.kernel);

@@ -66,7 +66,6 @@ struct FavorOptions {
 // walks over the queries: decoding with its cache of keys sees key 0 alone. Fewer keys than queries:
 // UsageError (it fails there too).
 jax::Attended favor_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                 const std::optional<at::Tensor>& projection,
-                                 const FavorOptions& options = {});
+                              const std::optional<at::Tensor>& projection, const FavorOptions& options = {});
 
 }  // namespace performer::references::tensorflow
