@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "performer/base/error.h"
+#include "performer/data/batches.h"
 #include "performer/models/folder.h"
 #include "performer/train/metrics_log.h"
 #include "tests/train/runs.h"
