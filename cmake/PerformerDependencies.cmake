@@ -11,9 +11,11 @@ find_package(spdlog REQUIRED)
 find_package(hwy REQUIRED)
 find_package(ZLIB REQUIRED)
 pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
+find_package(PNG REQUIRED)
+find_package(JPEG REQUIRED)
+find_package(nlohmann_json REQUIRED)
 
 if(PERFORMER_WITH_TORCH)
-  find_package(nlohmann_json REQUIRED)
   find_package(CLI11 REQUIRED)
   find_package(tomlplusplus REQUIRED)
   # scripts/build passes Torch_DIR; by hand, give -DCMAKE_PREFIX_PATH=PREFIX.

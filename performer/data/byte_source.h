@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace performer::data {
 
@@ -29,5 +30,24 @@ std::string source_name(const std::string& path);
 // Reads throw InputError for a stream that is truncated or damaged, and for zstd windows beyond 128 MiB
 // (zstd's own limit, --long=27).
 std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source, const std::string& name);
+
+// A source whose first bytes can be looked at before they are read.
+class PeekedSource final : public ByteSource {
+ public:
+  explicit PeekedSource(std::unique_ptr<ByteSource> source) : source_(std::move(source)) {}
+  // Up to `size` bytes from the beginning of what is still to be read; fewer only when the source ends
+  // before.
+  std::string_view peek(size_t size);
+  size_t read(char* buffer, size_t size) override;
+
+ private:
+  std::unique_ptr<ByteSource> source_;
+  std::vector<char> ahead_;  // read from the source, not yet handed out: from begin_ on
+  size_t begin_ = 0;
+};
+
+// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes,
+// which no picture has.
+std::string read_all(ByteSource& source, const std::string& name, size_t most);
 
 }  // namespace performer::data
