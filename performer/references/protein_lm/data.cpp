@@ -12,6 +12,7 @@ namespace performer::references::protein_lm {
 namespace {
 
 constexpr std::string_view kMarkers = "<>_*";
+constexpr int64_t kStandardResidues = 20;  // the amino acids of the genetic code come first
 
 at::Tensor row_of(std::span<const int64_t> tokens) {
   return at::tensor(at::IntArrayRef(tokens.data(), tokens.size()), at::kLong);
@@ -26,7 +27,9 @@ std::vector<T> values_of(const at::Tensor& tensor) {
 }  // namespace
 
 Vocabulary::Vocabulary(const VocabularyOptions& options) {
-  letters_ = data::kLetters.substr(0, options.anomalous ? data::kResidues : data::kStandardResidues);
+  const data::Vocabulary protein = data::Vocabulary::protein();
+  const int64_t residues = options.anomalous ? protein.symbols() : kStandardResidues;
+  for (int64_t id = 0; id < residues; ++id) letters_ += protein.symbol_text(id);
   if (options.align) letters_ += ".-";
   const bool present[] = {options.bos, options.eos, options.pad, options.mask};
   for (size_t i = 0; i < kMarkers.size(); ++i) {
@@ -106,7 +109,7 @@ std::vector<at::Tensor> batches(const std::vector<Tokens>& sequences, const Batc
       continue;
     }
     packed.insert(packed.end(), kept.begin(), kept.end());
-    packed.push_back(data::kEos);
+    packed.push_back(data::Vocabulary::protein().eos());
   }
   for (auto row = packed.begin(); options.pack_length > 0 && packed.end() - row >= options.pack_length;
        row += options.pack_length) {
@@ -118,7 +121,7 @@ std::vector<at::Tensor> batches(const std::vector<Tokens>& sequences, const Batc
     const auto longest = std::ranges::max(batch, {}, &Tokens::size).size();
     const int64_t width =
         options.pack_length > 0 || options.length == 0 ? static_cast<int64_t>(longest) : options.length;
-    result.push_back(pad_sequences(batch, width, data::kPad));
+    result.push_back(pad_sequences(batch, width, data::Vocabulary::protein().pad()));
   }
   return result;
 }
