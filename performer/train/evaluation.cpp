@@ -116,9 +116,12 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
 }
 
 std::string bits_key(const data::Corpus& corpus) {
-  const data::Vocabulary& vocabulary = corpus.vocabulary();
+  return bits_key(corpus.vocabulary(), corpus.format());
+}
+
+std::string bits_key(const data::Vocabulary& vocabulary, const std::string& format) {
   if (vocabulary == data::Vocabulary::pixels()) return "bits_per_dimension";
-  const bool text = vocabulary == data::Vocabulary::bytes() || corpus.format() == "text";
+  const bool text = vocabulary == data::Vocabulary::bytes() || format == "text";
   return text && vocabulary.has_letters() ? "bits_per_byte" : "";
 }
 

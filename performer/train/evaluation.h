@@ -34,6 +34,7 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
 // "bits_per_dimension" for images, "bits_per_byte" for text that is read byte by byte, else empty: elsewhere
 // a token has no size that others could compare with.
 std::string bits_key(const data::Corpus& corpus);
+std::string bits_key(const data::Vocabulary& vocabulary, const std::string& format);
 
 // {"model": {"accuracy", "perplexity", "tokens"}, "unigram": {...}, "bigram": {...}, "end_marker": {...},
 // "sequences", "seconds"}; the first three with evaluation.bits_key beside "perplexity" where there is one;

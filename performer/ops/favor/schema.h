@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C++ side of the operators' schemas, shared by their registrations. Private to this layer.
+// The C++ side of the schemas of favor_attention and favor_step. Private to this layer.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,11 +23,13 @@ using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at:
       const std::optional<at::Tensor>&cu_query, const std::optional<at::Tensor>&cu_key,            \
       const std::optional<at::Tensor>&initial_kv, const std::optional<at::Tensor>&initial_key_sum, \
       const std::optional<at::Tensor>&initial_log_scale, c10::string_view family, double scale,    \
-      double norm_weight, double epsilon, bool causal, int64_t chunk, bool return_state
+      double norm_weight, double epsilon, bool causal, int64_t chunk, bool return_state,           \
+      c10::string_view backend
 #define PERFORMER_FAVOR_NAMES                                                                              \
   query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key, initial_kv,               \
       initial_key_sum, initial_log_scale, std::string(family), scale, norm_weight, epsilon, causal, chunk, \
-      return_state
+      return_state, std::string(backend)
+inline constexpr int kFavorParameters = 20;  // the number of them
 
 struct Arguments {
   at::Tensor query, key, value;
@@ -39,6 +41,7 @@ struct Arguments {
   bool causal = false;
   int64_t chunk = 0;
   bool return_state = false;
+  std::string backend = {};
 };
 
 using ForwardSignature = Results(PERFORMER_FAVOR_PARAMETERS);
@@ -51,9 +54,6 @@ using StepSignature = at::Tensor(const at::Tensor& query, const at::Tensor& key,
                                  at::Tensor& kv, at::Tensor& key_sum, at::Tensor& log_scale,
                                  const std::optional<at::Tensor>& projection,
                                  const std::optional<at::Tensor>& offset, c10::string_view family,
-                                 double scale, double norm_weight, double epsilon);
-
-// The Autograd registration of favor_attention (autograd.cpp).
-Results favor_attention_autograd(PERFORMER_FAVOR_PARAMETERS);
+                                 double scale, double norm_weight, double epsilon, c10::string_view backend);
 
 }  // namespace performer::ops

@@ -2,8 +2,9 @@
 // The derivative of favor_attention: what is kept is the inputs, the output and one normalizer a row.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
-#include "performer/ops/schema.h"
+#include "performer/ops/favor/call.h"
 
 namespace performer::ops {
 namespace {
@@ -12,13 +13,6 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
-
-Tensor or_undefined(const OptionalTensor& tensor) {
-  return tensor.value_or(Tensor());
-}
-OptionalTensor or_nothing(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 auto find_forward() {
   static auto op = c10::Dispatcher::singleton()
@@ -36,10 +30,11 @@ auto find_backward() {
 struct FavorAttention : torch::autograd::Function<FavorAttention> {
   static variable_list forward(AutogradContext* context, PERFORMER_FAVOR_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const std::string name(family);
-    auto [out, normalizer, kv, key_sum, log_scale] = find_forward().call(
-        query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key, initial_kv,
-        initial_key_sum, initial_log_scale, name, scale, norm_weight, epsilon, causal, chunk, return_state);
+    const std::string name(family), backend_name(backend);
+    auto [out, normalizer, kv, key_sum, log_scale] =
+        find_forward().call(query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key,
+                            initial_kv, initial_key_sum, initial_log_scale, name, scale, norm_weight, epsilon,
+                            causal, chunk, return_state, backend_name);
     context->save_for_backward({query, key, value, or_undefined(projection), or_undefined(offset),
                                 or_undefined(key_mask), or_undefined(query_mask), or_undefined(cu_query),
                                 or_undefined(cu_key), or_undefined(initial_kv), or_undefined(initial_key_sum),
@@ -51,6 +46,7 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
     context->saved_data["causal"] = causal;
     context->saved_data["chunk"] = chunk;
     context->saved_data["return_state"] = return_state;
+    context->saved_data["backend"] = backend_name;
     context->mark_non_differentiable({normalizer, log_scale});
     context->set_materialize_grads(false);
     return {out, normalizer, kv, key_sum, log_scale};
@@ -72,9 +68,9 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
       if (grads[2].defined()) {
         grad_kv = grads[2];
       } else {
-        auto sizes = saved[14].sizes().vec();
-        sizes.push_back(saved[2].size(3));
-        grad_kv = at::zeros(sizes, saved[14].options());
+        auto sizes = saved[14].sym_sizes().vec();
+        sizes.push_back(saved[2].sym_size(3));
+        grad_kv = at::zeros_symint(sizes, saved[14].options());
       }
     }
     auto [grad_query, grad_key, grad_value, grad_initial_kv, grad_initial_key_sum] = find_backward().call(
@@ -84,8 +80,8 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
         or_nothing(saved[11]), context->saved_data["family"].toStringRef(),
         context->saved_data["scale"].toDouble(), context->saved_data["norm_weight"].toDouble(),
         context->saved_data["epsilon"].toDouble(), context->saved_data["causal"].toBool(),
-        context->saved_data["chunk"].toInt(), return_state);
-    variable_list result(19);  // one entry a parameter of forward
+        context->saved_data["chunk"].toInt(), return_state, context->saved_data["backend"].toStringRef());
+    variable_list result(kFavorParameters);  // one entry a parameter of forward
     result[0] = grad_query;
     result[1] = grad_key;
     result[2] = grad_value;
@@ -97,8 +93,6 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
   }
 };
 
-}  // namespace
-
 Results favor_attention_autograd(PERFORMER_FAVOR_PARAMETERS) {
   for (const auto* constant : {&projection, &offset}) {
     TORCH_CHECK_VALUE(!constant->has_value() || !(*constant)->requires_grad(),
@@ -108,8 +102,14 @@ Results favor_attention_autograd(PERFORMER_FAVOR_PARAMETERS) {
   }
   auto results = FavorAttention::apply(query, key, value, projection, offset, key_mask, query_mask, cu_query,
                                        cu_key, initial_kv, initial_key_sum, initial_log_scale, family, scale,
-                                       norm_weight, epsilon, causal, chunk, return_state);
+                                       norm_weight, epsilon, causal, chunk, return_state, backend);
   return {results[0], results[1], results[2], results[3], results[4]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(performer, Autograd, library) {
+  library.impl("favor_attention", favor_attention_autograd);
 }
 
 }  // namespace performer::ops

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+// The trigonometric feature map, and its attention.
 #include "performer/ops/trigonometric.h"
 
 #include <ATen/ATen.h>
 
 #include <algorithm>
 
-#include "performer/base/error.h"
 #include "performer/kernels/favor.h"
 #include "performer/ops/composed.h"
+#include "performer/ops/favor/call.h"
+#include "performer/ops/maps/row.h"
 
 namespace performer::ops {
 namespace {
@@ -24,7 +26,7 @@ class Trigonometric {
   Trigonometric(const AttentionInputs& in, const Tensor& projection, double scale)
       : in_(in), projection_(projection), scale_(scale) {
     type_ = in.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    frequencies_ = projection.size(-2);
+    frequencies_ = fixed_size(projection, -2);
     features_ = 2 * frequencies_;
     const auto options = in.query.options().dtype(type_);
     if (in.initial.has_value() && in.initial->defined()) {
@@ -32,15 +34,15 @@ class Trigonometric {
       key_sum_ = in.initial->key_sum;
       log_scale_ = in.initial->log_scale.narrow(-1, features_, 1);
     } else {
-      const int64_t batch = in.query.size(0), heads = in.query.size(2);
-      kv_ = at::zeros({batch, heads, features_ + 1, in.value.size(3)}, options);
+      const int64_t batch = fixed_size(in.query, 0), heads = fixed_size(in.query, 2);
+      kv_ = at::zeros({batch, heads, features_ + 1, fixed_size(in.value, 3)}, options);
       key_sum_ = at::zeros({batch, heads, features_ + 1}, options);
       log_scale_ = at::full({batch, heads, 1}, kEmptyLogScale, options);
     }
   }
 
   Tensor run() {
-    const int64_t queries = in_.query.size(1), keys = in_.key.size(1);
+    const int64_t queries = fixed_size(in_.query, 1), keys = fixed_size(in_.key, 1);
     std::vector<Tensor> parts;
     if (in_.causal) {
       const int64_t chunk = in_.chunk > 0 ? in_.chunk : kCausalChunk;
@@ -56,7 +58,8 @@ class Trigonometric {
         parts.push_back(read_state(t, std::min(kLongChunk, queries - t)));
     }
     if (parts.empty())
-      return in_.value.new_zeros({in_.query.size(0), 0, in_.query.size(2), in_.value.size(3)});
+      return in_.value.new_zeros(
+          {fixed_size(in_.query, 0), 0, fixed_size(in_.query, 2), fixed_size(in_.value, 3)});
     Tensor out = at::cat(parts, 2).transpose(1, 2);
     if (in_.query_mask.has_value() && in_.query_mask->defined())
       out = out.masked_fill(in_.query_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
@@ -114,7 +117,7 @@ class Trigonometric {
 
   // Every row is shifted by the largest exponent that it sees itself, so all factors are at most 1.
   Tensor read_causal(int64_t first, const Keys& keys) const {
-    const int64_t count = keys.exponent.size(-1);
+    const int64_t count = fixed_size(keys.exponent, -1);
     const Tensor phi = waves(scaled(in_.query, first, count));
     const Tensor largest =
         at::maximum(std::get<0>(keys.exponent.detach().cummax(-1)), log_scale_);  // [B, H, C]
@@ -155,71 +158,83 @@ class Trigonometric {
 
 void check_trigonometric(const AttentionInputs& in, const Tensor& projection) {
   for (const auto& [tensor, name] : {std::pair{&in.query, "query"}, {&in.key, "key"}, {&in.value, "value"}}) {
-    check<UsageError>(tensor->dim() == 4,
-                      "trigonometric attention: {} must be [batch, tokens, heads, size], found {} dimensions",
-                      name, tensor->dim());
+    TORCH_CHECK_VALUE(tensor->dim() == 4, "trigonometric attention: ", name,
+                      " must be [batch, tokens, heads, size], found ", tensor->dim(), " dimensions");
   }
-  check<UsageError>(
-      in.key.size(0) == in.query.size(0) && in.key.size(2) == in.query.size(2) &&
-          in.key.size(3) == in.query.size(3) && in.value.size(0) == in.key.size(0) &&
-          in.value.size(1) == in.key.size(1) && in.value.size(2) == in.key.size(2),
+  TORCH_CHECK_VALUE(
+      fixed_size(in.key, 0) == fixed_size(in.query, 0) && fixed_size(in.key, 2) == fixed_size(in.query, 2) &&
+          fixed_size(in.key, 3) == fixed_size(in.query, 3) &&
+          fixed_size(in.value, 0) == fixed_size(in.key, 0) &&
+          fixed_size(in.value, 1) == fixed_size(in.key, 1) &&
+          fixed_size(in.value, 2) == fixed_size(in.key, 2),
       "trigonometric attention: query [B, T, H, D], key [B, S, H, D] and value [B, S, H, E] must "
-      "agree in B, S, H and D");
-  check<UsageError>(
-      !in.causal || in.query.size(1) == in.key.size(1),
-      "trigonometric attention: causal attention needs as many keys as queries, found {} queries "
-      "and {} keys; continue a sequence by its state instead",
-      in.query.size(1), in.key.size(1));
-  check<UsageError>(projection.defined() && projection.dim() == 3 &&
-                        (projection.size(0) == 1 || projection.size(0) == in.query.size(2)) &&
-                        projection.size(2) == in.query.size(3),
-                    "trigonometric attention: the projection must be [1 or {} heads, frequencies, {}]",
-                    in.query.size(2), in.query.size(3));
+      "agree in B, S, H and D, found ",
+      in.query.sym_sizes(), ", ", in.key.sym_sizes(), " and ", in.value.sym_sizes());
+  TORCH_CHECK_VALUE(!in.causal || fixed_size(in.query, 1) == fixed_size(in.key, 1),
+                    "trigonometric attention: causal attention needs as many keys as queries, found ",
+                    fixed_size(in.query, 1), " queries and ", fixed_size(in.key, 1),
+                    " keys; continue a sequence by its state instead");
+  TORCH_CHECK_VALUE(
+      projection.defined() && projection.dim() == 3 &&
+          (fixed_size(projection, 0) == 1 || fixed_size(projection, 0) == fixed_size(in.query, 2)) &&
+          fixed_size(projection, 2) == fixed_size(in.query, 3),
+      "trigonometric attention: the projection must be [1 or ", fixed_size(in.query, 2),
+      " heads, frequencies, ", fixed_size(in.query, 3), "]");
   const auto fits = [](const std::optional<Tensor>& mask, const Tensor& x) {
     return !mask.has_value() || !mask->defined() ||
-           (mask->scalar_type() == at::kBool && mask->dim() == 2 && mask->size(0) == x.size(0) &&
-            mask->size(1) == x.size(1));
+           (mask->scalar_type() == at::kBool && mask->dim() == 2 &&
+            fixed_size(*mask, 0) == fixed_size(x, 0) && fixed_size(*mask, 1) == fixed_size(x, 1));
   };
-  check<UsageError>(fits(in.key_mask, in.key) && fits(in.query_mask, in.query),
-                    "trigonometric attention: masks must be bool, key_mask [{}, {}] and query_mask [{}, {}]",
-                    in.key.size(0), in.key.size(1), in.query.size(0), in.query.size(1));
+  TORCH_CHECK_VALUE(fits(in.key_mask, in.key) && fits(in.query_mask, in.query),
+                    "trigonometric attention: masks must be bool, key_mask [", fixed_size(in.key, 0), ", ",
+                    fixed_size(in.key, 1), "] and query_mask [", fixed_size(in.query, 0), ", ",
+                    fixed_size(in.query, 1), "]");
+  check_backend_name(in.backend);
+  TORCH_CHECK_VALUE(in.backend.empty() || &backend_for(in.query.device(), in.backend) ==
+                                              &backend_for(in.query.device(), "composed"),
+                    "trigonometric attention is composed of LibTorch operations on every device: backend '",
+                    in.backend, "' has no kernel for it; leave it empty");
 }
 
 void check_trigonometric_state(const State& state, int64_t batch, const AttentionInputs& in,
                                const Tensor& projection) {
-  const int64_t heads = in.query.size(2), features = 2 * projection.size(1) + 1;
-  const std::vector<int64_t> sums{batch, heads, features}, kv{batch, heads, features, in.value.size(3)};
-  check<UsageError>(state.kv.sizes() == at::IntArrayRef(kv) &&
-                        state.key_sum.sizes() == at::IntArrayRef(sums) &&
-                        state.log_scale.sizes() == at::IntArrayRef(sums),
-                    "trigonometric attention: the state must have kv [{}, {}, {}, {}] with key_sum and "
-                    "log_scale alike; found kv of {} dimensions with {} elements",
-                    batch, heads, features, in.value.size(3), state.kv.dim(), state.kv.numel());
+  const int64_t heads = fixed_size(in.query, 2), features = 2 * fixed_size(projection, 1) + 1;
+  const std::vector<int64_t> sums{batch, heads, features},
+      kv{batch, heads, features, fixed_size(in.value, 3)};
+  const auto has_shape = [](const Tensor& tensor, const std::vector<int64_t>& shape) {
+    return tensor.sym_sizes() == c10::fromIntArrayRefSlow(shape);
+  };
+  TORCH_CHECK_VALUE(
+      has_shape(state.kv, kv) && has_shape(state.key_sum, sums) && has_shape(state.log_scale, sums),
+      "trigonometric attention: the state must have kv ", at::IntArrayRef(kv),
+      " with key_sum and log_scale alike; found kv ", state.kv.sizes());
 }
 
 // Bounds of packed segments, as favor_attention checks them.
 std::vector<int64_t> segment_bounds(const Tensor& cu, const char* name, int64_t tokens) {
-  check<UsageError>(cu.scalar_type() == at::kLong && cu.dim() == 1 && cu.size(0) >= 1 && cu.is_cpu(),
-                    "trigonometric attention: {} must be an int64 vector of at least one bound on the CPU",
-                    name);
+  TORCH_CHECK_VALUE(cu.scalar_type() == at::kLong && cu.dim() == 1 && fixed_size(cu, 0) >= 1 && cu.is_cpu(),
+                    "trigonometric attention: ", name,
+                    " must be an int64 vector of at least one bound on the CPU");
   const Tensor row = cu.contiguous();
-  std::vector<int64_t> bounds(row.const_data_ptr<int64_t>(), row.const_data_ptr<int64_t>() + row.size(0));
-  check<UsageError>(
+  std::vector<int64_t> bounds(row.const_data_ptr<int64_t>(),
+                              row.const_data_ptr<int64_t>() + fixed_size(row, 0));
+  TORCH_CHECK_VALUE(
       bounds.front() == 0 && bounds.back() == tokens && std::is_sorted(bounds.begin(), bounds.end()),
-      "trigonometric attention: {} must rise from 0 to the {} packed tokens", name, tokens);
+      "trigonometric attention: ", name, " must rise from 0 to the ", tokens, " packed tokens");
   return bounds;
 }
 
 std::tuple<Tensor, State> packed_attention(const AttentionInputs& in, const Tensor& projection,
                                            double scale) {
-  check<UsageError>(in.query.size(0) == 1,
-                    "trigonometric attention: packed sequences need batch size 1, found {}",
-                    in.query.size(0));
-  const auto queries = segment_bounds(*in.cu_query, "cu_query", in.query.size(1));
+  TORCH_CHECK_VALUE(fixed_size(in.query, 0) == 1,
+                    "trigonometric attention: packed sequences need batch size 1, found ",
+                    fixed_size(in.query, 0));
+  const auto queries = segment_bounds(*in.cu_query, "cu_query", fixed_size(in.query, 1));
   const bool own_keys = in.cu_key.has_value() && in.cu_key->defined();
-  const auto keys = own_keys ? segment_bounds(*in.cu_key, "cu_key", in.key.size(1)) : queries;
-  check<UsageError>(
-      queries.size() == keys.size() && keys.back() == in.key.size(1) && (!in.causal || queries == keys),
+  const auto keys = own_keys ? segment_bounds(*in.cu_key, "cu_key", fixed_size(in.key, 1)) : queries;
+  TORCH_CHECK_VALUE(
+      queries.size() == keys.size() && keys.back() == fixed_size(in.key, 1) &&
+          (!in.causal || queries == keys),
       "trigonometric attention: cu_query and cu_key must have the same number of segments, and be "
       "equal when causal");
   const int64_t segments = static_cast<int64_t>(queries.size()) - 1;
@@ -246,30 +261,48 @@ std::tuple<Tensor, State> packed_attention(const AttentionInputs& in, const Tens
     sums.push_back(final.key_sum);
     scales.push_back(final.log_scale);
   }
-  Tensor out =
-      outs.empty() ? in.value.new_zeros({1, 0, in.query.size(2), in.value.size(3)}) : at::cat(outs, 1);
+  Tensor out = outs.empty() ? in.value.new_zeros({1, 0, fixed_size(in.query, 2), fixed_size(in.value, 3)})
+                            : at::cat(outs, 1);
   if (!in.return_state || kvs.empty()) return {out, State{}};
   return {out, State{at::cat(kvs), at::cat(sums), at::cat(scales)}};
 }
 
+void prepare_trigonometric(PreparedMap& result, const MapProblem& problem) {
+  prepare_projected(result, problem, problem.head_size);
+  result.trigonometric = true;
+}
+
+constexpr MapRow kTrigonometricMaps[] = {
+    {.name = "trigonometric",
+     .traits = {.exponential = true, .projected = true, .signed_features = true},
+     .features_per_row = 2,
+     .fused = false,
+     .prepare = prepare_trigonometric},
+};
+
 }  // namespace
+
+std::span<const MapRow> trigonometric_maps() {
+  return kTrigonometricMaps;
+}
 
 std::tuple<Tensor, State> trigonometric_attention(const AttentionInputs& in, const Tensor& projection,
                                                   double scale) {
   check_trigonometric(in, projection);
   if (in.cu_query.has_value() && in.cu_query->defined()) return packed_attention(in, projection, scale);
   if (in.initial.has_value() && in.initial->defined())
-    check_trigonometric_state(*in.initial, in.query.size(0), in, projection);
+    check_trigonometric_state(*in.initial, fixed_size(in.query, 0), in, projection);
   Trigonometric attention(in, projection, scale);
   Tensor out = attention.run();
   return {out, in.return_state ? attention.state() : State{}};
 }
 
 Tensor trigonometric_step(const Tensor& query, const Tensor& key, const Tensor& value, State& state,
-                          const Tensor& projection, double scale) {
+                          const Tensor& projection, double scale, const std::string& backend) {
   const at::NoGradGuard no_grad;
   AttentionInputs one{query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)};
   one.causal = one.return_state = true;
+  one.backend = backend;
   if (state.defined()) one.initial = state;
   auto [out, after] = trigonometric_attention(one, projection, scale);
   if (state.defined()) {
