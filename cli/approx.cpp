@@ -12,11 +12,11 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/output.h"
-#include "performer/approx/model_study.h"
-#include "performer/approx/studies.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
+#include "performer/studies/model_study.h"
+#include "performer/studies/studies.h"
 
 namespace performer::cli {
 
@@ -24,8 +24,8 @@ namespace {
 
 struct ApproxOptions {
   CommonOptions common;
-  approx::StudyOptions study;
-  approx::ModelStudyOptions on_model;
+  studies::StudyOptions study;
+  studies::ModelStudyOptions on_model;
   std::vector<std::string> kinds, studies = {"output", "kernel", "propagation", "orderings"};
   std::vector<int64_t> features;
   std::string model, input, output;
@@ -37,15 +37,15 @@ class Folder {
   explicit Folder(const std::string& path) : path_(path) {
     if (!path_.empty()) make_directories(path_);
   }
-  void add(const approx::Table& table) const {
+  void add(const studies::Table& table) const {
     if (path_.empty()) return;
-    write_file(fmt::format("{}/{}.tsv", path_, table.name), approx::to_tsv(table));
-    write_file(fmt::format("{}/{}.json", path_, table.name), approx::to_json(table).dump(2) + "\n");
+    write_file(fmt::format("{}/{}.tsv", path_, table.name), studies::to_tsv(table));
+    write_file(fmt::format("{}/{}.json", path_, table.name), studies::to_json(table).dump(2) + "\n");
   }
-  void add(const std::vector<std::pair<std::string, approx::Chart>>& charts) const {
+  void add(const std::vector<std::pair<std::string, studies::Chart>>& charts) const {
     if (path_.empty()) return;
     for (const auto& [name, chart] : charts)
-      write_file(fmt::format("{}/{}.svg", path_, name), approx::to_svg(chart));
+      write_file(fmt::format("{}/{}.svg", path_, name), studies::to_svg(chart));
   }
 
  private:
@@ -57,14 +57,14 @@ void note(const std::string& text) {
 }
 
 void run_studies(const ApproxOptions& options, const Folder& folder, Output& out) {
-  using Run = approx::Study (*)(const approx::StudyOptions&, const approx::Progress&);
-  static const std::vector<std::pair<std::string, Run>> known = {{"output", approx::output_error_study},
-                                                                 {"kernel", approx::kernel_error_study},
-                                                                 {"propagation", approx::propagation_study},
-                                                                 {"orderings", approx::ordering_study}};
+  using Run = studies::Study (*)(const studies::StudyOptions&, const studies::Progress&);
+  static const std::vector<std::pair<std::string, Run>> known = {{"output", studies::output_error_study},
+                                                                 {"kernel", studies::kernel_error_study},
+                                                                 {"propagation", studies::propagation_study},
+                                                                 {"orderings", studies::ordering_study}};
   for (const auto& [name, study] : known) {
     if (std::find(options.studies.begin(), options.studies.end(), name) == options.studies.end()) continue;
-    const approx::Study found = study(options.study, note);
+    const studies::Study found = study(options.study, note);
     folder.add(found.table);
     folder.add(found.charts);
     out.write(found.summary + "\n");
@@ -73,11 +73,11 @@ void run_studies(const ApproxOptions& options, const Folder& folder, Output& out
 
 void run_on_model(const ApproxOptions& options, const Folder& folder, Output& out) {
   ModelFolder model = load_model(options.model);
-  const approx::ModelStudy found = approx::model_study(model.model, options.input, options.on_model, note);
+  const studies::ModelStudy found = studies::model_study(model.model, options.input, options.on_model, note);
   folder.add(found.heads);
   folder.add(found.errors);
   folder.add(found.charts);
-  out.write(approx::to_text(found.heads));
+  out.write(studies::to_text(found.heads));
   const auto heads = static_cast<int64_t>(found.heads.rows.size());
   out.write(
       fmt::format("\nExact softmax is the better choice in {} of {} heads (relative error above {:g}, or "
@@ -99,7 +99,7 @@ void run(ApproxOptions options) {
   if (!options.features.empty()) options.study.features = options.on_model.features = options.features;
   std::sort(options.study.features.begin(), options.study.features.end());
   std::sort(options.on_model.features.begin(), options.on_model.features.end());
-  if (options.model.empty()) approx::validate(options.study);
+  if (options.model.empty()) studies::validate(options.study);
   const Folder folder(options.output);
   Output out("-");
   if (options.model.empty()) {
@@ -114,8 +114,8 @@ void run(ApproxOptions options) {
 
 Action approx_command(CLI::App& app) {
   auto options = std::make_shared<ApproxOptions>();
-  approx::StudyOptions& study = options->study;
-  approx::ModelStudyOptions& on_model = options->on_model;
+  studies::StudyOptions& study = options->study;
+  studies::ModelStudyOptions& on_model = options->on_model;
   const auto list = [](CLI::Option* option) { return option->delimiter(','); };
   list(app.add_option("--kinds", options->kinds,
                       fmt::format("kinds to compare, KIND[:PROJECTION[:ROW_NORM]]; default {}",

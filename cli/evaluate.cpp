@@ -12,7 +12,7 @@
 #include "cli/output.h"
 #include "cli/report.h"
 #include "performer/base/error.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 #include "performer/train/evaluation.h"
 
 namespace performer::cli {

@@ -10,7 +10,7 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "performer/data/fasta.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 
 namespace performer::cli {
 

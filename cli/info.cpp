@@ -13,7 +13,7 @@
 #include "cli/output.h"
 #include "cli/process.h"
 #include "performer/kernels/favor.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 
 namespace performer::cli {
 

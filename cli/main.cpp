@@ -16,6 +16,9 @@
 #include "cli/process.h"
 #include "performer/base/error.h"
 #include "performer/base/fields.h"
+#ifdef PERFORMER_WITH_REFERENCES
+#include "performer/references/register.h"
+#endif
 
 namespace performer::cli {
 
@@ -158,6 +161,9 @@ int main(int argc, char** argv) {
   auto logger = spdlog::stderr_logger_mt("performer");
   logger->set_pattern("%H:%M:%S %v");
   spdlog::set_default_logger(logger);
+#ifdef PERFORMER_WITH_REFERENCES
+  performer::references::register_all();
+#endif
   performer::cli::limit_memory();
   return performer::cli::run_and_report(argc, argv);
 }

@@ -15,7 +15,7 @@
 #include "cli/process.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/models/presets.h"
+#include "performer/models/sizes.h"
 
 namespace performer::cli {
 
@@ -163,6 +163,9 @@ void apply_file(RunConfig& config, const std::string& path) {
     const std::string name(entry.str());
     const toml::table& section =
         at_place(path, node, [&]() -> const toml::table& { return section_table(config, name, node); });
+    if (const toml::node* kind = name == "attention" ? section.get("kind") : nullptr) {
+      at_place(path, *kind, [&] { set_toml_key(config, "attention.kind", *kind); });
+    }
     for (const auto& [key, value] : section) {
       at_place(path, value, [&] { set_toml_key(config, name + "." + std::string(key.str()), value); });
     }
@@ -173,10 +176,16 @@ void apply_file(RunConfig& config, const std::string& path) {
 
 RunConfig resolve(const ConfigSources& sources) {
   RunConfig config;
+  const auto kind = sources.base.find("attention.kind");  // decides which other keys there are
+  if (kind != sources.base.end()) set_key(config, kind->first, kind->second);
   for (const auto& [key, value] : sources.base) set_key(config, key, value);
   if (!sources.preset.empty()) apply_preset(config, sources.preset);
   if (!sources.file.empty()) apply_file(config, sources.file);
-  for (const auto& setting : sources.settings) apply_setting(config, setting);
+  for (const bool kinds : {true, false}) {  // the kind decides which other keys there are
+    for (const auto& setting : sources.settings) {
+      if (setting.starts_with("attention.kind=") == kinds) apply_setting(config, setting);
+    }
+  }
   return config;
 }
 

@@ -12,7 +12,7 @@
 #include "cli/output.h"
 #include "cli/report.h"
 #include "performer/data/vocabulary.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 
 namespace performer::cli {
 

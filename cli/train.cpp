@@ -11,7 +11,7 @@
 #include "cli/output.h"
 #include "cli/process.h"
 #include "performer/base/error.h"
-#include "performer/models/presets.h"
+#include "performer/models/sizes.h"
 #include "performer/train/run_folder.h"
 
 namespace performer::cli {

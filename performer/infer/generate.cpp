@@ -122,24 +122,6 @@ int64_t draw_token(const std::vector<double>& log_probabilities, double u) {
 
 namespace {
 
-// Rows `index` of a tensor whose first dimension is the batch; undefined stays undefined.
-at::Tensor rows_of(const at::Tensor& tensor, const at::Tensor& index) {
-  return tensor.defined() ? tensor.index_select(0, index) : tensor;
-}
-
-// Sequences `index` of a batch; what is not a tensor holds for all of them.
-DecodeState select_rows(const DecodeState& state, const at::Tensor& index) {
-  DecodeState selected = state;
-  selected.positions = rows_of(state.positions, index);
-  for (nn::LayerState& layer : selected.layers) {
-    for (at::Tensor* tensor :
-         {&layer.favor.kv, &layer.favor.key_sum, &layer.favor.log_scale, &layer.keys, &layer.values}) {
-      *tensor = rows_of(*tensor, index);
-    }
-  }
-  return selected;
-}
-
 // A sequence in the making.
 struct Row {
   Row(int64_t index, std::vector<int64_t> prompt, uint64_t seed)
@@ -173,12 +155,12 @@ void extend(Row& row, const float* logits, const GenerateRequest& request) {
   row.finished = row.sequence.ended || static_cast<int64_t>(row.tokens.size()) == request.max_length;
 }
 
-// Reads sequences token by token: from the model's state or, where attention reproduces a reference and has
-// none, the whole prefix again for each token, as the references do.
+// Reads sequences token by token: from the model's state or, where the attention kind does not stream, the
+// whole prefix again for each token.
 class Reader {
  public:
-  explicit Reader(const ProteinLM& model, int64_t batch_size) : model_(model) {
-    if (is_preset(model_->attention_config())) {
+  Reader(const LanguageModel& model, int64_t batch_size) : model_(model) {
+    if (!model_->streams()) {
       prefix_ = at::empty({batch_size, 0}, at::kLong);
     } else {
       state_ = model_->begin(batch_size);
@@ -199,17 +181,21 @@ class Reader {
     return model_->forward(batch).select(1, prefix_.size(1) - 1);
   }
 
-  // Goes on with these sequences of the batch.
-  void select(const at::Tensor& index) {
+  // A reader that goes on with these sequences of the batch.
+  Reader select(const at::Tensor& index) const {
+    Reader selected(model_);
     if (prefix_.defined()) {
-      prefix_ = prefix_.index_select(0, index);
+      selected.prefix_ = prefix_.index_select(0, index);
     } else {
-      state_ = select_rows(state_, index);
+      selected.state_ = state_.select(index);
     }
+    return selected;
   }
 
  private:
-  ProteinLM model_;
+  explicit Reader(const LanguageModel& model) : model_(model) {}
+
+  LanguageModel model_;
   DecodeState state_;
   at::Tensor prefix_;  // [B, T], undefined with a state
 };
@@ -221,7 +207,7 @@ struct Start {
   at::Tensor logits;
 };
 
-Start read_prompt(const ProteinLM& model, const std::vector<int64_t>& prompt) {
+Start read_prompt(const LanguageModel& model, const std::vector<int64_t>& prompt) {
   std::vector<int64_t> tokens = {data::kBos};
   tokens.insert(tokens.end(), prompt.begin(), prompt.end());
   Start start{Reader(model, 1), {}};
@@ -234,8 +220,7 @@ void generate_batch(const GenerateRequest& request, const Start& start, std::vec
   std::vector<int64_t> active(rows.size());
   std::iota(active.begin(), active.end(), int64_t{0});
   const at::Tensor copies = at::zeros({static_cast<int64_t>(rows.size())}, at::kLong);
-  Reader reader = start.reader;
-  reader.select(copies);
+  Reader reader = start.reader.select(copies);
   at::Tensor logits = start.logits.index_select(0, copies);
   while (true) {
     logits = logits.to(at::kFloat).contiguous();
@@ -249,13 +234,13 @@ void generate_batch(const GenerateRequest& request, const Start& start, std::vec
       next.push_back(row.tokens.back());
     }
     if (kept.empty()) return;
-    if (kept.size() < active.size()) reader.select(at::tensor(places, at::kLong));
+    if (kept.size() < active.size()) reader = reader.select(at::tensor(places, at::kLong));
     active = std::move(kept);
     logits = reader.read(at::tensor(next, at::kLong).unsqueeze(1));
   }
 }
 
-std::vector<int64_t> check_request(const ProteinLM& model, const GenerateRequest& request) {
+std::vector<int64_t> check_request(const LanguageModel& model, const GenerateRequest& request) {
   validate(request.sampling);
   const ModelConfig& config = model->model_config();
   check<UsageError>(config.objective == "causal",
@@ -268,7 +253,7 @@ std::vector<int64_t> check_request(const ProteinLM& model, const GenerateRequest
   check<UsageError>(request.max_length >= 1, "the maximum length must be at least 1, but is {}",
                     request.max_length);
   check<UsageError>(
-      config.positions != "learned" || request.max_length <= config.max_length,
+      !limits_length(config) || request.max_length <= config.max_length,
       "this model's learned positions cover {} residues (model.max_length), but a maximum length of {} was "
       "asked for: ask for less",
       config.max_length, request.max_length);
@@ -289,13 +274,13 @@ std::vector<int64_t> check_request(const ProteinLM& model, const GenerateRequest
 
 }  // namespace
 
-void generate(ProteinLM& model, const GenerateRequest& request,
+void generate(LanguageModel& model, const GenerateRequest& request,
               const std::function<void(const GeneratedSequence&)>& sink) {
   const std::vector<int64_t> prompt = check_request(model, request);
   const at::NoGradGuard no_gradients;
   model->eval();
-  if (is_preset(model->attention_config())) {
-    spdlog::info("attention.kind = {} has no state: each residue reads all before it again",
+  if (!model->streams()) {
+    spdlog::info("attention.kind = {} does not stream: for each token, all before it are read again",
                  model->attention_config().kind);
   }
   const Start start = read_prompt(model, prompt);

@@ -9,7 +9,7 @@
 
 #include "performer/base/philox.h"
 #include "performer/data/vocabulary.h"
-#include "performer/models/protein_lm.h"
+#include "performer/models/language_model.h"
 
 namespace performer {
 
@@ -59,7 +59,7 @@ int64_t draw_token(const std::vector<double>& log_probabilities, double u);
 // Calls `sink` in order of index. A sequence has at least one residue: the end marker cannot be drawn first,
 // as FASTA has no empty records. Throws UsageError for a masked model and for impossible requests, InputError
 // for a prompt that is not made of residues.
-void generate(ProteinLM& model, const GenerateRequest& request,
+void generate(LanguageModel& model, const GenerateRequest& request,
               const std::function<void(const GeneratedSequence&)>& sink);
 
 }  // namespace performer

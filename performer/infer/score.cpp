@@ -41,7 +41,7 @@ struct Packing {
 };
 
 // log p(targets[i]) at place places[i] of the packed batch.
-std::vector<float> log_probabilities(ProteinLM& model, const Packing& packing,
+std::vector<float> log_probabilities(LanguageModel& model, const Packing& packing,
                                      const std::vector<int64_t>& places,
                                      const std::vector<int64_t>& targets) {
   const at::Tensor logits = model->forward(packing.batch())[0].index_select(0, at::tensor(places, at::kLong));
@@ -54,7 +54,7 @@ std::vector<float> log_probabilities(ProteinLM& model, const Packing& packing,
 }
 
 // Scores all sequences of `group` in one forward pass: inputs start marker, x1 .. x(n-1), targets x1 .. xn.
-void score_causal(ProteinLM& model, std::vector<SequenceScore>& group) {
+void score_causal(LanguageModel& model, std::vector<SequenceScore>& group) {
   Packing packing;
   std::vector<int64_t> targets;
   for (const SequenceScore& sequence : group) {
@@ -79,7 +79,7 @@ void score_causal(ProteinLM& model, std::vector<SequenceScore>& group) {
 
 // Copies of one sequence between its markers, each with one residue hidden, as many a pass as batch_tokens
 // allow.
-void score_masked(ProteinLM& model, SequenceScore& sequence, int64_t batch_tokens) {
+void score_masked(LanguageModel& model, SequenceScore& sequence, int64_t batch_tokens) {
   const auto length = static_cast<int64_t>(sequence.tokens.size());
   const int64_t copies = std::max<int64_t>(1, batch_tokens / (length + 2));
   for (int64_t first = 0; first < length; first += copies) {
@@ -101,7 +101,7 @@ void score_masked(ProteinLM& model, SequenceScore& sequence, int64_t batch_token
 
 }  // namespace
 
-data::FastaCounts score_file(ProteinLM& model, const std::string& fasta, int64_t batch_tokens,
+data::FastaCounts score_file(LanguageModel& model, const std::string& fasta, int64_t batch_tokens,
                              const std::function<void(const SequenceScore&)>& sink) {
   const at::NoGradGuard no_gradients;
   model->eval();
@@ -126,7 +126,7 @@ data::FastaCounts score_file(ProteinLM& model, const std::string& fasta, int64_t
   data::FastaRecord record;
   while (reader.next(record)) {
     const auto length = static_cast<int64_t>(record.tokens.size());
-    check<InputError>(config.positions != "learned" || length + markers <= config.max_length,
+    check<InputError>(!limits_length(config) || length + markers <= config.max_length,
                       "{}: record {} ('{}', line {}) has {} residues, but this model's learned positions "
                       "cover {}: leave it "
                       "out, or use a model with rotary or sinusoidal positions",

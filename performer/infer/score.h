@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "performer/data/fasta.h"
-#include "performer/models/protein_lm.h"
+#include "performer/models/language_model.h"
 
 namespace performer {
 
@@ -24,7 +24,7 @@ struct SequenceScore {
 // tokens, a longer sequence alone in its batch. Residues only, the end marker is not scored. Returns what the
 // reader met. Throws what FastaReader throws, and InputError naming the record for a sequence longer than
 // learned positions cover.
-data::FastaCounts score_file(ProteinLM& model, const std::string& fasta, int64_t batch_tokens,
+data::FastaCounts score_file(LanguageModel& model, const std::string& fasta, int64_t batch_tokens,
                              const std::function<void(const SequenceScore&)>& sink);
 
 }  // namespace performer

@@ -4,59 +4,47 @@
 #include <ATen/ATen.h>
 
 #include "performer/base/error.h"
-#include "performer/models/evaluation_scope.h"
 
 namespace performer {
 
-EncoderDecoderImpl::EncoderDecoderImpl(const EncoderDecoderOptions& options) {
-  check<UsageError>(options.encoder.stack.dim == options.decoder.stack.dim,
-                    "encoder and decoder must have the same dim, not {} and {}", options.encoder.stack.dim,
-                    options.decoder.stack.dim);
-  check<UsageError>(options.encoder.stack.compatible == options.decoder.stack.compatible,
-                    "encoder and decoder must both be compatible, or neither");
-  check<UsageError>(!options.tie_token_embeddings || options.encoder.vocabulary == options.decoder.vocabulary,
-                    "tied token embeddings need one vocabulary, not {} and {} tokens",
-                    options.encoder.vocabulary, options.decoder.vocabulary);
-  PerformerLMOptions encoder = options.encoder, decoder = options.decoder;
-  encoder.output = false;
-  decoder.output = true;
-  decoder.stack.causal = decoder.stack.cross_attend = true;
-  encoder_ = register_module("encoder", PerformerLM(encoder));
-  decoder_ = register_module("decoder", Autoregressive(PerformerLM(decoder), options.autoregressive));
-  if (options.tie_token_embeddings) encoder_->share_token_embedding(decoder_->net()->token_embedding());
+EncoderDecoderImpl::EncoderDecoderImpl(EncoderDecoderConfig config) {
+  check<UsageError>(config.encoder.width == config.decoder.width,
+                    "encoder and decoder must have the same width, not {} and {}", config.encoder.width,
+                    config.decoder.width);
+  config.encoder.objective = "masked";  // sees both sides
+  config.decoder.objective = "causal";
+  encoder_ = register_module("encoder",
+                             LanguageModel(config.encoder, config.encoder_attention, config.source_vocabulary,
+                                           LanguageModelParts{.output = false}));
+  decoder_ = register_module("decoder",
+                             LanguageModel(config.decoder, config.decoder_attention, config.target_vocabulary,
+                                           LanguageModelParts{.cross_attention = true}));
 }
 
-at::Tensor EncoderDecoderImpl::encode(const at::Tensor& source,
-                                      const std::optional<at::Tensor>& source_mask) {
-  PerformerLMInputs inputs;
-  inputs.tokens = source;
-  inputs.mask = source_mask;
-  return encoder_->encode(inputs);
+at::Tensor EncoderDecoderImpl::encode(const SequenceBatch& source) {
+  return encoder_->hidden(source);
 }
 
-at::Tensor EncoderDecoderImpl::forward(const at::Tensor& source, const at::Tensor& target,
-                                       const std::optional<at::Tensor>& source_mask,
-                                       const std::optional<at::Tensor>& target_mask) {
-  PerformerLMInputs inputs;
-  inputs.tokens = target;
-  inputs.mask = target_mask;
-  inputs.context = encode(source, source_mask);
-  inputs.context_mask = source_mask;
-  return decoder_(inputs);
+at::Tensor EncoderDecoderImpl::forward(const SequenceBatch& source, const SequenceBatch& target) {
+  check<UsageError>(source.cu_seqlens.has_value() == target.cu_seqlens.has_value(),
+                    "source and target must both be rows or both be packed segments");
+  const nn::Context context{encode(source), source};
+  return decoder_->forward(target, &context);
 }
 
-at::Tensor EncoderDecoderImpl::generate(const at::Tensor& source, const at::Tensor& start, int64_t steps,
-                                        const DecodingOptions& options,
-                                        const std::optional<at::Tensor>& source_mask,
-                                        const std::optional<at::Tensor>& start_mask) {
+DecodeState EncoderDecoderImpl::begin(const SequenceBatch& source) {
   const at::NoGradGuard no_grad;
-  const EvaluationScope evaluation(*encoder_);
-  PerformerLMInputs inputs;
-  inputs.context = encode(source, source_mask);
-  inputs.tokens = start;
-  inputs.mask = start_mask;
-  inputs.context_mask = source_mask;
-  return decoder_->generate(inputs, steps, options);
+  const nn::Context context{encode(source), source};
+  return decoder_->begin(source.tokens.size(0), &context);
+}
+
+at::Tensor EncoderDecoderImpl::step(const at::Tensor& tokens, DecodeState& state) const {
+  return decoder_->step(tokens, state);
+}
+
+void EncoderDecoderImpl::redraw(int64_t index) {
+  encoder_->redraw(index);
+  decoder_->redraw(index);
 }
 
 }  // namespace performer

@@ -1,49 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sequence to sequence: the `PerformerEncDec` of performer-pytorch.
+// Sequence to sequence: an encoder that sees its whole source, and a causal decoder that attends to it.
 #pragma once
 
 #include <torch/nn/module.h>
 
 #include <cstdint>
-#include <optional>
 
-#include "performer/models/autoregressive.h"
-#include "performer/models/performer_lm.h"
+#include "performer/models/language_model.h"
 
 namespace performer {
 
-struct EncoderDecoderOptions {
-  // Both with the same stack.dim and stack.compatible. The encoder has no output layer, whatever its options
-  // say; the decoder is causal and attends to the encoder's result.
-  PerformerLMOptions encoder, decoder;
-  bool tie_token_embeddings = false;  // one token embedding, the decoder's; needs equal vocabularies
-  AutoregressiveOptions autoregressive;
+struct EncoderDecoderConfig {
+  ModelConfig encoder, decoder;  // of the same width; their objectives are set by the model
+  AttentionConfig encoder_attention, decoder_attention;
+  int64_t source_vocabulary = 0, target_vocabulary = 0;  // must be given
 };
 
-// Submodules `encoder` (PerformerLM) and `decoder` (Autoregressive). The mask of the source is also the mask
-// of the decoder's cross-attention.
+// Submodules `encoder` and `decoder`, both LanguageModels. With linear attention a decoder keeps a summary of
+// the source whose size does not depend on its length, so each generated token costs the same.
 class EncoderDecoderImpl : public torch::nn::Module {
  public:
-  explicit EncoderDecoderImpl(const EncoderDecoderOptions& options);  // UsageError where the two do not fit
+  // Throws UsageError where encoder and decoder do not fit together, and for attention kinds of the decoder
+  // without cross-attention.
+  explicit EncoderDecoderImpl(EncoderDecoderConfig config);
 
-  // Encodings [B, S, dim] of source tokens int64 [B, S]; mask bool [B, S].
-  at::Tensor encode(const at::Tensor& source, const std::optional<at::Tensor>& source_mask = {});
-  // Mean loss (scalar) of target tokens [B, T], T >= 2, given the source.
-  at::Tensor forward(const at::Tensor& source, const at::Tensor& target,
-                     const std::optional<at::Tensor>& source_mask = {},
-                     const std::optional<at::Tensor>& target_mask = {});
-  // `steps` tokens after `start` [B, T] given the source: see Autoregressive. The encoder runs in evaluation
-  // mode too; the reference leaves it as it is.
-  at::Tensor generate(const at::Tensor& source, const at::Tensor& start, int64_t steps,
-                      const DecodingOptions& options = {}, const std::optional<at::Tensor>& source_mask = {},
-                      const std::optional<at::Tensor>& start_mask = {});
+  // Encodings [B, S, width] of a source; rows with a mask, or packed segments.
+  at::Tensor encode(const SequenceBatch& source);
+  // Logits [B, T, target_vocabulary] of the target's next tokens. When packed, segment i of the target
+  // attends to segment i of the source.
+  at::Tensor forward(const SequenceBatch& source, const SequenceBatch& target);
 
-  PerformerLM encoder() const { return encoder_; }
-  Autoregressive decoder() const { return decoder_; }
+  // Streaming: reads the source (rows, not segments) once; then one target token [B] at a time gives the
+  // logits [B, target_vocabulary] of the next, as LanguageModelImpl::step() does.
+  DecodeState begin(const SequenceBatch& source);
+  at::Tensor step(const at::Tensor& tokens, DecodeState& state) const;
+
+  void redraw(int64_t index);
+  LanguageModel encoder() const { return encoder_; }
+  LanguageModel decoder() const { return decoder_; }
 
  private:
-  PerformerLM encoder_{nullptr};
-  Autoregressive decoder_{nullptr};
+  LanguageModel encoder_{nullptr}, decoder_{nullptr};
 };
 TORCH_MODULE(EncoderDecoder);
 

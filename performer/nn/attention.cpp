@@ -3,9 +3,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "performer/base/error.h"
 #include "performer/nn/chunk_attention.h"
-#include "performer/nn/exact_attention.h"
+#include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
 
@@ -21,12 +24,57 @@ at::Tensor normalize_heads(const at::Tensor& x, const at::Tensor& gain) {
   return (precise * (mean_square + kNormEpsilon).rsqrt() * gain).to(x.scalar_type());
 }
 
+at::Tensor heads_of(const at::Tensor& x, int64_t first, int64_t count) {
+  return x.defined() ? x.narrow(-2, first, count) : x;
+}
+
+// Places of the first `count` tokens of each segment, and their bounds.
+struct FirstTokens {
+  at::Tensor places, bounds;
+};
+FirstTokens first_tokens(const at::Tensor& cu, int64_t count) {
+  const auto all = cu.accessor<int64_t, 1>();
+  std::vector<int64_t> places, bounds = {0};
+  for (int64_t n = 0; n + 1 < all.size(0); ++n) {
+    for (int64_t i = all[n]; i < std::min(all[n] + count, all[n + 1]); ++i) places.push_back(i);
+    bounds.push_back(static_cast<int64_t>(places.size()));
+  }
+  return {at::tensor(places, at::kLong), at::tensor(bounds, at::kLong)};
+}
+
 }  // namespace
 
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::Heads::part(int64_t first, int64_t count) const {
+  return {heads_of(query, first, count), heads_of(key, first, count), heads_of(value, first, count)};
+}
+
+// What the parts of a layer have read.
+struct MultiHeadAttentionImpl::StreamCache final : Cache {
+  std::unique_ptr<Cache> kind, local, exact;  // null where the layer has no such part
+  int64_t length = 0;
+
+  std::unique_ptr<Cache> select(const at::Tensor& rows) const override {
+    auto selected = std::make_unique<StreamCache>();
+    if (kind) selected->kind = kind->select(rows);
+    if (local) selected->local = local->select(rows);
+    if (exact) selected->exact = exact->select(rows);
+    selected->length = length;
+    return selected;
+  }
+};
+
 MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention,
-                                               int64_t layer)
-    : model_(model), attention_(attention) {
+                                               int64_t layer, AttentionRole role)
+    : model_(model), attention_(attention), role_(role) {
   validate(model, attention);
+  can_ = find_kind(attention.kind).capabilities;
+  if (role == AttentionRole::self) {
+    local_heads_ = attention.local_heads;
+    begin_kernel_ = attention.begin_kernel;
+  } else {
+    require(attention.kind, can_.cross, "cross-attention", "choose exact or a favor-* kind");
+    model_.positions = "none";
+  }
   head_size_ = performer::head_size(model);
   const int64_t inner = model.heads * head_size_;
   const auto linear = [&](const char* name, int64_t in, int64_t out) {
@@ -44,28 +92,40 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
   }
   if (attention.learned_temperature)
     temperature_ = register_parameter("temperature", at::ones({model.heads}));
-  if (is_favor(attention) || is_preset(attention)) {
-    linear_ = register_module(
-        "linear", LinearAttention(attention, model.heads, head_size_, model.objective == "causal", layer));
+  make_kinds(layer);
+}
+
+void MultiHeadAttentionImpl::make_kinds(int64_t layer) {
+  if (global_heads() > 0) {
+    kind_ =
+        register_module("kind", make_attention(attention_, {global_heads(), head_size_, causal(), layer}));
+  }
+  if (local_heads_ > 0) {
+    AttentionConfig local;
+    local.kind = "local";
+    local.set("window", attention_.local_window);
+    local_ = register_module("local", make_attention(local, {local_heads_, head_size_, causal(), layer}));
+  }
+  if (begin_kernel_ > 0 && kind_) {
+    AttentionConfig exact;
+    exact.kind = "exact";
+    exact_ = register_module("exact", make_attention(exact, {global_heads(), head_size_, causal(), layer}));
   }
 }
 
 void MultiHeadAttentionImpl::redraw(int64_t index) {
-  if (linear_) linear_->redraw(index);
+  if (kind_) kind_->redraw(index);
 }
 
-void MultiHeadAttentionImpl::update_statistics() {
-  if (linear_) linear_->update_statistics();
+void MultiHeadAttentionImpl::after_step() {
+  if (kind_) kind_->after_step();
 }
 
-MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
-                                                              const at::Tensor& positions,
-                                                              const at::Tensor& rotary) {
-  const auto split = [&](const at::Tensor& flat) { return flat.unflatten(-1, {model_.heads, head_size_}); };
-  Heads heads{{}, {}, split(value_(x))};
-  if (attention_.kind == "identity") return heads;
-  heads.query = split(query_(x));
-  heads.key = split(key_(x));
+at::Tensor MultiHeadAttentionImpl::project_out(const at::Tensor& heads) const {
+  return dense(out_, heads.flatten(-2));
+}
+
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::normalize(Heads heads) const {
   if (query_gain_.defined()) {
     heads.query = normalize_heads(heads.query, query_gain_);
     heads.key = normalize_heads(heads.key, key_gain_);
@@ -73,6 +133,17 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
   if (temperature_.defined()) {
     heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.key.scalar_type());
   }
+  return heads;
+}
+
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
+                                                              const at::Tensor& positions,
+                                                              const at::Tensor& rotary) const {
+  Heads heads{{}, {}, split(dense(value_, x))};
+  if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0) return heads;
+  heads.query = split(dense(query_, x));
+  heads.key = split(dense(key_, x));
+  heads = normalize(heads);
   if (model_.positions == "rotary") {
     const at::Tensor table =
         rotary.defined() ? rotary : rotary_table(positions, head_size_, heads.query.scalar_type());
@@ -82,47 +153,130 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
   return heads;
 }
 
-at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) {
-  const bool causal = model_.objective == "causal";
-  if (attention_.kind == "exact") return exact_attention(heads.query, heads.key, heads.value, causal, batch);
-  if (attention_.kind == "identity") {
-    if (!batch.key_mask) return heads.value;
-    return heads.value.masked_fill(batch.key_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
+ops::AttentionInputs MultiHeadAttentionImpl::inputs_of(const Heads& heads, const SequenceBatch& batch) const {
+  ops::AttentionInputs inputs;
+  inputs.query = heads.query;
+  inputs.key = heads.key;
+  inputs.value = heads.value;
+  inputs.causal = causal();
+  inputs.key_mask = batch.key_mask;
+  inputs.query_mask = batch.key_mask;
+  inputs.cu_query = batch.cu_seqlens;
+  return inputs;
+}
+
+at::Tensor MultiHeadAttentionImpl::attend_exactly_first(const at::Tensor& out,
+                                                        const ops::AttentionInputs& inputs) {
+  ops::AttentionInputs first = inputs;
+  at::Tensor places;
+  if (inputs.cu_query) {
+    const FirstTokens tokens = first_tokens(*inputs.cu_query, begin_kernel_);
+    places = tokens.places;
+    first.cu_query = tokens.bounds;
+    first.cu_key = causal() ? tokens.bounds : *inputs.cu_query;
+  } else {
+    places = at::arange(std::min(begin_kernel_, out.size(1)), at::kLong);
+    if (inputs.query_mask) first.query_mask = inputs.query_mask->index_select(1, places);
   }
-  return linear_->forward(heads.query, heads.key, heads.value, batch);
+  first.query = inputs.query.index_select(1, places);
+  if (causal()) {  // later keys are not seen
+    first.key = inputs.key.index_select(1, places);
+    first.value = inputs.value.index_select(1, places);
+    if (inputs.key_mask) first.key_mask = inputs.key_mask->index_select(1, places);
+  }
+  return out.index_copy(1, places, exact_->forward(first).to(out.scalar_type()));
+}
+
+at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) {
+  std::vector<at::Tensor> parts;
+  if (kind_) {
+    const ops::AttentionInputs inputs = inputs_of(local_ ? heads.part(0, global_heads()) : heads, batch);
+    const at::Tensor out = kind_->forward(inputs);
+    parts.push_back(exact_ ? attend_exactly_first(out, inputs) : out);
+  }
+  if (local_) parts.push_back(local_->forward(inputs_of(heads.part(global_heads(), local_heads_), batch)));
+  return parts.size() == 1 ? parts[0] : at::cat(parts, 2);
 }
 
 at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {
   const Heads heads = project(x, batch.positions, batch.rotary);
   if (observer_) observer_(heads.query, heads.key, heads.value);
-  return out_(attend(heads, batch).flatten(-2));
+  return project_out(attend(heads, batch));
 }
 
-at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
-                                        const at::Tensor& rotary) {
-  check<UsageError>(model_.objective == "causal",
-                    "only a causal model can be fed one token at a time; this one has "
-                    "model.objective = {}",
-                    model_.objective);
+at::Tensor MultiHeadAttentionImpl::attend_to(const at::Tensor& x, const SequenceBatch& batch,
+                                             const at::Tensor& context, const SequenceBatch& context_batch) {
+  check<UsageError>(role_ == AttentionRole::cross, "this layer is not a cross-attention layer");
+  const Heads heads = normalize({split(query_(x)), split(key_(context)), split(value_(context))});
+  ops::AttentionInputs inputs = inputs_of(heads, batch);
+  inputs.key_mask = context_batch.key_mask;
+  inputs.cu_key = context_batch.cu_seqlens;
+  return project_out(kind_->forward(inputs));
+}
+
+std::unique_ptr<Cache> MultiHeadAttentionImpl::begin(int64_t batch) const {
+  require(attention_.kind, causal() && can_.streams, "streaming, one token at a time, in this model",
+          "use model.objective = causal and a kind that streams");
+  auto cache = std::make_unique<StreamCache>();
+  if (kind_) cache->kind = kind_->begin(batch);
+  if (local_) cache->local = local_->begin(batch);
+  if (exact_) cache->exact = exact_->begin(batch);
+  return cache;
+}
+
+at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, Cache& cache,
+                                        const at::Tensor& rotary) const {
+  const at::NoGradGuard no_grad;
+  auto& own = dynamic_cast<StreamCache&>(cache);
   const Heads row = project(x.unsqueeze(1), positions.unsqueeze(1), rotary);
-  if (attention_.kind == "identity") return out_(row.value.squeeze(1).flatten(-2));
-  const at::Tensor query = row.query.squeeze(1), key = row.key.squeeze(1), value = row.value.squeeze(1);
-  if (attention_.kind == "exact") {
-    return out_(exact_step(query, key, value, state.keys, state.values, state.length).flatten(-2));
+  const auto token = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.squeeze(1) : tensor; };
+  const Heads heads{token(row.query), token(row.key), token(row.value)};
+  std::vector<at::Tensor> parts;
+  if (kind_) {
+    const Heads global = local_ ? heads.part(0, global_heads()) : heads;
+    at::Tensor out = kind_->step(global.query, global.key, global.value, *own.kind);
+    if (own.exact) {
+      out = exact_->step(global.query, global.key, global.value, *own.exact);
+      if (own.length + 1 >= begin_kernel_) own.exact = nullptr;  // no later query reads it
+    }
+    parts.push_back(out);
   }
-  return out_(linear_->step(query, key, value, state.favor).flatten(-2));
+  if (local_) {
+    const Heads near = heads.part(global_heads(), local_heads_);
+    parts.push_back(local_->step(near.query, near.key, near.value, *own.local));
+  }
+  ++own.length;
+  return project_out(parts.size() == 1 ? parts[0] : at::cat(parts, 1));
+}
+
+std::unique_ptr<Cache> MultiHeadAttentionImpl::begin_cross(const at::Tensor& context,
+                                                           const SequenceBatch& context_batch) const {
+  check<UsageError>(role_ == AttentionRole::cross && !context_batch.cu_seqlens,
+                    "only a cross-attention layer keeps a context, and only one in rows, not in segments");
+  const at::NoGradGuard no_grad;
+  at::Tensor key = split(dense(key_, context));
+  if (key_gain_.defined()) key = normalize_heads(key, key_gain_);
+  return kind_->begin_cross(key, split(dense(value_, context)), context_batch.key_mask);
+}
+
+at::Tensor MultiHeadAttentionImpl::read(const at::Tensor& x, const Cache& cache) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor query = split(dense(query_, x));
+  if (query_gain_.defined()) query = normalize_heads(query, query_gain_);
+  if (temperature_.defined()) query = query * temperature_.unsqueeze(-1);
+  return project_out(kind_->read(query, cache));
 }
 
 at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,
                                                  const ops::State& initial, ops::State* final) {
-  check<UsageError>(
-      model_.objective == "causal" && is_favor(attention_),
-      "only causal attention of a favor-* kind has a state that one chunk can leave to the next; "
-      "this model has model.objective = {} and attention.kind = {}",
-      model_.objective, attention_.kind);
+  check<UsageError>(causal(), "with model.objective = {} tokens see later ones, so no chunk leaves a state",
+                    model_.objective);
+  require(attention_.kind, can_.chunks && local_heads_ == 0 && begin_kernel_ == 0,
+          "state in this layer that one chunk can leave to the next",
+          "use a kind with a state of constant size (favor-softmax), without local heads and begin_kernel");
   const Heads heads = project(x, batch.positions, batch.rotary);
-  const auto attend = [&](const ops::AttentionInputs& inputs) { return linear_->continue_from(inputs); };
-  return out_(attend_chunk(attend, {heads.query, heads.key, heads.value}, batch, initial, final).flatten(-2));
+  const auto attend = [&](const ops::AttentionInputs& inputs) { return kind_->continue_from(inputs); };
+  return project_out(attend_chunk(attend, {heads.query, heads.key, heads.value}, batch, initial, final));
 }
 
 }  // namespace performer::nn

@@ -7,73 +7,96 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 
+#include "performer/nn/attention/kind.h"
 #include "performer/nn/config.h"
-#include "performer/nn/linear_attention.h"
 #include "performer/nn/sequence_batch.h"
 #include "performer/ops/favor.h"
 
 namespace performer::nn {
 
-// What a layer keeps between tokens of a streamed sequence: FAVOR kinds a constant-size state, exact
-// attention its keys and values, identity nothing. A fresh one stands for a sequence without tokens.
-struct LayerState {
-  ops::State favor;
-  at::Tensor keys, values;  // [B, H, capacity, D], of which the first `length` tokens are filled
-  int64_t length = 0;
-};
-
 // Called with what attention sees in a forward pass: queries and keys [B, T, H, D] (normalised and turned by
-// their positions; undefined for kind identity) and values.
+// their positions; undefined for kinds that do not read them) and values.
 using HeadsObserver =
     std::function<void(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value)>;
 
-// Queries, keys and values of each head, attention of one of the kinds of attention_kinds()
-// (docs/mechanisms.md), and an output projection. Weights are Xavier-uniform, biases (an option) zero, as in
-// protein_lm.
+// What a layer attends to: its own sequence, or in a decoder the encoded source sequence.
+enum class AttentionRole { self, cross };
+
+// Queries, keys and values of each head, attention of a registered kind (performer/nn/attention/kind.h), and
+// an output projection. Weights are Xavier-uniform, biases (an option) zero, as in protein_lm.
+//
+// attention.local_heads: that many heads, the last ones, use kind `local` instead. attention.begin_kernel:
+// the other heads use exact attention for the first queries of each sequence (Keras KernelAttention's option
+// of that name, where such queries also have an output projection of their own).
 class MultiHeadAttentionImpl : public torch::nn::Module {
  public:
-  // `layer` names the random projections, together with attention.seed.
-  MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer);
+  // `layer` names the random projections, together with attention.seed. Cross-attention is bidirectional,
+  // without positions, local heads and begin_kernel.
+  MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer,
+                         AttentionRole role = AttentionRole::self);
 
   // x [B, T, width] -> [B, T, width]; masks and segments from `batch`. Masked keys are not seen; masked rows
   // attend to nothing and give out(0).
   at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);
-  // One token: x [B, width], positions [B] int64 -> [B, width]; `state` is updated. Causal models only.
-  // `rotary` as in SequenceBatch, of positions [B, 1].
-  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
-                  const at::Tensor& rotary = {});
+  // Cross-attention: x [B, T, width] reads context [B, S, width]; the masks, or the segments, of both.
+  at::Tensor attend_to(const at::Tensor& x, const SequenceBatch& batch, const at::Tensor& context,
+                       const SequenceBatch& context_batch);
+
+  // Streaming of causal models: a cache of sequences without tokens, and one token of each, x [B, width],
+  // positions [B] int64 -> [B, width]. `rotary` as in SequenceBatch, of positions [B, 1]. No gradients.
+  std::unique_ptr<Cache> begin(int64_t batch) const;
+  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, Cache& cache,
+                  const at::Tensor& rotary = {}) const;
+  // Streaming of decoders: what cross-attention keeps of the context, and x [B, T, width] that reads it.
+  std::unique_ptr<Cache> begin_cross(const at::Tensor& context, const SequenceBatch& context_batch) const;
+  at::Tensor read(const at::Tensor& x, const Cache& cache) const;
+
   // Consecutive tokens of a batch, x [B, C, width] -> [B, C, width], with the masks and segments of these
   // tokens alone in `batch`. `initial` is the state that the chunk before left, undefined when no sequence
   // goes on from there: a state for each row, or when packed one, of the first segment. `final`, unless null,
-  // becomes the state after the chunk, of each row or of the last segment. Causal models of FAVOR kinds only.
-  // Differentiable in x and in kv and key_sum of `initial`.
+  // becomes the state after the chunk, of each row or of the last segment. Causal models of kinds with
+  // Capabilities::chunks, without local heads and begin_kernel. Differentiable in x and in kv and key_sum of
+  // `initial`.
   at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::State& initial,
                            ops::State* final);
 
-  // Replaces the random projection in place by draw number `index`; does nothing for kinds without one.
+  // Replaces random projections in place by draw number `index`.
   void redraw(int64_t index);
-  // Running moments of maps that have them take in the last training batch; call after an optimizer step.
-  void update_statistics();
+  // Called after every optimizer step.
+  void after_step();
   void observe(HeadsObserver observer) { observer_ = std::move(observer); }
   const AttentionConfig& config() const { return attention_; }
 
  private:
   struct Heads {
     at::Tensor query, key, value;  // [B, T, H, D]
+    Heads part(int64_t first, int64_t count) const;
   };
-  Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary);
+  struct StreamCache;
+  bool causal() const { return role_ == AttentionRole::self && model_.objective == "causal"; }
+  int64_t global_heads() const { return model_.heads - local_heads_; }
+  void make_kinds(int64_t layer);
+  at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {model_.heads, head_size_}); }
+  at::Tensor project_out(const at::Tensor& heads) const;  // [..., H, D] -> [..., width]
+  Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
+  Heads normalize(Heads heads) const;
+  ops::AttentionInputs inputs_of(const Heads& heads, const SequenceBatch& batch) const;
   at::Tensor attend(const Heads& heads, const SequenceBatch& batch);  // [B, T, H, D]
+  at::Tensor attend_exactly_first(const at::Tensor& out, const ops::AttentionInputs& inputs);
 
   ModelConfig model_;
   AttentionConfig attention_;
-  int64_t head_size_;
+  AttentionRole role_;
+  int64_t head_size_, local_heads_ = 0, begin_kernel_ = 0;
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
   at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature
+  Capabilities can_;                  // of the kind
+  std::shared_ptr<Attention> kind_;   // of the global heads, null when all heads are local
+  std::shared_ptr<Attention> local_;  // null without local heads
+  std::shared_ptr<Attention> exact_;  // of begin_kernel, else null
   HeadsObserver observer_;
-  LinearAttention linear_{nullptr};  // favor-* kinds and presets
 };
 TORCH_MODULE(MultiHeadAttention);
 

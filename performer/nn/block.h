@@ -7,39 +7,73 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
+#include <memory>
+
 #include "performer/nn/attention.h"
+#include "performer/nn/reversible.h"
 #include "performer/ops/dropout.h"
 
 namespace performer::nn {
 
+// What a block remembers of the streamed sequences of a batch.
+struct BlockCache {
+  std::unique_ptr<Cache> attention, cross;  // cross: null unless the block has cross-attention
+  at::Tensor attention_token, ffn_token;    // [B, width]: what token shift reads of the last token
+
+  BlockCache select(const at::Tensor& rows) const;
+};
+
+// What a decoder's block attends to beside its own sequence.
+struct Context {
+  at::Tensor encoded;   // [B, S, width]
+  SequenceBatch batch;  // its masks
+};
+
 class BlockImpl : public torch::nn::Module {
  public:
-  BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer);
+  // With `cross` the block attends to a context between its two other parts.
+  BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross = false);
 
-  at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch);  // [B, T, width] -> same
+  // x [B, T, width] -> same. `context` is for blocks with cross-attention.
+  at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context = nullptr);
+  // The block as two branches of a reversible layer (model.reversible). Batch and context are kept by value.
+  ReversibleLayer reversible_layer(const SequenceBatch& batch);
+
   // The tokens of a chunk, x [B, C, width] -> same, as forward() of the whole batch gives them, dropout
-  // included; states as in MultiHeadAttentionImpl::forward_chunk.
+  // included; states as in MultiHeadAttentionImpl::forward_chunk. Not for token shift and cross-attention.
   at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::TokenWindow& window,
                            const ops::State& initial, ops::State* final);
-  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, LayerState& state,
-                  const at::Tensor& rotary = {});  // [B, width]
-  void redraw(int64_t index) { attention_->redraw(index); }
+
+  // Streaming, see LanguageModelImpl::step(): x [B, width] -> same, in evaluation mode.
+  BlockCache begin(int64_t batch, const Context* context = nullptr) const;
+  at::Tensor step(const at::Tensor& x, const at::Tensor& positions, BlockCache& cache,
+                  const at::Tensor& rotary = {}) const;
+  // The same of a reversible layer: both streams move on.
+  void step_reversible(Streams& streams, const at::Tensor& positions, BlockCache& cache,
+                       const at::Tensor& rotary = {}) const;
+
+  void redraw(int64_t index);
+  void after_step();
   void observe_attention(HeadsObserver observer) { attention_->observe(std::move(observer)); }
-  void update_statistics() { attention_->update_statistics(); }
 
  private:
   // `window` is null for a whole batch.
-  at::Tensor feed_forward(const at::Tensor& x, const ops::TokenWindow* window);
-  template <class Attend>
-  at::Tensor apply(const at::Tensor& x, const ops::TokenWindow* window, Attend&& attend);
+  at::Tensor feed_forward(const at::Tensor& x, const ops::TokenWindow* window) const;
+  at::Tensor shifted(const at::Tensor& x, const SequenceBatch& batch) const;
+  // One streamed token [B, width]; `last` is the token before it, and moves on.
+  at::Tensor shifted_token(const at::Tensor& x, at::Tensor& last) const;
+  // x + branch(norm(x)), or norm(x + branch(x)) with model.norm = post.
+  template <class Branch>
+  at::Tensor residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, Branch&& branch) const;
 
   at::Tensor drop(const at::Tensor& x, const ops::TokenWindow* window) const;  // in training mode only
 
   bool pre_norm_;
   double dropout_;
   std::string activation_;
-  MultiHeadAttention attention_{nullptr};
-  torch::nn::LayerNorm attention_norm_{nullptr}, ffn_norm_{nullptr};
+  std::vector<int64_t> shifts_;  // none without token shift
+  MultiHeadAttention attention_{nullptr}, cross_attention_{nullptr};
+  torch::nn::LayerNorm attention_norm_{nullptr}, cross_norm_{nullptr}, ffn_norm_{nullptr};
   torch::nn::Linear up_{nullptr}, down_{nullptr};
 };
 TORCH_MODULE(Block);

@@ -8,14 +8,10 @@
 #include <variant>
 
 #include "performer/base/error.h"
-#include "performer/compat/presets.h"
-#include "performer/nn/linear_attention.h"
+#include "performer/nn/attention/kind.h"
 
 namespace performer {
 namespace {
-
-// Far above anything trained, and low enough that no product of two sizes overflows.
-constexpr int64_t kLargestSize = int64_t{1} << 24;
 
 void check_size(const char* key, int64_t value, int64_t smallest = 1) {
   check<UsageError>(value >= smallest && value <= kLargestSize, "{} must be between {} and {}, not {}", key,
@@ -51,34 +47,49 @@ void validate_model(const ModelConfig& model) {
       "model.positions = rotary turns pairs of numbers and needs an even head size, not {} (model.head_size, "
       "or model.width / model.heads)",
       head_size(model));
+  check<UsageError>(!model.reversible || model.norm == "pre",
+                    "model.reversible = true needs model.norm = pre, not {}", model.norm);
   check<UsageError>(model.norm_epsilon > 0 && std::isfinite(model.norm_epsilon),
                     "model.norm_epsilon must be above 0, not {}", model.norm_epsilon);
   check<UsageError>(model.dropout >= 0 && model.dropout < 1,
                     "model.dropout must be at least 0 and below 1, not {}", model.dropout);
 }
 
-// Keys that a preset fixes must be left alone, or a model would not be what its configuration says.
-void validate_preset(const AttentionConfig& attention) {
-  const AttentionConfig plain;
-  const auto fixed = [&](const char* key, bool changed) {
-    check<UsageError>(!changed, "{} is fixed by attention.kind = {}; leave it at its default", key,
-                      attention.kind);
-  };
-  fixed("attention.projection", attention.projection != plain.projection);
-  fixed("attention.row_norm", attention.row_norm != plain.row_norm);
-  fixed("attention.epsilon", attention.epsilon != plain.epsilon);
-  fixed("attention.shared_projection", attention.shared_projection != plain.shared_projection);
-}
-
-void validate_attention(const AttentionConfig& attention, int64_t head_size) {
-  check_choices("attention", attention);
-  check_size("attention.features", attention.features);
-  check<UsageError>(attention.epsilon == -1 || (attention.epsilon >= 0 && std::isfinite(attention.epsilon)),
-                    "attention.epsilon must be at least 0, or -1 for the default, not {}", attention.epsilon);
+void validate_attention(const ModelConfig& model, const AttentionConfig& attention) {
+  check_options(attention);
   check<UsageError>(attention.redraw_every >= 0, "attention.redraw_every must be at least 0 (never), not {}",
                     attention.redraw_every);
-  if (is_preset(attention)) validate_preset(attention);
-  if (is_favor(attention)) ops::validate(nn::feature_map_options(attention), head_size);
+  check<UsageError>(attention.local_heads >= 0 && attention.local_heads <= model.heads,
+                    "attention.local_heads must be between 0 and model.heads ({}), not {}", model.heads,
+                    attention.local_heads);
+  check_size("attention.local_window", attention.local_window);
+  check_size("attention.begin_kernel", attention.begin_kernel, 0);
+  const nn::AttentionKind& kind = nn::find_kind(attention.kind);
+  nn::require(kind.name,
+              model.objective == "causal" ? kind.capabilities.causal : kind.capabilities.bidirectional,
+              model.objective == "causal" ? "causal form" : "bidirectional form",
+              "choose another kind, or another model.objective");
+  if (kind.validate)
+    kind.validate(attention, {model.heads, head_size(model), model.objective == "causal", 0});
+}
+
+// An option that a kind has, with the value of the configuration.
+std::vector<FieldInfo> own_options(const std::string& section, const AttentionConfig& config) {
+  std::vector<FieldInfo> fields = nn::find_kind(config.kind).options;
+  for (FieldInfo& field : fields) {
+    field.section = section;
+    const auto found = config.options.find(field.name);
+    if (found != config.options.end()) field.value = found->second;
+  }
+  return fields;
+}
+
+void drop_foreign_options(AttentionConfig& config) {
+  const std::vector<FieldInfo> known = nn::find_kind(config.kind).options;
+  std::erase_if(config.options, [&](const auto& option) {
+    return std::none_of(known.begin(), known.end(),
+                        [&](const FieldInfo& field) { return field.name == option.first; });
+  });
 }
 
 }  // namespace
@@ -87,34 +98,63 @@ int64_t head_size(const ModelConfig& model) {
   return model.head_size > 0 ? model.head_size : model.width / model.heads;
 }
 
-std::vector<std::string> attention_kinds() {
-  std::vector<std::string> kinds = {"favor-softmax", "favor-relu"};
-  for (const std::string& map : ops::feature_map_names()) {
-    if (map != "favor+" && map != "relu") kinds.push_back("favor-" + map);
+bool limits_length(const ModelConfig& model) {
+  return model.positions == "learned" || model.positions == "axial";
+}
+
+std::vector<FieldInfo> list_fields(const std::string& section, const AttentionConfig& config) {
+  std::vector<FieldInfo> fields = list_fields<AttentionConfig>(section, config);
+  const std::vector<FieldInfo> own = own_options(section, config);
+  fields.insert(fields.end(), own.begin(), own.end());
+  return fields;
+}
+
+void set_field(const std::string& section, AttentionConfig& config, const std::string& name,
+               const std::string& text) {
+  if (name == "kind") {
+    nn::find_kind(text);  // throws for an unknown one
+    config.kind = text;
+    drop_foreign_options(config);
+    return;
   }
-  kinds.insert(kinds.end(), {"exact", "identity"});
-  const std::vector<std::string> presets = compat::preset_names();
-  kinds.insert(kinds.end(), presets.begin(), presets.end());
-  return kinds;
+  std::vector<std::string> known;
+  for (const FieldInfo& field : own_options(section, config)) {
+    known.push_back(field.key());
+    if (field.name != name) continue;
+    config.options[name] = parse_field(field, text);
+    return;
+  }
+  for (const FieldInfo& field : list_fields<AttentionConfig>(section, config)) {
+    known.push_back(field.key());
+    if (field.name == name) return set_field<AttentionConfig>(section, config, name, text);
+  }
+  for (const std::string& other : nn::kind_names()) {
+    for (const FieldInfo& field : nn::find_kind(other).options) {
+      check<UsageError>(field.name != name,
+                        "{}.{} is not an option of attention.kind = {} (it is one of {}): leave it out, or "
+                        "choose another kind",
+                        section, name, config.kind, other);
+    }
+  }
+  throw_unknown_key(section + "." + name, known);
 }
 
-bool is_favor(const AttentionConfig& attention) {
-  return attention.kind.starts_with("favor-");
-}
-
-bool is_preset(const AttentionConfig& attention) {
-  return !is_favor(attention) && attention.kind != "exact" && attention.kind != "identity";
-}
-
-std::string map_name(const AttentionConfig& attention) {
-  check<UsageError>(is_favor(attention), "attention.kind = {} has no feature map of ours", attention.kind);
-  const std::string map = attention.kind.substr(std::string("favor-").size());
-  return map == "softmax" ? "favor+" : map;
+void check_options(const AttentionConfig& config) {
+  const std::vector<FieldInfo> known = nn::find_kind(config.kind).options;
+  for (const auto& [name, value] : config.options) {
+    const auto field =
+        std::find_if(known.begin(), known.end(), [&](const auto& f) { return f.name == name; });
+    check<UsageError>(field != known.end(), "attention.{} is not an option of attention.kind = {}", name,
+                      config.kind);
+    check<UsageError>(field->value.index() == value.index(), "attention.{} must be {}, but is {}", name,
+                      type_name(field->value), to_text(value));
+    parse_field(*field, to_text(value));
+  }
 }
 
 void validate(const ModelConfig& model, const AttentionConfig& attention) {
   validate_model(model);
-  validate_attention(attention, head_size(model));
+  validate_attention(model, attention);
 }
 
 }  // namespace performer

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -10,51 +11,59 @@
 
 namespace performer {
 
-// What attention.kind may be: favor-softmax and favor-MAP for every other own map
-// (performer/ops/feature_maps.h), the presets of the reference systems (performer/compat/presets.h), exact,
-// and identity.
-std::vector<std::string> attention_kinds();
-
+// The section [attention]: the kind, what the layer around it does, and the kind's own options
+// (performer/nn/attention/kind.h), which stand beside the other keys: attention.features, for example.
 struct AttentionConfig {
   std::string kind = "favor-relu";
-  int64_t features = 256;
-  std::string projection = "auto";
-  std::string row_norm = "chi";
-  bool shared_projection = false;
-  double epsilon = -1;
+  int64_t local_heads = 0;
+  int64_t local_window = 128;
+  int64_t begin_kernel = 0;
   int64_t redraw_every = 1000;
   int64_t seed = 0;
   bool qk_norm = false;
   bool learned_temperature = false;
+  // Options of the kind that are not at their defaults, by name.
+  std::map<std::string, FieldValue> options = {};
 
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit(
-        "kind", self.kind,
-        "favor-softmax and other favor-* maps, exact, identity (attention replaced by its values: the upper "
-        "bound of speed), or a preset that reproduces a reference system; docs/mechanisms.md describes each",
-        attention_kinds());
-    visit("features", self.features, "random features M of a projected map");
-    visit("projection", self.projection,
-          "orthogonal, iid, hadamard, givens, simplex, none (features are the inputs themselves), or auto: "
-          "orthogonal, and none for element-wise maps as in the released protein models",
-          Choices{"auto", "orthogonal", "iid", "hadamard", "givens", "simplex", "none"});
-    visit(
-        "row_norm", self.row_norm,
-        "lengths of the projection's rows: chi (of a Gaussian vector) or sqrt-d (regularised kernel, SMREG)",
-        Choices{"chi", "sqrt-d"});
-    visit("shared_projection", self.shared_projection,
-          "one projection for all heads of a layer, not one for each");
-    visit("epsilon", self.epsilon,
-          "added to element-wise features; -1: 1e-3 for favor-relu, else 0. Maps of softmax need none");
+    visit("kind", self.kind,
+          "what attention computes: favor-relu, favor-softmax, exact, local, identity or another kind of "
+          "`performer info --kinds`; docs/mechanisms.md describes each");
+    visit("local_heads", self.local_heads,
+          "the last heads that use exact attention within windows (kind local) beside the others");
+    visit("local_window", self.local_window,
+          "tokens of a window of the local heads; a query sees its own window and the neighbouring ones");
+    visit("begin_kernel", self.begin_kernel,
+          "tokens at the beginning of a sequence whose queries use exact attention; later ones use the kind");
     visit("redraw_every", self.redraw_every,
-          "optimizer steps between redraws of the projection; 1: in each, 0: never");
+          "optimizer steps between redraws of random projections; 1: in each, 0: never");
     visit("seed", self.seed, "names the projections, together with layer, head and redraw index");
     visit("qk_norm", self.qk_norm,
           "normalise queries and keys of each head to unit root mean square, with learned gains");
     visit("learned_temperature", self.learned_temperature, "learned factor on the queries of each head");
   }
+  // Sets an option of the kind: set("features", 64).
+  template <class T>
+  AttentionConfig& set(const std::string& name, const T& value) {
+    if constexpr (std::is_same_v<T, bool> || std::is_same_v<T, double>)
+      options[name] = value;
+    else if constexpr (std::is_integral_v<T>)
+      options[name] = static_cast<int64_t>(value);
+    else
+      options[name] = std::string(value);
+    return *this;
+  }
 };
+
+// The keys of [attention] with their present values: the common ones and those of the chosen kind.
+std::vector<FieldInfo> list_fields(const std::string& section, const AttentionConfig& config);
+// Sets a key. A new kind drops the options that it does not have. Throws UsageError with the nearest known
+// name for an unknown key, kind or choice.
+void set_field(const std::string& section, AttentionConfig& config, const std::string& name,
+               const std::string& text);
+// Throws UsageError for options that the kind does not have, of another type or outside of their choices.
+void check_options(const AttentionConfig& config);
 
 struct ModelConfig {
   std::string objective = "causal";
@@ -72,10 +81,12 @@ struct ModelConfig {
   bool attention_bias = false;
   bool tied_output = false;
   bool regression_head = false;
+  bool reversible = false;
+  bool token_shift = false;
 
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
-    visit("objective", self.objective, "causal (next residue) or masked (hidden residues)",
+    visit("objective", self.objective, "causal (next token) or masked (hidden tokens)",
           Choices{"causal", "masked"});
     visit("layers", self.layers, "Transformer blocks");
     visit("width", self.width, "size of the residual stream");
@@ -83,18 +94,25 @@ struct ModelConfig {
     visit("head_size", self.head_size, "size of a head; 0: width / heads");
     visit("ffn", self.ffn, "inner size of the feed-forward part");
     visit("max_length", self.max_length,
-          "longest sequence that learned positions cover; other positions have no limit");
+          "longest sequence that learned and axial positions cover; other positions have no limit");
     visit("norm", self.norm, "pre or post: where the layer norms stand", Choices{"pre", "post"});
     visit("norm_epsilon", self.norm_epsilon, "added to the variance in layer norms");
-    visit("positions", self.positions, "rotary, sinusoidal, learned, or none",
-          Choices{"rotary", "sinusoidal", "learned", "none"});
+    visit("positions", self.positions,
+          "rotary, sinusoidal, learned, axial (learned, as a sum of two smaller tables), or none",
+          Choices{"rotary", "sinusoidal", "learned", "axial", "none"});
     visit("activation", self.activation, "gelu-tanh, gelu or relu", Choices{"gelu-tanh", "gelu", "relu"});
     visit("dropout", self.dropout,
           "after the embedding, the attention output and twice in the feed-forward part");
     visit("attention_bias", self.attention_bias, "biases in the four projections of attention");
     visit("tied_output", self.tied_output, "output layer shares the embedding's weights");
     visit("regression_head", self.regression_head,
-          "a number for each residue beside the logits, for users of the library");
+          "a number for each token beside the logits, for users of the library");
+    visit("reversible", self.reversible,
+          "reversible blocks: activations are computed again in the backward pass, so that memory does not "
+          "grow with the number of layers (needs model.norm = pre)");
+    visit("token_shift", self.token_shift,
+          "half of the features that attention and feed-forward parts read come from the previous token "
+          "(masked models: a third each from both neighbours)");
   }
 };
 
@@ -102,11 +120,10 @@ struct ModelConfig {
 // size with rotary positions, dropout outside [0, 1) ...) and for options that contradict each other.
 void validate(const ModelConfig& model, const AttentionConfig& attention);
 
-// What the defaults -1, 0 and "auto" stand for.
-int64_t head_size(const ModelConfig& model);       // model.head_size, or width / heads
-bool is_favor(const AttentionConfig& attention);   // one of our own maps
-bool is_preset(const AttentionConfig& attention);  // the behaviour of a reference system
-std::string map_name(
-    const AttentionConfig& attention);  // of a favor-* kind, as ops::FeatureMapOptions has it
+int64_t head_size(const ModelConfig& model);  // model.head_size, or width / heads
+// Whether positions end at model.max_length (learned and axial ones do).
+bool limits_length(const ModelConfig& model);
+// Far above anything trained, and low enough that no product of two sizes overflows.
+inline constexpr int64_t kLargestSize = int64_t{1} << 24;
 
 }  // namespace performer

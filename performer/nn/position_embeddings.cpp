@@ -46,9 +46,13 @@ at::Tensor AxialPositionsImpl::forward(int64_t length) {
                     "a sequence of {} tokens is longer than the {} axial positions; shorten it, or take a "
                     "larger axial shape",
                     length, max_length_);
+  return table().narrow(0, 0, length);
+}
+
+at::Tensor AxialPositionsImpl::table() const {
   at::Tensor sum = weights_[0];
   for (size_t axis = 1; axis < weights_.size(); ++axis) sum = sum + weights_[axis];
-  return sum.reshape({max_length_, dim_}).narrow(0, 0, length);
+  return sum.reshape({max_length_, dim_});
 }
 
 std::vector<int64_t> default_axial_shape(int64_t max_length) {

@@ -33,6 +33,7 @@ class AxialPositionsImpl : public torch::nn::Module {
  public:
   AxialPositionsImpl(const std::vector<int64_t>& shape, int64_t dim);
   at::Tensor forward(int64_t length);  // [length, dim]; UsageError beyond product(shape)
+  at::Tensor table() const;            // [product(shape), dim]
   int64_t max_length() const { return max_length_; }
 
  private:

@@ -25,7 +25,7 @@ struct Predictions {
   at::Tensor best;               // int64 [N]
 };
 
-Predictions predict(ProteinLM& model, const data::Batch& batch) {
+Predictions predict(LanguageModel& model, const data::Batch& batch) {
   const at::Tensor logits = model->forward(to_tensors(batch)).flatten(0, 1);
   const at::Tensor targets = target_tensor(batch).reshape({-1, 1});
   const at::Tensor log_probabilities = at::log_softmax(logits, -1, at::kFloat);
@@ -85,7 +85,7 @@ at::Tensor weight_tensor(const data::Batch& batch) {
   return copy_to_tensor(batch.weights, {batch.rows, batch.width}, at::kFloat);
 }
 
-Evaluation evaluate(ProteinLM& model, const data::SequenceStore& store, const DataConfig& data,
+Evaluation evaluate(LanguageModel& model, const data::SequenceStore& store, const DataConfig& data,
                     const data::Baselines& baselines) {
   const auto started = std::chrono::steady_clock::now();
   const c10::NoGradGuard no_grad;

@@ -5,7 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "performer/data/baselines.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 
 namespace performer {
 
@@ -21,7 +21,7 @@ struct Evaluation {
 
 // One pass over `store`, in float32 and without dropout; leaves the model in the mode it found it in. The
 // result does not depend on data.batch_tokens beyond rounding.
-Evaluation evaluate(ProteinLM& model, const data::SequenceStore& store, const DataConfig& data,
+Evaluation evaluate(LanguageModel& model, const data::SequenceStore& store, const DataConfig& data,
                     const data::Baselines& baselines);
 
 // {"model": {"accuracy", "perplexity", "tokens"}, "unigram": {...}, "bigram": {...}, "end_marker": {...},

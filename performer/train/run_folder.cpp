@@ -15,7 +15,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 
 namespace performer {
 namespace fs = std::filesystem;

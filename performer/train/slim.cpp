@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "performer/base/error.h"
-#include "performer/ops/feature_maps.h"
+#include "performer/nn/attention/kind.h"
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
 
@@ -81,8 +81,8 @@ States leaves(const States& states) {
 
 class SlimPass {
  public:
-  SlimPass(ProteinLM& model, const SequenceBatch& batch, const at::Tensor& targets, const at::Tensor& weights,
-           const SlimOptions& options)
+  SlimPass(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets,
+           const at::Tensor& weights, const SlimOptions& options)
       : model_(model),
         batch_(batch),
         targets_(targets),
@@ -150,7 +150,7 @@ class SlimPass {
     return result;
   }
 
-  ProteinLM& model_;
+  LanguageModel& model_;
   const SequenceBatch& batch_;
   const at::Tensor &targets_, &weights_;
   const SlimOptions& options_;
@@ -163,7 +163,7 @@ class SlimPass {
 
 }  // namespace
 
-BatchSums slim_backward(ProteinLM& model, const SequenceBatch& batch, const at::Tensor& targets,
+BatchSums slim_backward(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets,
                         const at::Tensor& weights, const SlimOptions& options) {
   check<UsageError>(options.chunk >= 1, "SLiM needs chunks of at least one token, not {}", options.chunk);
   return SlimPass(model, batch, targets, weights, options).run();
@@ -178,16 +178,18 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
       "train.checkpoint_activations = true to save memory",
       train.slim_chunk, model.objective);
   check<UsageError>(
-      is_favor(attention),
-      "train.slim_chunk = {} needs an attention.kind of favor-*, whose state stands for all tokens "
-      "before a chunk, found {}: change it, or set train.slim_chunk = 0, and "
-      "train.checkpoint_activations = true to save memory",
+      nn::find_kind(attention.kind).capabilities.chunks,
+      "train.slim_chunk = {} needs an attention kind with a state that stands for all tokens before a chunk, "
+      "which attention.kind = {} does not have: choose favor-softmax or favor-relu, or set train.slim_chunk "
+      "= "
+      "0, and train.checkpoint_activations = true to save memory",
       train.slim_chunk, attention.kind);
-  check<UsageError>(!ops::feature_map_traits(map_name(attention)).statistics,
-                    "train.slim_chunk = {} does not go with attention.kind = {}, whose moments are measured "
-                    "over whole batches: choose a "
-                    "kind without statistics (favor-softmax), or set train.slim_chunk = 0",
-                    train.slim_chunk, attention.kind);
+  check<UsageError>(
+      attention.local_heads == 0 && attention.begin_kernel == 0 && !model.token_shift && !model.reversible,
+      "train.slim_chunk = {} does not go with attention.local_heads, attention.begin_kernel, "
+      "model.token_shift and model.reversible, of which one is set: unset it, or set "
+      "train.slim_chunk = 0",
+      train.slim_chunk);
   check<UsageError>(
       !train.checkpoint_activations,
       "train.slim_chunk = {} recomputes chunks as a whole, which leaves nothing to "

@@ -9,7 +9,7 @@
 // own code its digits.
 #pragma once
 
-#include "performer/models/protein_lm.h"
+#include "performer/models/language_model.h"
 #include "performer/train/trainer.h"
 
 namespace performer {
@@ -33,7 +33,7 @@ struct SlimOptions {
 // Memory: activations of B x chunk tokens, and for each layer and each bound between chunks the state
 // [B, H, M, E + 2]; packed: [1, H, M, E + 2] at the bounds that the longest segment crosses. Time: a forward
 // pass more than without; packed: only over the segments that cross a bound.
-BatchSums slim_backward(ProteinLM& model, const SequenceBatch& batch, const at::Tensor& targets,
+BatchSums slim_backward(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets,
                         const at::Tensor& weights, const SlimOptions& options);
 
 // Throws UsageError when train.slim_chunk is on and the model is not causal, its attention has no state of

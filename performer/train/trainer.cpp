@@ -62,7 +62,8 @@ int64_t kept_tokens(const TrainRequest& request) {
 std::string memory_advice(const TrainRequest& request) {
   const TrainConfig& train = request.train;
   if (train.slim_chunk > 0) return fmt::format("lower train.slim_chunk ({})", train.slim_chunk);
-  const bool slim = request.model.objective == "causal" && is_favor(request.attention);
+  const bool slim =
+      request.model.objective == "causal" && nn::find_kind(request.attention.kind).capabilities.chunks;
   return slim ? "set train.slim_chunk (1024, say)" : "set train.checkpoint_activations = true";
 }
 
@@ -105,7 +106,7 @@ bool decays(const std::string& name, const at::Tensor& value, const TrainConfig&
   return train.decay == "all" || (value.dim() >= 2 && !name.ends_with("_gain"));
 }
 
-std::vector<NamedParameter> optimizer_parameters(const ProteinLM& model, const TrainConfig& train) {
+std::vector<NamedParameter> optimizer_parameters(const LanguageModel& model, const TrainConfig& train) {
   std::vector<NamedParameter> parameters;
   for (const auto& item : model->named_parameters()) {
     parameters.push_back({item.key(), item.value(), decays(item.key(), item.value(), train)});
@@ -208,7 +209,7 @@ Run::Run(const TrainRequest& request)
   at::manual_seed(static_cast<uint64_t>(request.train.seed));
   or_out_of_memory(
       [&] {
-        saved_.model = ProteinLM(request.model, request.attention, data::kVocabularySize);
+        saved_.model = LanguageModel(request.model, request.attention, data::kVocabularySize);
         adam_.emplace(optimizer_parameters(saved_.model, request.train),
                       AdamOptions{request.train.adam_beta1, request.train.adam_beta2,
                                   request.train.adam_epsilon, request.train.weight_decay});
@@ -244,21 +245,21 @@ void Run::load_held_out() {
 
 // Learned positions end somewhere; better to know before the first step than in the first evaluation.
 void Run::check_lengths() const {
-  if (request_.model.positions != "learned") return;
+  if (!limits_length(request_.model)) return;
   const int64_t markers = request_.model.objective == "masked" ? 2 : 1;
   check<UsageError>(request_.data.length <= request_.model.max_length,
-                    "data.length is {}, but model.positions = learned covers model.max_length = {} tokens: "
+                    "data.length is {}, but model.positions = {} covers model.max_length = {} tokens: "
                     "raise it, or use model.positions = rotary",
-                    request_.data.length, request_.model.max_length);
+                    request_.data.length, request_.model.positions, request_.model.max_length);
   // Pieces and windows keep their places in the sequence, and an evaluation reads sequences whole.
   const std::string& crop = request_.data.crop;
   const bool keeps_places = request_.data.layout != "concatenated" && (crop == "split" || crop == "random");
   int64_t longest = keeps_places ? longest_sequence(*train_store_) : 0;
   if (valid_store_ != nullptr) longest = std::max(longest, longest_sequence(*valid_store_));
   check<UsageError>(longest + markers <= request_.model.max_length,
-                    "the longest sequence takes {} tokens, but model.positions = learned covers "
+                    "the longest sequence takes {} tokens, but model.positions = {} covers "
                     "model.max_length = {}: raise it, or use model.positions = rotary",
-                    longest + markers, request_.model.max_length);
+                    longest + markers, request_.model.positions, request_.model.max_length);
 }
 
 void Run::report_data() {
@@ -450,7 +451,7 @@ StepMetrics Run::optimize(const Group& group) {
         metrics.gradient_norm, metrics.step, train.learning_rate, checkpoint_note());
   metrics.learning_rate = schedule_(metrics.step);
   adam_->step(metrics.learning_rate);
-  saved_.model->update_statistics();
+  saved_.model->after_step();
   return metrics;
 }
 

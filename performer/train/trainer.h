@@ -8,7 +8,7 @@
 
 #include "performer/base/fields.h"
 #include "performer/data/batches.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 #include "performer/nn/config.h"
 #include "performer/train/schedule.h"
 

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "performer/nn/transformer_layers_attention.h"
+#include "performer/references/fast_transformers/layers_attention.h"
 #include "tests/golden/fast_transformers_cases.h"
 
 namespace performer::golden::fast_transformers::attention {

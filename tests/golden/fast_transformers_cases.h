@@ -14,14 +14,14 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/compat/fast_transformers.h"
-#include "performer/nn/attention_masks.h"
-#include "performer/nn/transformer_layers_attention.h"
+#include "performer/references/fast_transformers/attention.h"
+#include "performer/references/fast_transformers/layers_attention.h"
+#include "performer/references/fast_transformers/masks.h"
 #include "tests/golden/golden.h"
 
 namespace performer::golden::fast_transformers {
 
-namespace ft = compat::fast_transformers;
+namespace ft = references::fast_transformers;
 
 inline constexpr const char* kSystem = "fast-transformers";
 inline const std::vector<at::ScalarType> kTypes = {at::kFloat, at::kDouble};

@@ -5,8 +5,8 @@
 
 #include <regex>
 
-#include "performer/nn/import.h"
-#include "performer/nn/transformer_layers.h"
+#include "performer/models/import_weights.h"
+#include "performer/references/fast_transformers/layers.h"
 #include "tests/golden/fast_transformers_cases.h"
 
 namespace performer::golden::fast_transformers::layers {

@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "performer/compat/google.h"
-#include "performer/nn/fast_attention_module.h"
+#include "performer/references/jax/attention.h"
+#include "performer/references/jax/module.h"
 #include "tests/golden/golden.h"
 #include "tests/golden/google_cases.h"
 
@@ -12,10 +12,10 @@ namespace performer::google_attention_golden {
 
 using golden::Case;
 using namespace golden::google_recordings;  // NOLINT: what these files share
-namespace google = compat::google;
+namespace jax = references::jax;
 
-google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
-  google::SoftmaxAttentionOptions options;
+jax::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
+  jax::SoftmaxAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = item.option<int64_t>("m");
   options.renormalize = option_or(item, "renormalize", options.renormalize);
@@ -23,11 +23,11 @@ google::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
   options.unidirectional = option_or(item, "unidirectional", options.unidirectional);
   options.nonnegative = option_or(item, "nonnegative", options.nonnegative);
   options.chunk = option_or(item, "unroll", options.chunk);
-  return google::make_fast_softmax_attention(options, w);
+  return jax::make_fast_softmax_attention(options, w);
 }
 
-google::FastAttention generalized_attention(const Case& item, const at::Tensor& w) {
-  google::GeneralizedAttentionOptions options;
+jax::FastAttention generalized_attention(const Case& item, const at::Tensor& w) {
+  jax::GeneralizedAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = golden::google_recordings::option_or<int64_t>(item, "m", 256);
   const auto projection = item.option<std::string>("projection");
@@ -38,10 +38,10 @@ google::FastAttention generalized_attention(const Case& item, const at::Tensor& 
   options.function = golden::google_recordings::google_function(item.option<std::string>("kernel_fn"));
   options.epsilon = option_or(item, "kernel_epsilon", options.epsilon);
   options.chunk = option_or(item, "unroll", options.chunk);
-  return google::make_fast_generalized_attention(options, w);
+  return jax::make_fast_generalized_attention(options, w);
 }
 
-google::FastAttention attention_of(const Case& item, const at::Tensor& w) {
+jax::FastAttention attention_of(const Case& item, const at::Tensor& w) {
   const auto family = item.option<std::string>("family");
   EXPECT_TRUE(family == "softmax" || family == "gen")
       << item.id << ": family " << family << " is not understood";
@@ -59,7 +59,7 @@ void expect_attention(golden::Group& group, const Case& item, at::ScalarType typ
   const at::Tensor q = golden::google_recordings::leaf(item, "q", type),
                    k = golden::google_recordings::leaf(item, "k", type),
                    v = golden::google_recordings::leaf(item, "v", type);
-  const google::FastAttention attention =
+  const jax::FastAttention attention =
       attention_of(item, golden::google_recordings::leaf(item, "W", type, false));
   const auto [out, denominator] = attention.attend(q, k, v, axis_of(item));
   group.expect(item, "out", out);
@@ -99,7 +99,7 @@ nn::FastAttentionModule module_of(const Case& item) {
   options.qkv_features = options.heads * item.option<int64_t>("d_head");
   options.out_features = item.tensor("out_kernel").size(-1);
   options.use_bias = item.has("query_bias");
-  google::SoftmaxAttentionOptions attention;
+  jax::SoftmaxAttentionOptions attention;
   attention.features = item.option<int64_t>("m");
   attention.redraw = false;
   attention.unidirectional = item.option<bool>("unidirectional");

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "performer/compat/google.h"
+#include "performer/references/jax/attention.h"
 #include "tests/golden/golden.h"
 #include "tests/golden/google_cases.h"
 
@@ -11,23 +11,23 @@ namespace performer::google_features_golden {
 
 using golden::Case;
 using namespace golden::google_recordings;  // NOLINT: what these files share
-namespace google = compat::google;
+namespace jax = references::jax;
 
 at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) {
   const auto kind = item.option<std::string>("kind");
   const auto normalize_data = item.option<bool>("normalize_data");
   if (kind == "positive") {
-    return google::positive_features(x, w,
-                                     {.is_query = item.option<bool>("is_query"),
-                                      .attention_axes = item.option<int64_t>("attn_axes"),
-                                      .normalize_data = normalize_data,
-                                      .epsilon = item.option<double>("eps")});
+    return jax::positive_features(x, w,
+                                  {.is_query = item.option<bool>("is_query"),
+                                   .attention_axes = item.option<int64_t>("attn_axes"),
+                                   .normalize_data = normalize_data,
+                                   .epsilon = item.option<double>("eps")});
   }
   if (kind == "sincos") {
-    return google::trigonometric_features(x, w, item.option<int64_t>("attn_axes"), normalize_data);
+    return jax::trigonometric_features(x, w, item.option<int64_t>("attn_axes"), normalize_data);
   }
   EXPECT_EQ(kind, "generalized") << item.id;
-  return google::generalized_features(
+  return jax::generalized_features(
       x, w, golden::google_recordings::google_function(item.option<std::string>("kernel_fn")),
       item.option<double>("kernel_epsilon"), normalize_data);
 }

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "performer/compat/google.h"
+#include "performer/references/jax/attention.h"
 #include "tests/golden/golden.h"
 #include "tests/golden/google_cases.h"
 
@@ -12,18 +12,18 @@ namespace performer::google_projection_golden {
 
 using golden::Case;
 using namespace golden::google_recordings;  // NOLINT: what these files share
-namespace google = compat::google;
+namespace jax = references::jax;
 
 void expect_redraw(golden::Group& group, const Case& item) {
   golden::google_recordings::expect_known_options(item, {"d", "m", "redraw_features"});
-  google::SoftmaxAttentionOptions options;
+  jax::SoftmaxAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = item.option<int64_t>("m");
   options.redraw = item.option<bool>("redraw_features");
-  const google::FastAttention attention = google::make_fast_softmax_attention(options);
+  const jax::FastAttention attention = jax::make_fast_softmax_attention(options);
   const at::Tensor q = item.tensor("q");
-  group.expect(item, "scaled_sum", at::scalar_tensor(google::redraw_sum(q)));
-  group.expect(item, "seed", at::scalar_tensor(google::redraw_seed(q), at::kInt));
+  group.expect(item, "scaled_sum", at::scalar_tensor(jax::redraw_sum(q)));
+  group.expect(item, "seed", at::scalar_tensor(jax::redraw_seed(q), at::kInt));
   group.expect(item, "W_drawn", attention.projection_for(q));
   group.expect(item, "out", attention(q, item.tensor("k"), item.tensor("v")));
 }
@@ -37,9 +37,9 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  const google::GaussianDraw draw{at::stack(blocks),
-                                  golden::google_recordings::leaf(item, "gauss_norm", type, false)};
-  const at::Tensor w = google::orthogonal_projection(draw, rows, scaling);
+  const jax::GaussianDraw draw{at::stack(blocks),
+                               golden::google_recordings::leaf(item, "gauss_norm", type, false)};
+  const at::Tensor w = jax::orthogonal_projection(draw, rows, scaling);
   group.expect(item, "W", w);
   golden::google_recordings::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
   golden::google_recordings::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
@@ -47,13 +47,12 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
 
 // The recorded Gaussians themselves are those of the recorded seed.
 void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
-  const google::JaxKey key = google::jax_key(item.option<int32_t>("seed"));
-  const google::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
-                                          golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
-  group.expect(item, "W", google::draw_jax_projection(options, key));
+  const jax::JaxKey key = jax::jax_key(item.option<int32_t>("seed"));
+  const jax::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
+                                       golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
+  group.expect(item, "W", jax::draw_jax_projection(options, key));
   const at::Tensor given = item.tensor(orthogonal ? "gauss_block0" : "gauss");
-  const at::Tensor drawn =
-      google::jax_normal(orthogonal ? google::jax_split(key).second : key, given.sizes());
+  const at::Tensor drawn = jax::jax_normal(orthogonal ? jax::jax_split(key).second : key, given.sizes());
   EXPECT_TRUE(drawn.allclose(given, 1e-6, 1e-6)) << item.id << ": " << (drawn - given).abs().max();
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of KernelAttention on projected heads: long and short path, windows, streaming.
-#include "performer/compat/keras_attention.h"
+#include "performer/references/keras/attention.h"
 
-#include "performer/compat/keras_projection.h"
+#include "performer/references/keras/projection.h"
 #include "tests/golden/keras_case.h"
 
 namespace performer::golden::keras {
 namespace {
 
-namespace reference = compat::keras;
+namespace reference = references::keras;
 
 const std::set<std::string> kAttention = {"num_heads",
                                           "key_dim",

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "performer/base/error.h"
-#include "performer/compat/keras_attention.h"
+#include "performer/references/keras/attention.h"
 #include "tests/golden/golden.h"
 
 namespace performer::golden::keras {
@@ -106,18 +106,18 @@ inline std::optional<at::Tensor> maybe(const Inputs& inputs, const std::string& 
   return found->second;
 }
 
-inline compat::keras::AttentionOptions attention_options(const Case& item) {
-  compat::keras::AttentionOptions with;
+inline references::keras::AttentionOptions attention_options(const Case& item) {
+  references::keras::AttentionOptions with;
   with.feature_transform = transform_of(item);
   with.is_short_seq = option_or(item, "is_short_seq", false);
   const auto key_dim = static_cast<double>(item.tensor("query").size(-1));
   with.scale = option_or(item, "scale", 1 / std::sqrt(key_dim));
   with.scale_by_length = option_or(item, "scale_by_length", false);
   if (option_or(item, "use_causal_windowed", false)) {
-    with.window = compat::keras::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
-                                        option_or<int64_t>(item, "causal_window_length", 3),
-                                        optional<double>(item, "causal_window_decay"),
-                                        option_or<std::string>(item, "causal_padding", "none")};
+    with.window = references::keras::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
+                                            option_or<int64_t>(item, "causal_window_length", 3),
+                                            optional<double>(item, "causal_window_decay"),
+                                            option_or<std::string>(item, "causal_padding", "none")};
   }
   return with;
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Feature transforms and projection matrices of KernelAttention.
-#include "performer/compat/keras_features.h"
+#include "performer/references/keras/features.h"
 
-#include "performer/compat/keras_projection.h"
+#include "performer/references/keras/projection.h"
 #include "tests/golden/keras_case.h"
 
 namespace performer::golden::keras {
 namespace {
 
-namespace reference = compat::keras;
+namespace reference = references::keras;
 
 TEST(KerasGolden, Features) {
   run_group("features", "keras", [&](Group& group, const Case& item) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The whole KernelAttention layer in compatible mode, on its own weights.
-#include "performer/nn/kernel_attention.h"
+#include "performer/references/keras/kernel_attention.h"
 #include "tests/golden/keras_case.h"
 
 namespace performer::golden::keras {

@@ -7,7 +7,7 @@
 
 #include "performer/data/batches.h"
 #include "performer/data/vocabulary.h"
-#include "performer/models/protein_lm_data.h"
+#include "performer/references/protein_lm/data.h"
 #include "tests/golden/golden.h"
 
 namespace performer {

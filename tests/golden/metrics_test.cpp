@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "performer/train/protein_lm_metrics.h"
+#include "performer/references/protein_lm/metrics.h"
 #include "tests/golden/golden.h"
 
 namespace performer {

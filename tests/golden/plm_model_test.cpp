@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "performer/data/vocabulary.h"
-#include "performer/models/protein_lm_import.h"
+#include "performer/references/protein_lm/import.h"
 #include "performer/train/loss.h"
 #include "tests/golden/golden.h"
 #include "tests/golden/google_cases.h"
@@ -41,13 +41,13 @@ AttentionConfig attention_config(const golden::Case& item) {
   return attention;
 }
 
-ProteinLM import_model(const golden::Case& item) {
+LanguageModel import_model(const golden::Case& item) {
   std::map<std::string, at::Tensor> parameters;
   for (const std::string& name : item.inputs) {
     if (name.starts_with("param/")) parameters[name.substr(6)] = item.tensor(name);
   }
-  ProteinLM model = import_protein_lm(parameters, model_config(item), attention_config(item),
-                                      item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
+  LanguageModel model = import_protein_lm(parameters, model_config(item), attention_config(item),
+                                          item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
   model->eval();
   return model;
 }
@@ -65,7 +65,7 @@ SequenceBatch import_batch(const golden::Case& item) {
 
 // In double the result is held to the double tolerance, which float32 weights and projections allow.
 void compare(golden::Group& group, const golden::Case& item, at::ScalarType type) {
-  ProteinLM model = import_model(item);
+  LanguageModel model = import_model(item);
   model->to(type);
   const SequenceBatch batch = import_batch(item);
   const Representations made = model->represent(batch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // google-research's TensorFlow version: projections, features and attention.
-#include "performer/compat/tensorflow.h"
+#include "performer/references/tensorflow/attention.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -13,8 +13,8 @@ namespace performer::tensorflow_golden {
 
 using golden::Case;
 using namespace golden::google_recordings;  // NOLINT: what these files share
-namespace google = compat::google;
-namespace tensorflow = compat::tensorflow;
+namespace jax = references::jax;
+namespace tensorflow = references::tensorflow;
 
 at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType type) {
   std::vector<at::Tensor> blocks;
@@ -24,7 +24,7 @@ at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType 
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  return google::orthogonal_projection(
+  return jax::orthogonal_projection(
       {at::stack(blocks), golden::google_recordings::leaf(item, "gauss_norm", type, false)},
       item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }

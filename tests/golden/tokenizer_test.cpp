@@ -6,7 +6,7 @@
 
 #include "performer/base/error.h"
 #include "performer/data/vocabulary.h"
-#include "performer/models/protein_lm_data.h"
+#include "performer/references/protein_lm/data.h"
 #include "tests/golden/golden.h"
 
 namespace performer {

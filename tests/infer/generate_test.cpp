@@ -12,7 +12,7 @@
 namespace performer {
 namespace {
 
-std::vector<GeneratedSequence> collect(ProteinLM& model, const GenerateRequest& request) {
+std::vector<GeneratedSequence> collect(LanguageModel& model, const GenerateRequest& request) {
   std::vector<GeneratedSequence> result;
   generate(model, request, [&](const GeneratedSequence& sequence) { result.push_back(sequence); });
   return result;
@@ -25,12 +25,13 @@ std::vector<std::string> residues(const std::vector<GeneratedSequence>& sequence
 }
 
 class GenerateKinds : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, GenerateKinds,
-                         testing::Values("favor-relu", "favor-softmax", "exact", "identity", "jax-relu",
-                                         "idiap-elu"));  // presets have no state: the prefix is read again
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, GenerateKinds,
+    testing::Values("favor-relu", "favor-softmax", "exact", "identity", "jax-relu",
+                    "fast-transformers-elu"));  // presets have no state: the prefix is read again
 
 TEST_P(GenerateKinds, StreamedLogLikelihoodIsThatOfTheFullForwardPass) {
-  ProteinLM model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam()});
   for (const std::string prompt : {"", "MKTAY"}) {
     const auto sequences = collect(model, {.count = 5, .prompt = prompt, .max_length = 40, .seed = 3});
     ASSERT_EQ(sequences.size(), 5u);
@@ -51,7 +52,7 @@ TEST_P(GenerateKinds, StreamedLogLikelihoodIsThatOfTheFullForwardPass) {
 }
 
 TEST_P(GenerateKinds, BatchSizeAndCountChangeNothing) {
-  ProteinLM model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam()});
   const auto all = residues(collect(model, {.count = 7, .max_length = 30, .seed = 11}));
   for (const int64_t batch_size : {1, 3}) {
     EXPECT_EQ(residues(collect(model, {.count = 7, .max_length = 30, .seed = 11, .batch_size = batch_size})),
@@ -63,7 +64,7 @@ TEST_P(GenerateKinds, BatchSizeAndCountChangeNothing) {
 }
 
 TEST(Generate, SinkIsCalledInOrderAndLengthsAreKept) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   const auto sequences = collect(model, {.count = 9, .max_length = 12, .batch_size = 4});
   ASSERT_EQ(sequences.size(), 9u);
   for (size_t i = 0; i < sequences.size(); ++i) {
@@ -79,7 +80,7 @@ TEST(Generate, SinkIsCalledInOrderAndLengthsAreKept) {
 }
 
 // The bias of the output layer is the only parameter of the vocabulary's size.
-void add_to_output_bias(ProteinLM& model, int64_t token, double amount) {
+void add_to_output_bias(LanguageModel& model, int64_t token, double amount) {
   const at::NoGradGuard no_gradients;
   int found = 0;
   for (auto& parameter : model->parameters()) {
@@ -91,7 +92,7 @@ void add_to_output_bias(ProteinLM& model, int64_t token, double amount) {
 }
 
 TEST(Generate, ASequenceHasAtLeastOneResidue) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   add_to_output_bias(model, data::kEos, 1000);
   for (const auto& sequence : collect(model, {.count = 3})) {
     EXPECT_EQ(sequence.residues.size(), 1u);
@@ -101,7 +102,7 @@ TEST(Generate, ASequenceHasAtLeastOneResidue) {
 }
 
 TEST(Generate, MarkersAreNeverSampled) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   for (const int64_t marker : {data::kBos, data::kPad, data::kMask}) add_to_output_bias(model, marker, 1000);
   for (const auto& sequence : collect(model, {.count = 4, .max_length = 10})) {
     EXPECT_EQ(sequence.residues.find_first_of("<>_*?"), std::string::npos);
@@ -109,7 +110,7 @@ TEST(Generate, MarkersAreNeverSampled) {
 }
 
 TEST(Generate, TemperatureZeroFollowsTheMostProbableResidues) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   GenerateRequest request{.count = 2, .prompt = "MK", .max_length = 10};
   request.sampling.temperature = 0;
   const auto sequences = collect(model, request);
@@ -117,8 +118,8 @@ TEST(Generate, TemperatureZeroFollowsTheMostProbableResidues) {
 }
 
 TEST(Generate, ImpossibleRequestsAreErrors) {
-  ProteinLM causal = make_model(), masked = make_model({.objective = "masked"});
-  ProteinLM learned = make_model({.positions = "learned", .max_length = 16});
+  LanguageModel causal = make_model(), masked = make_model({.objective = "masked"});
+  LanguageModel learned = make_model({.positions = "learned", .max_length = 16});
   EXPECT_THROW(collect(masked, {}), UsageError);
   EXPECT_THROW(collect(learned, {.max_length = 17}), UsageError);
   EXPECT_EQ(collect(learned, {.max_length = 16}).size(), 1u);

@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kFasta =
     ">one first\nMKTAYIAKQR\n>two\nA\n>three\nGGGWPPLLVVBZX\nACDEFGHIKLMNPQRSTVWY\n>two\nMKTAYIAKQR\n";
 
-std::vector<SequenceScore> collect(ProteinLM& model, const std::string& path, int64_t batch_tokens) {
+std::vector<SequenceScore> collect(LanguageModel& model, const std::string& path, int64_t batch_tokens) {
   std::vector<SequenceScore> result;
   score_file(model, path, batch_tokens, [&](const SequenceScore& score) { result.push_back(score); });
   return result;
@@ -23,7 +23,7 @@ std::vector<int64_t> tokens_of(const SequenceScore& score) {
 }
 
 TEST(Score, CausalIsTheForwardPassOfEachSequenceAlone) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   const std::string path = temporary_fasta("score_causal.fasta", kFasta);
   const auto scores = collect(model, path, 1000);
   ASSERT_EQ(scores.size(), 4u);
@@ -45,7 +45,7 @@ TEST(Score, CausalIsTheForwardPassOfEachSequenceAlone) {
 }
 
 // log p of residue `hidden` when it alone is masked.
-double masked_alone(ProteinLM& model, const std::vector<int64_t>& tokens, size_t hidden) {
+double masked_alone(LanguageModel& model, const std::vector<int64_t>& tokens, size_t hidden) {
   const at::NoGradGuard no_gradients;
   std::vector<int64_t> inputs = {data::kBos};
   inputs.insert(inputs.end(), tokens.begin(), tokens.end());
@@ -60,7 +60,7 @@ double masked_alone(ProteinLM& model, const std::vector<int64_t>& tokens, size_t
 
 TEST(Score, MaskedHidesEachResidueAlone) {
   for (const char* kind : {"favor-relu", "favor-softmax", "exact"}) {
-    ProteinLM model = make_model({.kind = kind, .objective = "masked"});
+    LanguageModel model = make_model({.kind = kind, .objective = "masked"});
     const std::string path = temporary_fasta("score_masked.fasta", kFasta);
     for (const auto& score : collect(model, path, 64)) {
       const auto tokens = tokens_of(score);
@@ -75,7 +75,7 @@ TEST(Score, MaskedHidesEachResidueAlone) {
 
 TEST(Score, BatchSizeChangesNothingBeyondRounding) {
   for (const char* objective : {"causal", "masked"}) {
-    ProteinLM model = make_model({.objective = objective});
+    LanguageModel model = make_model({.objective = objective});
     const std::string path = temporary_fasta("score_batches.fasta", kFasta);
     const auto one = collect(model, path, 1), many = collect(model, path, 100000);
     ASSERT_EQ(one.size(), many.size());
@@ -87,7 +87,7 @@ TEST(Score, BatchSizeChangesNothingBeyondRounding) {
 }
 
 TEST(Score, ReportsWhatTheReaderMet) {
-  ProteinLM model = make_model();
+  LanguageModel model = make_model();
   const std::string path = temporary_fasta("score_counts.fasta", ">a\nmkJ-T*\n>b\nAA\n");
   const data::FastaCounts counts = score_file(model, path, 100, [](const SequenceScore&) {});
   EXPECT_EQ(counts.records, 2);
@@ -101,7 +101,7 @@ TEST(Score, ReportsWhatTheReaderMet) {
 TEST(Score, SequencesBeyondLearnedPositionsAreNamed) {
   const std::string path = temporary_fasta("score_long.fasta", ">a\nMKT\n>long\nMKTAYIAKQRMKTAYIAKQ\n");
   for (const char* objective : {"causal", "masked"}) {
-    ProteinLM model = make_model({.objective = objective, .positions = "learned", .max_length = 16});
+    LanguageModel model = make_model({.objective = objective, .positions = "learned", .max_length = 16});
     try {
       collect(model, path, 100);
       FAIL();

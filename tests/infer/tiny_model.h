@@ -11,7 +11,7 @@
 
 #include "performer/base/files.h"
 #include "performer/data/vocabulary.h"
-#include "performer/models/protein_lm.h"
+#include "performer/models/language_model.h"
 
 namespace performer {
 
@@ -21,7 +21,7 @@ struct TinyModel {
 };
 
 // In evaluation mode, with weights large enough that its predictions are far from uniform.
-inline ProteinLM make_model(const TinyModel& options = {}) {
+inline LanguageModel make_model(const TinyModel& options = {}) {
   torch::manual_seed(7);
   ModelConfig model;
   model.objective = options.objective;
@@ -33,8 +33,8 @@ inline ProteinLM make_model(const TinyModel& options = {}) {
   model.ffn = 48;
   AttentionConfig attention;
   attention.kind = options.kind;
-  attention.features = 24;
-  ProteinLM result(model, attention, data::kVocabularySize);
+  attention.set("features", 24);
+  LanguageModel result(model, attention, data::kVocabularySize);
   const at::NoGradGuard no_gradients;
   for (auto& parameter : result->parameters()) parameter.add_(at::randn_like(parameter), 0.1);
   result->eval();
@@ -43,7 +43,8 @@ inline ProteinLM make_model(const TinyModel& options = {}) {
 
 // log p(token i + 1 | tokens 0 .. i) of a causal model by one forward pass over the start marker and all but
 // the last.
-inline std::vector<double> forward_log_probabilities(ProteinLM& model, const std::vector<int64_t>& tokens) {
+inline std::vector<double> forward_log_probabilities(LanguageModel& model,
+                                                     const std::vector<int64_t>& tokens) {
   const at::NoGradGuard no_gradients;
   std::vector<int64_t> inputs = {data::kBos};
   inputs.insert(inputs.end(), tokens.begin(), tokens.end() - 1);

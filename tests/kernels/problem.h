@@ -206,108 +206,139 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
   return answer;
 }
 
+// One head of one sequence in the definition below.
+template <class T>
+class QuadraticHead {
+ public:
+  QuadraticHead(const Problem& problem, int64_t n, int64_t h, Answer& answer)
+      : problem_(problem), s_(problem.spec), p_(problem.params()), h_(h), a_(answer) {
+    qr_ = query_rows(p_.shape, n);
+    kr_ = key_rows(p_.shape, n);
+  }
+
+  void run() {
+    std::vector<std::vector<T>> xq(qr_.count), xk(kr_.count);
+    for (int64_t i = 0; i < qr_.count; ++i) uq_.push_back(logits(problem_.q, q_row(i), false, xq[i]));
+    for (int64_t j = 0; j < kr_.count; ++j) uk_.push_back(logits(problem_.k, k_row(j), true, xk[j]));
+    duq_.assign(qr_.count, std::vector<T>(s_.m));
+    duk_.assign(kr_.count, std::vector<T>(s_.m));
+    for (int64_t i = 0; i < qr_.count; ++i) {
+      if (problem_.query_mask.empty() || problem_.query_mask[qr_.batch * s_.queries + qr_.first + i])
+        query(i);
+    }
+    for (int64_t i = 0; i < qr_.count; ++i) pull(duq_[i], xq[i], false, q_row(i), a_.dq);
+    for (int64_t j = 0; j < kr_.count; ++j) pull(duk_[j], xk[j], true, k_row(j), a_.dk);
+  }
+
+ private:
+  bool exponential() const { return s_.family == Family::exponential; }
+  int64_t q_row(int64_t i) const { return (qr_.batch * s_.queries + qr_.first + i) * s_.heads + h_; }
+  int64_t k_row(int64_t j) const { return (kr_.batch * s_.keys + kr_.first + j) * s_.heads + h_; }
+  T phi(T u) const { return apply_function(s_.function, u) + static_cast<T>(s_.epsilon); }
+  T projection(int64_t f, int64_t i) const {
+    return static_cast<T>(problem_.projection[(h_ * s_.m + f) * s_.d + i]);
+  }
+  bool sees(int64_t i, int64_t j) const {
+    return (!s_.causal || j <= i) &&
+           (problem_.key_mask.empty() || problem_.key_mask[kr_.batch * s_.keys + kr_.first + j]);
+  }
+
+  std::vector<T> logits(const Buffer& x, int64_t row, bool key, std::vector<T>& scaled) const {
+    std::vector<T> u(static_cast<size_t>(s_.m));
+    scaled.resize(static_cast<size_t>(s_.d));
+    T squares = 0;
+    for (int64_t i = 0; i < s_.d; ++i) {
+      scaled[i] = static_cast<T>(p_.map.scale) * static_cast<T>(x.at(row, i));
+      squares += scaled[i] * scaled[i];
+    }
+    for (int64_t f = 0; f < s_.m; ++f) {
+      if (!s_.projection) u[f] = scaled[f];
+      for (int64_t i = 0; s_.projection && i < s_.d; ++i) u[f] += projection(f, i) * scaled[i];
+      if (s_.offset) u[f] += static_cast<T>(problem_.offset[f]);
+      if (exponential() && key) u[f] -= static_cast<T>(s_.norm_weight) * squares;
+    }
+    return u;
+  }
+
+  // The output of a query, and what it adds to the gradients.
+  void query(int64_t i) {
+    T shift = -std::numeric_limits<T>::infinity(), total = 0;
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      for (int64_t f = 0; sees(i, j) && f < s_.m; ++f) shift = std::max(shift, uq_[i][f] + uk_[j][f]);
+    }
+    std::vector<T> weight(kr_.count), row(s_.e);
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      for (int64_t f = 0; sees(i, j) && f < s_.m; ++f) {
+        weight[j] +=
+            exponential() ? std::exp(uq_[i][f] + uk_[j][f] - shift) : phi(uq_[i][f]) * phi(uk_[j][f]);
+      }
+      total += weight[j];
+      for (int64_t c = 0; c < s_.e; ++c) row[c] += weight[j] * static_cast<T>(problem_.v.at(k_row(j), c));
+    }
+    if (vanishes(static_cast<double>(total))) return;
+    T dot = 0;
+    for (int64_t c = 0; c < s_.e; ++c) {
+      row[c] /= total;
+      a_.out[q_row(i) * s_.e + c] = row[c];
+      dot += static_cast<T>(problem_.g.at(q_row(i), c)) * row[c];
+    }
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      if (sees(i, j)) key_of_query(i, j, weight[j], total, shift, dot);
+    }
+  }
+
+  void key_of_query(int64_t i, int64_t j, T weight, T total, T shift, T dot) {
+    T t = -dot;
+    for (int64_t c = 0; c < s_.e; ++c) {
+      const T g = static_cast<T>(problem_.g.at(q_row(i), c));
+      t += g * static_cast<T>(problem_.v.at(k_row(j), c));
+      a_.dv[k_row(j) * s_.e + c] += weight / total * g;
+    }
+    for (int64_t f = 0; f < s_.m; ++f) {
+      if (exponential()) {
+        const T w = std::exp(uq_[i][f] + uk_[j][f] - shift) / total * t;
+        duq_[i][f] += w;
+        duk_[j][f] += w;
+      } else {
+        duq_[i][f] += function_derivative(s_.function, uq_[i][f]) * phi(uk_[j][f]) / total * t;
+        duk_[j][f] += function_derivative(s_.function, uk_[j][f]) * phi(uq_[i][f]) / total * t;
+      }
+    }
+  }
+
+  // From gradients of u to those of the input.
+  void pull(const std::vector<T>& du, const std::vector<T>& x, bool key, int64_t row,
+            std::vector<double>& out) const {
+    T sum = 0;
+    for (T value : du) sum += value;
+    for (int64_t i = 0; i < s_.d; ++i) {
+      T d = s_.projection ? 0 : du[i];
+      for (int64_t f = 0; s_.projection && f < s_.m; ++f) d += du[f] * projection(f, i);
+      if (exponential() && key) d -= 2 * static_cast<T>(s_.norm_weight) * sum * x[i];
+      out[row * s_.d + i] = static_cast<T>(p_.map.scale) * d;
+    }
+  }
+
+  const Problem& problem_;
+  const Spec& s_;
+  const AttentionForward p_;
+  int64_t h_;
+  Answer& a_;
+  Rows qr_, kr_;
+  std::vector<std::vector<T>> uq_, uk_, duq_, duk_;
+};
+
 // The definition as a masked quadratic form, computed in T: independent of states, scales and chunks.
 template <class T>
 Answer quadratic(const Problem& problem) {
   const Spec& s = problem.spec;
-  const AttentionForward p = problem.params();
   Answer a;
   a.out.assign(static_cast<size_t>(s.batch * s.queries * s.heads * s.e), 0);
   a.dq.assign(static_cast<size_t>(s.batch * s.queries * s.heads * s.d), 0);
   a.dk.assign(static_cast<size_t>(s.batch * s.keys * s.heads * s.d), 0);
   a.dv.assign(static_cast<size_t>(s.batch * s.keys * s.heads * s.e), 0);
-  const bool exponential = s.family == Family::exponential;
-  const T scale = static_cast<T>(p.map.scale);
   for (int64_t n = 0; n < problem.sequences; ++n) {
-    const Rows qr = query_rows(p.shape, n), kr = key_rows(p.shape, n);
-    for (int64_t h = 0; h < s.heads; ++h) {
-      const auto q_row = [&](int64_t i) { return (qr.batch * s.queries + qr.first + i) * s.heads + h; };
-      const auto k_row = [&](int64_t j) { return (kr.batch * s.keys + kr.first + j) * s.heads + h; };
-      const auto logits = [&](const Buffer& x, int64_t row, bool key, std::vector<T>& scaled) {
-        std::vector<T> u(static_cast<size_t>(s.m));
-        scaled.resize(static_cast<size_t>(s.d));
-        T squares = 0;
-        for (int64_t i = 0; i < s.d; ++i)
-          scaled[i] = scale * static_cast<T>(x.at(row, i)), squares += scaled[i] * scaled[i];
-        for (int64_t f = 0; f < s.m; ++f) {
-          if (!s.projection)
-            u[f] = scaled[f];
-          else
-            for (int64_t i = 0; i < s.d; ++i)
-              u[f] += static_cast<T>(problem.projection[(h * s.m + f) * s.d + i]) * scaled[i];
-          if (s.offset) u[f] += static_cast<T>(problem.offset[f]);
-          if (exponential && key) u[f] -= static_cast<T>(s.norm_weight) * squares;
-        }
-        return u;
-      };
-      std::vector<std::vector<T>> uq, uk, xq(qr.count), xk(kr.count);
-      for (int64_t i = 0; i < qr.count; ++i) uq.push_back(logits(problem.q, q_row(i), false, xq[i]));
-      for (int64_t j = 0; j < kr.count; ++j) uk.push_back(logits(problem.k, k_row(j), true, xk[j]));
-      const auto phi = [&](T u) { return apply_function(s.function, u) + static_cast<T>(s.epsilon); };
-      std::vector<std::vector<T>> duq(qr.count, std::vector<T>(s.m)), duk(kr.count, std::vector<T>(s.m));
-      for (int64_t i = 0; i < qr.count; ++i) {
-        if (!problem.query_mask.empty() && !problem.query_mask[qr.batch * s.queries + qr.first + i]) continue;
-        const auto sees = [&](int64_t j) {
-          return (!s.causal || j <= i) &&
-                 (problem.key_mask.empty() || problem.key_mask[kr.batch * s.keys + kr.first + j]);
-        };
-        T shift = -std::numeric_limits<T>::infinity(), total = 0;
-        for (int64_t j = 0; j < kr.count; ++j) {
-          for (int64_t f = 0; sees(j) && f < s.m; ++f) shift = std::max(shift, uq[i][f] + uk[j][f]);
-        }
-        std::vector<T> weight(kr.count), row(s.e);
-        for (int64_t j = 0; j < kr.count; ++j) {
-          for (int64_t f = 0; sees(j) && f < s.m; ++f) {
-            weight[j] += exponential ? std::exp(uq[i][f] + uk[j][f] - shift) : phi(uq[i][f]) * phi(uk[j][f]);
-          }
-          total += weight[j];
-          for (int64_t c = 0; c < s.e; ++c) row[c] += weight[j] * static_cast<T>(problem.v.at(k_row(j), c));
-        }
-        if (vanishes(static_cast<double>(total))) continue;
-        T dot = 0;
-        for (int64_t c = 0; c < s.e; ++c) {
-          row[c] /= total;
-          a.out[q_row(i) * s.e + c] = row[c];
-          dot += static_cast<T>(problem.g.at(q_row(i), c)) * row[c];
-        }
-        for (int64_t j = 0; j < kr.count; ++j) {
-          if (!sees(j)) continue;
-          T t = -dot;
-          for (int64_t c = 0; c < s.e; ++c) {
-            const T g = static_cast<T>(problem.g.at(q_row(i), c));
-            t += g * static_cast<T>(problem.v.at(k_row(j), c));
-            a.dv[k_row(j) * s.e + c] += weight[j] / total * g;
-          }
-          for (int64_t f = 0; f < s.m; ++f) {
-            if (exponential) {
-              const T w = std::exp(uq[i][f] + uk[j][f] - shift) / total * t;
-              duq[i][f] += w;
-              duk[j][f] += w;
-            } else {
-              duq[i][f] += function_derivative(s.function, uq[i][f]) * phi(uk[j][f]) / total * t;
-              duk[j][f] += function_derivative(s.function, uk[j][f]) * phi(uq[i][f]) / total * t;
-            }
-          }
-        }
-      }
-      const auto pull = [&](const std::vector<T>& du, const std::vector<T>& x, bool key, int64_t row,
-                            std::vector<double>& out) {
-        T sum = 0;
-        for (T value : du) sum += value;
-        for (int64_t i = 0; i < s.d; ++i) {
-          T d = 0;
-          if (!s.projection)
-            d = du[i];
-          else
-            for (int64_t f = 0; f < s.m; ++f)
-              d += du[f] * static_cast<T>(problem.projection[(h * s.m + f) * s.d + i]);
-          if (exponential && key) d -= 2 * static_cast<T>(s.norm_weight) * sum * x[i];
-          out[row * s.d + i] = scale * d;
-        }
-      };
-      for (int64_t i = 0; i < qr.count; ++i) pull(duq[i], xq[i], false, q_row(i), a.dq);
-      for (int64_t j = 0; j < kr.count; ++j) pull(duk[j], xk[j], true, k_row(j), a.dk);
-    }
+    for (int64_t h = 0; h < s.heads; ++h) QuadraticHead<T>(problem, n, h, a).run();
   }
   return a;
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "performer/models/protein_lm.h"
+#include "performer/models/language_model.h"
 
 namespace performer {
 
@@ -42,7 +42,7 @@ inline ModelConfig small_model(const Variant& variant = {"favor-relu"}) {
 inline AttentionConfig small_attention(const Variant& variant = {"favor-relu"}) {
   AttentionConfig attention;
   attention.kind = variant.kind;
-  attention.features = 16;
+  if (nn::has_option(nn::find_kind(variant.kind), "features")) attention.set("features", 16);
   attention.qk_norm = attention.learned_temperature = variant.options;
   return attention;
 }
@@ -50,11 +50,11 @@ inline AttentionConfig small_attention(const Variant& variant = {"favor-relu"}) 
 inline constexpr int64_t kVocabulary = 29;
 
 // In evaluation mode.
-inline ProteinLM make_model(const Variant& variant, const std::string& objective = "causal") {
+inline LanguageModel make_model(const Variant& variant, const std::string& objective = "causal") {
   at::manual_seed(5);
   ModelConfig model = small_model(variant);
   model.objective = objective;
-  ProteinLM made(model, small_attention(variant), kVocabulary);
+  LanguageModel made(model, small_attention(variant), kVocabulary);
   made->eval();
   return made;
 }

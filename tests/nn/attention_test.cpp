@@ -44,8 +44,9 @@ ModelConfig model_config(const Variant& variant) {
 AttentionConfig attention_config(const Variant& variant) {
   AttentionConfig attention;
   attention.kind = variant.kind;
-  attention.projection = variant.projection;
-  attention.features = 20;
+  if (has_option(find_kind(variant.kind), "features")) {
+    attention.set("projection", variant.projection).set("features", 20);
+  }
   attention.seed = 3;
   attention.qk_norm = attention.learned_temperature = variant.options;
   return attention;
@@ -91,7 +92,7 @@ at::Tensor expected_output(MultiHeadAttention& layer, const Variant& variant, co
   at::Tensor mixed = v;
   if (variant.kind != "identity") {
     at::Tensor weight =
-        scores(variant, q, k, weights["linear.projection"]) * key_mask.unsqueeze(1).unsqueeze(1);
+        scores(variant, q, k, weights["kind.projection"]) * key_mask.unsqueeze(1).unsqueeze(1);
     if (variant.causal) weight = weight.tril();
     mixed = at::einsum("bhij,bjhe->bihe", {weight / weight.sum(-1, true), v});
   }
@@ -149,8 +150,9 @@ TEST_P(AttentionKinds, PackedSegmentsFollowTheFormula) {
   EXPECT_TRUE(at::allclose(y.to(at::kDouble), at::cat(expected, 1), 1e-4, 1e-5));
 }
 
-TEST_P(AttentionKinds, StepsEqualTheFullForward) {
-  if (!GetParam().causal) GTEST_SKIP() << "only causal models are streamed";
+class CausalAttentionKinds : public AttentionKinds {};
+
+TEST_P(CausalAttentionKinds, StepsEqualTheFullForward) {
   MultiHeadAttention layer = make_layer(GetParam());
   const at::NoGradGuard no_grad;
   const int64_t length = 40;  // beyond the first capacity of the exact kind's cache, twice
@@ -158,31 +160,34 @@ TEST_P(AttentionKinds, StepsEqualTheFullForward) {
   SequenceBatch batch;
   batch.positions = at::arange(length).expand({2, length});
   const at::Tensor full = layer(x, batch);
-  LayerState state;
+  const std::unique_ptr<Cache> cache = layer->begin(2);
   for (int64_t t = 0; t < length; ++t) {
-    const at::Tensor y = layer->step(x.select(1, t), at::full({2}, t, at::kLong), state);
+    const at::Tensor y = layer->step(x.select(1, t), at::full({2}, t, at::kLong), *cache);
     EXPECT_TRUE(at::allclose(y, full.select(1, t), 1e-4, 1e-5)) << "token " << t;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AttentionKinds,
-                         ::testing::Values(Variant{"favor-softmax"},
-                                           Variant{"favor-softmax", "iid", false, "none"},
-                                           Variant{"favor-softmax", "orthogonal", true, "rotary", true},
-                                           Variant{"favor-relu"}, Variant{"favor-relu", "none", false},
-                                           Variant{"favor-relu", "orthogonal", true, "none", true},
-                                           Variant{"exact"}, Variant{"exact", "auto", false, "none", true},
-                                           Variant{"identity"}, Variant{"identity", "auto", false}),
+const std::vector<Variant> kCausal = {
+    {"favor-softmax"}, {"favor-softmax", "orthogonal", true, "rotary", true},
+    {"favor-relu"},    {"favor-relu", "orthogonal", true, "none", true},
+    {"exact"},         {"identity"}};
+INSTANTIATE_TEST_SUITE_P(Causal, AttentionKinds, ::testing::ValuesIn(kCausal), name_of);
+INSTANTIATE_TEST_SUITE_P(Causal, CausalAttentionKinds, ::testing::ValuesIn(kCausal), name_of);
+INSTANTIATE_TEST_SUITE_P(Bidirectional, AttentionKinds,
+                         ::testing::Values(Variant{"favor-softmax", "iid", false, "none"},
+                                           Variant{"favor-relu", "none", false},
+                                           Variant{"exact", "auto", false, "none", true},
+                                           Variant{"identity", "auto", false}),
                          name_of);
 
 TEST(Attention, RedrawIsReproducibleAndNamedByLayer) {
   const Variant variant{"favor-softmax"};
   MultiHeadAttention layer(model_config(variant), attention_config(variant), 2);
   MultiHeadAttention other(model_config(variant), attention_config(variant), 3);
-  const at::Tensor buffer = layer->named_buffers()["linear.projection"];
+  const at::Tensor buffer = layer->named_buffers()["kind.projection"];
   ASSERT_EQ(buffer.sizes(), (at::IntArrayRef{3, 20, 10}));
   const at::Tensor first = buffer.clone();
-  EXPECT_FALSE(at::equal(first, other->named_buffers()["linear.projection"]));
+  EXPECT_FALSE(at::equal(first, other->named_buffers()["kind.projection"]));
   EXPECT_FALSE(at::equal(first[0], first[1])) << "heads share a projection";
   layer->redraw(1);
   EXPECT_FALSE(at::equal(first, buffer)) << "redraw happens in place";
@@ -214,7 +219,7 @@ TEST(Attention, SoftmaxConvergesToExactWithMoreFeatures) {
   const at::Tensor expected = reference(x, batch);
   const auto error = [&](int64_t features) {
     AttentionConfig attention = attention_config(favor);
-    attention.features = features;
+    attention.set("features", features);
     MultiHeadAttention layer(model_config(favor), attention, 0);
     auto targets = layer->named_parameters();
     for (const auto& item : reference->named_parameters()) targets[item.key()].copy_(item.value());
@@ -228,8 +233,7 @@ TEST(Attention, SoftmaxConvergesToExactWithMoreFeatures) {
 TEST(Attention, MaskedModelsRefuseToStep) {
   const Variant variant{"favor-relu", "auto", false};
   MultiHeadAttention layer(model_config(variant), attention_config(variant), 0);
-  LayerState state;
-  EXPECT_THROW(layer->step(at::zeros({1, 24}), at::zeros({1}, at::kLong), state), UsageError);
+  EXPECT_THROW(layer->begin(1), UsageError);
 }
 
 }  // namespace

@@ -33,8 +33,8 @@ class ChunkAttention : public ::testing::TestWithParam<ChunkVariant> {
   static AttentionConfig attention() {
     AttentionConfig attention;
     attention.kind = GetParam().kind;
-    attention.projection = GetParam().projection;
-    attention.features = 20;
+    attention.set("projection", GetParam().projection);
+    attention.set("features", 20);
     return attention;
   }
   static MultiHeadAttention layer() {

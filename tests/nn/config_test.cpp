@@ -57,15 +57,28 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"norm_epsilon", [](auto& m, auto&) { m.norm_epsilon = 0; }, "model.norm_epsilon"},
         Bad{"norm", [](auto& m, auto&) { m.norm = "middle"; },
             "model.norm must be one of pre, post, not 'middle'"},
-        Bad{"kind", [](auto&, auto& a) { a.kind = "soft"; }, "attention.kind must be one of"},
-        Bad{"features", [](auto&, auto& a) { a.features = 0; }, "attention.features must be between 1"},
-        Bad{"softmax_none", [](auto&, auto& a) { a.kind = "favor-softmax", a.projection = "none"; },
+        Bad{"kind", [](auto&, auto& a) { a.kind = "soft"; },
+            "attention.kind must be a known attention kind, but is 'soft'"},
+        Bad{"features", [](auto&, auto& a) { a.set("features", 0); }, "attention.features must be between 1"},
+        Bad{"softmax_none", [](auto&, auto& a) { a.kind = "favor-softmax", a.set("projection", "none"); },
             "projection"},
-        Bad{"epsilon", [](auto&, auto& a) { a.epsilon = -0.5; }, "attention.epsilon must be at least 0"},
-        Bad{"softmax_epsilon", [](auto&, auto& a) { a.kind = "favor-softmax", a.epsilon = 1e-3; }, "epsilon"},
-        Bad{"preset_projection", [](auto&, auto& a) { a.kind = "jax-softmax", a.projection = "iid"; },
-            "attention.projection is fixed by attention.kind = jax-softmax"},
-        Bad{"odd_hyperbolic", [](auto&, auto& a) { a.kind = "favor-hyperbolic", a.features = 15; }, "even"},
+        Bad{"epsilon", [](auto&, auto& a) { a.set("epsilon", -0.5); },
+            "attention.epsilon must be at least 0"},
+        Bad{"softmax_epsilon", [](auto&, auto& a) { a.kind = "favor-softmax", a.set("epsilon", 1e-3); },
+            "epsilon"},
+        Bad{"foreign_option", [](auto&, auto& a) { a.kind = "exact", a.set("projection", "iid"); },
+            "attention.projection is not an option of attention.kind = exact"},
+        Bad{"option_type", [](auto&, auto& a) { a.set("features", 0.5); },
+            "attention.features must be a whole number"},
+        Bad{"option_choice", [](auto&, auto& a) { a.set("projection", "round"); },
+            "attention.projection must be one of"},
+        Bad{"local_heads", [](auto&, auto& a) { a.local_heads = 5; },
+            "attention.local_heads must be between 0 and model.heads (4), not 5"},
+        Bad{"local_window", [](auto&, auto& a) { a.local_window = 0; }, "attention.local_window"},
+        Bad{"begin_kernel", [](auto&, auto& a) { a.begin_kernel = -1; }, "attention.begin_kernel"},
+        Bad{"reversible", [](auto& m, auto&) { m.reversible = true, m.norm = "post"; }, "model.reversible"},
+        Bad{"odd_hyperbolic", [](auto&, auto& a) { a.kind = "favor-hyperbolic", a.set("features", 15); },
+            "even"},
         Bad{"redraw_every", [](auto&, auto& a) { a.redraw_every = -1; }, "attention.redraw_every"}),
     [](const auto& info) { return info.param.name; });
 
@@ -81,26 +94,6 @@ TEST(Config, ResolvesDefaults) {
   EXPECT_EQ(head_size(model), 32);
   model.head_size = 24;
   EXPECT_EQ(head_size(model), 24);
-  AttentionConfig attention;
-  EXPECT_EQ(map_name(attention), "relu");
-  attention.kind = "favor-softmax";
-  EXPECT_EQ(map_name(attention), "favor+");
-  attention.kind = "exact";
-  EXPECT_THROW(map_name(attention), UsageError);
-}
-
-TEST(Config, EveryKindIsOneOfThree) {
-  const std::vector<std::string> kinds = attention_kinds();
-  EXPECT_EQ(std::set<std::string>(kinds.begin(), kinds.end()).size(), kinds.size())
-      << "a kind is listed twice";
-  for (const std::string& kind : kinds) {
-    AttentionConfig attention;
-    attention.kind = kind;
-    EXPECT_NO_THROW(validate(ModelConfig{}, attention)) << kind;
-    EXPECT_FALSE(is_favor(attention) && is_preset(attention)) << kind;
-  }
-  EXPECT_NE(std::find(kinds.begin(), kinds.end(), "favor-oprf"), kinds.end());
-  EXPECT_NE(std::find(kinds.begin(), kinds.end(), "jax-softmax"), kinds.end());
 }
 
 }  // namespace

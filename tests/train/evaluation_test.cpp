@@ -14,13 +14,13 @@ namespace {
 
 class EvaluationTest : public ::testing::Test {
  protected:
-  ProteinLM make_model(const std::string& objective) {
+  LanguageModel make_model(const std::string& objective) {
     at::manual_seed(5);
     ModelConfig model{.objective = objective, .layers = 1, .width = 16, .heads = 2, .ffn = 32};
     AttentionConfig attention;
     attention.kind = "favor-softmax";
-    attention.features = 8;
-    ProteinLM made(model, attention, data::kVocabularySize);
+    attention.set("features", 8);
+    LanguageModel made(model, attention, data::kVocabularySize);
     made->train();
     return made;
   }
@@ -36,7 +36,7 @@ class EvaluationTest : public ::testing::Test {
 };
 
 TEST_F(EvaluationTest, CausalIsTheSumOverSequencesAlone) {
-  ProteinLM model = make_model("causal");
+  LanguageModel model = make_model("causal");
   const Evaluation all = evaluate(model, store_, config_, fitted());
   EXPECT_TRUE(model->is_training()) << "the mode is left as it was";
   EXPECT_EQ(all.sequences, store_.size());
@@ -73,7 +73,7 @@ TEST_F(EvaluationTest, CausalIsTheSumOverSequencesAlone) {
 
 TEST_F(EvaluationTest, BatchSizeChangesNothing) {
   for (const char* objective : {"causal", "masked"}) {
-    ProteinLM model = make_model(objective);
+    LanguageModel model = make_model(objective);
     config_.batch_tokens = 1 << 20;
     const Evaluation whole = evaluate(model, store_, config_, fitted());
     config_.batch_tokens = 50;
@@ -87,7 +87,7 @@ TEST_F(EvaluationTest, BatchSizeChangesNothing) {
 }
 
 TEST_F(EvaluationTest, MaskedScoresAllThreeOnTheChosenResidues) {
-  ProteinLM model = make_model("masked");
+  LanguageModel model = make_model("masked");
   const Evaluation masked = evaluate(model, store_, config_, fitted());
   EXPECT_GT(masked.model.tokens, 0);
   EXPECT_LT(masked.model.tokens, store_.residues() / 2);

@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "performer/base/error.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 #include "performer/train/run_folder.h"
 #include "performer/train/trainer.h"
 #include "tests/train/runs.h"

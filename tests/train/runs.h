@@ -70,7 +70,7 @@ inline TrainRequest small_request(const std::string& fasta, const std::string& o
   TrainRequest request;
   request.model = {.layers = 1, .width = 16, .heads = 2, .ffn = 32};
   request.attention.kind = "favor-softmax";
-  request.attention.features = 8;
+  request.attention.set("features", 8);
   request.attention.redraw_every = 3;
   request.data.length = 32;
   request.data.batch_tokens = 128;

@@ -8,7 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "performer/base/error.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
 #include "tests/models/make.h"
@@ -65,7 +65,7 @@ struct Result {
 
 constexpr double kDivisor = 50;
 
-Result result_of(ProteinLM& model, const BatchSums& sums) {
+Result result_of(LanguageModel& model, const BatchSums& sums) {
   Result result{{}, sums, at::globalContext().defaultGenerator(at::kCPU).get_state()};
   for (const auto& item : model->named_parameters()) {
     result.gradients[item.key()] = item.value().grad().defined() ? item.value().grad().clone() : at::Tensor();
@@ -73,7 +73,7 @@ Result result_of(ProteinLM& model, const BatchSums& sums) {
   return result;
 }
 
-BatchSums add_whole(ProteinLM& model, const Task& task, bool bfloat16 = false) {
+BatchSums add_whole(LanguageModel& model, const Task& task, bool bfloat16 = false) {
   const at::Tensor logits = [&] {
     const AutocastScope autocast(bfloat16);
     return model->forward(task.batch);
@@ -83,22 +83,22 @@ BatchSums add_whole(ProteinLM& model, const Task& task, bool bfloat16 = false) {
   return {loss.item<double>(), weighted_correct(logits, task.targets, task.weights).item<double>()};
 }
 
-BatchSums add_slim(ProteinLM& model, const Task& task, int64_t chunk, bool bfloat16 = false) {
+BatchSums add_slim(LanguageModel& model, const Task& task, int64_t chunk, bool bfloat16 = false) {
   return slim_backward(model, task.batch, task.targets, task.weights, {chunk, kDivisor, bfloat16});
 }
 
 template <class Add>
-Result from_zero(ProteinLM& model, Add&& add) {
+Result from_zero(LanguageModel& model, Add&& add) {
   at::manual_seed(77);  // the same dropout
   model->zero_grad();
   return result_of(model, add());
 }
 
-Result whole(ProteinLM& model, const Task& task) {
+Result whole(LanguageModel& model, const Task& task) {
   return from_zero(model, [&] { return add_whole(model, task); });
 }
 
-Result slim(ProteinLM& model, const Task& task, int64_t chunk) {
+Result slim(LanguageModel& model, const Task& task, int64_t chunk) {
   return from_zero(model, [&] { return add_slim(model, task, chunk); });
 }
 
@@ -123,7 +123,7 @@ class Slim : public ::testing::TestWithParam<Variant> {
 constexpr int64_t kChunks[] = {1, 13, 37, 64};
 
 TEST_P(Slim, GradientsAreExactInDouble) {
-  ProteinLM model = make_model(GetParam());
+  LanguageModel model = make_model(GetParam());
   model->to(at::kDouble);
   for (const auto& [name, task] : tasks()) {
     const Result expected = whole(model, task);
@@ -141,7 +141,7 @@ TEST_P(Slim, GradientsAreExactInDouble) {
 // gradient in double by four times what the pass over the whole batch does, plus what a single token with a
 // small denominator makes of a rounding. Subtraction of states would cost more at this length.
 TEST_P(Slim, LosesNothingInFloat) {
-  ProteinLM model = make_model(GetParam()), precise = make_model(GetParam());
+  LanguageModel model = make_model(GetParam()), precise = make_model(GetParam());
   precise->to(at::kDouble);
   for (const auto& [name, task] : tasks()) {
     const Result exact = whole(precise, task);
@@ -154,7 +154,7 @@ TEST_P(Slim, LosesNothingInFloat) {
 }
 
 TEST_P(Slim, DropsTheSameElements) {
-  ProteinLM model = make_model(GetParam());
+  LanguageModel model = make_model(GetParam());
   model->train();
   for (const auto& [name, task] : tasks()) {
     const Result expected = whole(model, task);
@@ -171,7 +171,7 @@ TEST_P(Slim, DropsTheSameElements) {
 }
 
 TEST_P(Slim, OneChunkIsTheWholeBatchBitForBit) {
-  ProteinLM model = make_model(GetParam());
+  LanguageModel model = make_model(GetParam());
   model->train();
   for (const auto& [name, task] : tasks()) {
     const Result expected = whole(model, task);
@@ -185,7 +185,7 @@ TEST_P(Slim, OneChunkIsTheWholeBatchBitForBit) {
 }
 
 TEST_P(Slim, AddsToTheGradientsThatAreThere) {
-  ProteinLM model = make_model(GetParam());
+  LanguageModel model = make_model(GetParam());
   model->to(at::kDouble);
   const auto all = tasks();
   const Result expected = from_zero(model, [&] {
@@ -202,7 +202,7 @@ TEST_P(Slim, AddsToTheGradientsThatAreThere) {
 }
 
 TEST_P(Slim, Bfloat16StaysNearTheWholeBatch) {
-  ProteinLM model = make_model(GetParam()), precise = make_model(GetParam());
+  LanguageModel model = make_model(GetParam()), precise = make_model(GetParam());
   precise->to(at::kDouble);
   const Task task = tasks().at("packed");
   const Result exact = whole(precise, task);
@@ -223,7 +223,7 @@ INSTANTIATE_TEST_SUITE_P(All, Slim,
                          [](const auto& info) { return variant_name(info.param); });
 
 TEST(SlimBatches, WithoutTokensAddNothing) {
-  ProteinLM model = make_model({"favor-relu"});
+  LanguageModel model = make_model({"favor-relu"});
   const Task empty = task_of(rows(at::empty({2, 0}, at::kLong)));
   const BatchSums sums = add_slim(model, empty, 4);
   EXPECT_EQ(sums.loss, 0);
@@ -262,14 +262,13 @@ TEST(SlimMemory, FallsWithTheChunk) {
   config.ffn = 256;
   AttentionConfig attention;
   attention.kind = "favor-softmax";
-  attention.features = 32;
+  attention.set("features", 32);
   at::manual_seed(1);
-  ProteinLM model(config, attention, kVocabulary);
+  LanguageModel model(config, attention, kVocabulary);
   model->train();
   constexpr double kMiB = 1 << 20;
   const int64_t tokens = 2048;
-  const auto state =
-      static_cast<double>(config.layers * attention.features * (config.width + 2 * config.heads)) * 4 / kMiB;
+  const auto state = static_cast<double>(config.layers * 32 * (config.width + 2 * config.heads)) * 4 / kMiB;
   const auto check = [&](const SequenceBatch& batch, const std::string& what, const auto& bounds) {
     const Task task = task_of(batch);
     add_whole(model, task);

@@ -12,7 +12,7 @@
 #include <limits>
 
 #include "performer/base/error.h"
-#include "performer/models/checkpoint.h"
+#include "performer/models/folder.h"
 #include "performer/train/metrics_log.h"
 #include "tests/train/runs.h"
 
@@ -192,7 +192,7 @@ TEST_F(TrainerTest, RedrawsAtStepBoundaries) {
     return model_state(load_model(with.output).model).at("blocks_0.attention.linear.projection").clone();
   };
   const TrainRequest with = request("x");
-  ProteinLM reference(with.model, with.attention, data::kVocabularySize);
+  LanguageModel reference(with.model, with.attention, data::kVocabularySize);
   const auto draw = [&](int64_t index) {
     reference->redraw(index);
     return model_state(reference).at("blocks_0.attention.linear.projection").clone();

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/models/folder.h"
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/data/vocabulary.h"
+
+namespace performer {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kTokenizerFile = "tokenizer.json";
+constexpr const char* kBaselinesFile = "baselines.json";
+constexpr const char* kWeightsFile = "model.safetensors";
+
+template <class Config>
+json write_section(const Config& config) {
+  json section = json::object();
+  for (const FieldInfo& field : list_fields("", config)) {
+    std::visit([&](const auto& value) { section[field.name] = value; }, field.value);
+  }
+  return section;
+}
+
+bool is_int64(const json& value) {
+  if (!value.is_number_integer()) return false;
+  return !value.is_number_unsigned() ||
+         value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
+}
+
+bool matches(const json& value, const FieldValue& wanted) {
+  if (std::holds_alternative<bool>(wanted)) return value.is_boolean();
+  if (std::holds_alternative<double>(wanted)) return value.is_number();
+  return std::holds_alternative<int64_t>(wanted) ? is_int64(value) : value.is_string();
+}
+
+// As set_field() takes it; JSON writes numbers so that they come back as they were.
+std::string text_of(const json& value) {
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+void check_known_keys(const json& object, const std::vector<std::string>& known, const std::string& prefix,
+                      const std::string& path) {
+  for (const auto& [key, value] : object.items()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    const std::string near = nearest(key, known);
+    throw InputError(
+        fmt::format("{}: unknown key '{}{}'{}", path, prefix, key,
+                    near.empty() ? "" : fmt::format("; the nearest known one is '{}{}'", prefix, near)));
+  }
+}
+
+// Fills `config` from the object at `name`. A key that is absent keeps its default: fields are added between
+// formats only when their default means what older programs did.
+template <class Config>
+void read_section(const json& root, const std::string& name, Config& config, const std::string& path) {
+  check<InputError>(root.contains(name) && root[name].is_object(), "{}: the section '{}' is missing", path,
+                    name);
+  const json& section = root[name];
+  try {
+    // The first of the fields may decide which others there are (attention.kind).
+    const std::string first = list_fields(name, config).front().name;
+    if (section.contains(first)) set_field(name, config, first, text_of(section[first]));
+    std::vector<std::string> known;
+    for (const FieldInfo& field : list_fields(name, config)) {
+      known.push_back(field.name);
+      if (!section.contains(field.name)) continue;
+      const json& value = section[field.name];
+      check<InputError>(matches(value, field.value), "{}: {} must be {}, not {}", path, field.key(),
+                        type_name(field.value), value.dump());
+      set_field(name, config, field.name, text_of(value));
+    }
+    check_known_keys(section, known, name + ".", path);
+  } catch (const UsageError& error) {  // here it is the file that is wrong, not the request
+    throw InputError(fmt::format("{}: {}", path, error.what()));
+  }
+}
+
+json parse_json_file(const std::string& path) {
+  json value = json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  check<InputError>(value.is_object(), "{} is damaged: it is not a JSON object", path);
+  return value;
+}
+
+// Reads config.json into everything of the folder but the weights and the baselines.
+struct Configuration {
+  ModelConfig model;
+  AttentionConfig attention;
+  DataConfig data;
+  std::string objective_note;
+};
+
+void check_format(const json& root, const std::string& path) {
+  check<InputError>(root.contains("format") && is_int64(root["format"]),
+                    "{} has no format number: it is not the configuration of a performer model", path);
+  const int64_t format = root["format"].get<int64_t>();
+  check<InputError>(format <= kModelFormat,
+                    "{} has format {}, this program reads formats up to {}: use a newer performer", path,
+                    format, kModelFormat);
+  check<InputError>(format >= kModelFormat,
+                    "{} has format {}, written before kinds of attention had options of their own; this "
+                    "program reads format {}: train the model again",
+                    path, format, kModelFormat);
+}
+
+Configuration read_configuration(const std::string& path) {
+  const json root = parse_json_file(path);
+  check_format(root, path);
+  check_known_keys(root, {"format", "model", "attention", "data", "provenance"}, "", path);
+  Configuration configuration;
+  read_section(root, "model", configuration.model, path);
+  read_section(root, "attention", configuration.attention, path);
+  read_section(root, "data", configuration.data, path);
+  if (root.contains("provenance")) {
+    const json& provenance = root["provenance"];
+    const bool valid =
+        provenance.is_object() && (!provenance.contains("objective") || provenance["objective"].is_string());
+    check<InputError>(valid, "{}: provenance must be an object whose 'objective' is a text", path);
+    configuration.objective_note = provenance.value("objective", "");
+  }
+  try {
+    validate(configuration.model, configuration.attention);
+    validate(configuration.data);
+  } catch (const UsageError& error) {  // here it is the file that is wrong, not the request
+    throw InputError(fmt::format("{}: {}", path, error.what()));
+  }
+  return configuration;
+}
+
+json tokenizer() {
+  return {{"type", "residues"}, {"letters", data::kLetters}, {"bos", data::kBos},
+          {"eos", data::kEos},  {"pad", data::kPad},         {"mask", data::kMask}};
+}
+
+void check_tokenizer(const std::string& path) {
+  const json found = parse_json_file(path);
+  check<InputError>(found == tokenizer(),
+                    "{} describes another vocabulary than the {} letters {} of this program", path,
+                    data::kLetters.size(), data::kLetters);
+}
+
+data::Baselines read_baselines(const std::string& path) {
+  const json root = parse_json_file(path);
+  const bool valid = root.contains("counts") && root["counts"].is_array() &&
+                     std::all_of(root["counts"].begin(), root["counts"].end(),
+                                 [](const json& count) { return is_int64(count); });
+  check<InputError>(valid, "{} is damaged: 'counts' must be a list of whole numbers", path);
+  try {
+    return data::Baselines::from_counts(root["counts"].get<std::vector<int64_t>>());
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", path, error.what()));
+  }
+}
+
+std::string shape_text(const at::Tensor& tensor) {
+  return fmt::format("[{}]", fmt::join(tensor.sizes(), ", "));
+}
+
+}  // namespace
+
+std::map<std::string, at::Tensor> model_state(const LanguageModel& model) {
+  std::map<std::string, at::Tensor> state;
+  for (const auto& item : model->named_parameters()) state[item.key()] = item.value().detach();
+  for (const auto& item : model->named_buffers()) state[item.key()] = item.value().detach();
+  return state;
+}
+
+void set_model_state(LanguageModel& model, const std::map<std::string, at::Tensor>& state,
+                     const std::string& source) {
+  auto targets = model_state(model);
+  for (const auto& [name, target] : targets) {
+    const auto found = state.find(name);
+    check<InputError>(found != state.end(), "{} is of another architecture: it has no tensor '{}' {}", source,
+                      name, shape_text(target));
+    check<InputError>(found->second.sizes().equals(target.sizes()),
+                      "{} is of another architecture: tensor '{}' is {}, expected {}", source, name,
+                      shape_text(found->second), shape_text(target));
+    check<InputError>(found->second.is_floating_point() == target.is_floating_point(),
+                      "{}: tensor '{}' is of type {}, expected {}", source, name,
+                      c10::toString(found->second.scalar_type()), c10::toString(target.scalar_type()));
+  }
+  for (const auto& [name, tensor] : state) {
+    check<InputError>(targets.contains(name),
+                      "{} is of another architecture: its tensor '{}' {} has no place in this model", source,
+                      name, shape_text(tensor));
+  }
+  const at::NoGradGuard no_grad;
+  for (auto& [name, target] : targets) target.copy_(state.at(name));
+}
+
+void save_model(const std::string& directory, const ModelFolder& folder) {
+  make_directories(directory);
+  const fs::path base(directory);
+  write_safetensors((base / kWeightsFile).string(), {model_state(folder.model), {{"format", "performer"}}});
+  write_file((base / kTokenizerFile).string(), tokenizer().dump(2) + "\n");
+  write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
+  const json config = {
+      {"format", kModelFormat},
+      {"model", write_section(folder.model->model_config())},
+      {"attention", write_section(folder.model->attention_config())},
+      {"data", write_section(folder.data)},
+      {"provenance", {{"objective", folder.objective_note}, {"parameters", folder.model->parameter_count()}}},
+  };
+  write_file((base / kConfigFile).string(), config.dump(2) + "\n");  // last: a folder with it is complete
+}
+
+ModelFolder load_model(const std::string& directory) {
+  const fs::path base(directory);
+  check<InputError>(fs::is_directory(base), "there is no model folder {}", directory);
+  for (const char* file : {kConfigFile, kTokenizerFile, kBaselinesFile, kWeightsFile}) {
+    check<InputError>(fs::exists(base / file), "{} is not a complete model folder: it has no {}", directory,
+                      file);
+  }
+  const Configuration configuration = read_configuration((base / kConfigFile).string());
+  check_tokenizer((base / kTokenizerFile).string());
+  ModelFolder folder;
+  folder.data = configuration.data;
+  folder.objective_note = configuration.objective_note;
+  folder.baselines = read_baselines((base / kBaselinesFile).string());
+  const std::string weights = (base / kWeightsFile).string();
+  const TensorFile file = read_safetensors(weights);
+  folder.model = LanguageModel(configuration.model, configuration.attention, data::kVocabularySize);
+  set_model_state(folder.model, file.tensors, weights);
+  folder.model->eval();
+  return folder;
+}
+
+}  // namespace performer

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The native model folder (docs/formats.md):
+//
+//   config.json           format version, [model] [attention] [data] sections, provenance
+//   tokenizer.json        the residue vocabulary
+//   baselines.json        unigram and bigram counts of the training split
+//   model.safetensors     parameters and projections
+//   training.safetensors  everything a resume needs, parameters included: one file, hence one atomic rename
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "performer/data/baselines.h"
+#include "performer/data/batches.h"
+#include "performer/models/language_model.h"
+#include "performer/models/safetensors.h"
+
+namespace performer {
+
+inline constexpr int kModelFormat = 2;  // raised when an older program could misread a folder
+
+struct ModelFolder {
+  LanguageModel model{nullptr};
+  DataConfig data;
+  data::Baselines baselines;
+  std::string objective_note;  // for example the corruption mix the model was trained with
+};
+
+// Writes all files but training.safetensors.
+void save_model(const std::string& directory, const ModelFolder& folder);
+// The model is in evaluation mode. Throws InputError for a missing, truncated or foreign folder and for a
+// newer format.
+ModelFolder load_model(const std::string& directory);
+
+// Parameters and buffers by name; set_state checks that names and shapes agree exactly and names the first
+// that does not.
+std::map<std::string, at::Tensor> model_state(const LanguageModel& model);
+void set_model_state(LanguageModel& model, const std::map<std::string, at::Tensor>& state,
+                     const std::string& source);
+
+}  // namespace performer

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/models/language_model.h"
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+#include <torch/nn/init.h>
+
+#include <cmath>
+
+#include "performer/base/error.h"
+#include "performer/nn/dense.h"
+#include "performer/nn/initialize.h"
+#include "performer/nn/positions.h"
+#include "performer/nn/recompute.h"
+
+namespace performer {
+
+LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionConfig& attention,
+                                     int64_t vocabulary, const LanguageModelParts& parts)
+    : model_(model), attention_(attention), vocabulary_(vocabulary), parts_(parts) {
+  validate(model, attention);
+  check<UsageError>(!parts.cross_attention || !model.reversible,
+                    "blocks with cross-attention are not reversible: set model.reversible = false");
+  check<UsageError>(vocabulary >= 1, "the vocabulary must have at least one token, not {}", vocabulary);
+  embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, model.width));
+  if (model.positions == "learned") {
+    const at::Tensor table = nn::sinusoids(at::arange(model.max_length), model.width).to(at::kFloat);
+    learned_positions_ = register_parameter("positions", table);
+  } else if (model.positions == "axial") {
+    axial_positions_ = register_module(
+        "axial_positions", nn::AxialPositions(nn::default_axial_shape(model.max_length), model.width));
+  }
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    blocks_.push_back(register_module(fmt::format("blocks_{}", layer),
+                                      nn::Block(model, attention, layer, parts.cross_attention)));
+  }
+  final_norm_ = register_module(
+      "final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon)));
+  if (!parts.output) {
+    // Encodings only.
+  } else if (model.tied_output) {
+    tied_bias_ = register_parameter("output_bias", at::empty({vocabulary}));
+  } else {
+    output_ = register_module("output", torch::nn::Linear(model.width, vocabulary));
+  }
+  if (model.regression_head) regression_ = register_module("regression", torch::nn::Linear(model.width, 1));
+  initialize();
+}
+
+void LanguageModelImpl::initialize() {
+  // Not scaled by the width: protein_lm adds the plain embedding to sinusoids of the same size, and every
+  // block reads it through a layer norm.
+  torch::nn::init::normal_(embedding_->weight, 0, 1);
+  if (tied_bias_.defined()) {
+    torch::nn::init::normal_(tied_bias_, 0, nn::kDenseBiasStd);
+  } else if (output_) {
+    nn::initialize_linear(output_, nn::kDenseBiasStd);
+  }
+  if (regression_) nn::initialize_linear(regression_, nn::kDenseBiasStd);
+}
+
+void LanguageModelImpl::check_batch(const at::Tensor& tokens, const at::Tensor& positions) const {
+  const bool soft = tokens.is_floating_point();
+  check<UsageError>(!soft || (tokens.dim() > 0 && tokens.size(-1) == vocabulary_),
+                    "soft tokens [{}] must be distributions over the {} tokens of this model",
+                    fmt::join(tokens.sizes(), ", "), vocabulary_);
+  const at::IntArrayRef places = soft ? tokens.sizes().slice(0, tokens.dim() - 1) : tokens.sizes();
+  check<UsageError>(places.equals(positions.sizes()),
+                    "tokens [{}] and positions [{}] must have the same shape",
+                    fmt::join(tokens.sizes(), ", "), fmt::join(positions.sizes(), ", "));
+  if (tokens.numel() == 0) return;
+  const int64_t lowest = soft ? 0 : tokens.min().item<int64_t>(),
+                highest = soft ? 0 : tokens.max().item<int64_t>();
+  check<UsageError>(lowest >= 0 && highest < vocabulary_,
+                    "token {} is not in the vocabulary 0..{} of this model", lowest < 0 ? lowest : highest,
+                    vocabulary_ - 1);
+  if (!learned_positions_.defined() && !axial_positions_) return;
+  const int64_t length = positions.max().item<int64_t>() + 1;
+  check<UsageError>(
+      length <= model_.max_length,
+      "a sequence of {} tokens is longer than the learned positions of this model (model.max_length = {}); "
+      "shorten it, or train with model.positions = rotary, which has no limit",
+      length, model_.max_length);
+}
+
+at::Tensor LanguageModelImpl::embed(const at::Tensor& tokens, const at::Tensor& positions,
+                                    const ops::TokenWindow* window) const {
+  check_batch(tokens, positions);
+  at::Tensor x = tokens.is_floating_point()
+                     ? at::matmul(tokens.to(embedding_->weight.scalar_type()), embedding_->weight)
+                     : at::embedding(embedding_->weight, tokens);
+  if (model_.positions == "learned") {
+    x = x + at::embedding(learned_positions_, positions);
+  } else if (axial_positions_) {
+    x = x + at::embedding(axial_positions_->table(), positions);
+  } else if (model_.positions == "sinusoidal") {
+    x = x + nn::sinusoids(positions, model_.width).to(x.scalar_type());
+  }
+  if (!is_training()) return x;
+  return window != nullptr ? ops::dropout(x, model_.dropout, *window) : ops::dropout(x, model_.dropout);
+}
+
+at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch,
+                                        const nn::Context* context) {
+  // A context wants gradients too, which recomputing from x alone would lose.
+  const bool keeps = !checkpoint_activations_ || !at::GradMode::is_enabled() || context != nullptr;
+  if (keeps) return block(x, batch, context);
+  // The batch and the block are captured by value (handles): they must outlive this call.
+  return nn::recompute([block, batch](const at::Tensor& input) mutable { return block(input, batch); }, x,
+                       block->parameters());
+}
+
+at::Tensor LanguageModelImpl::rotary(const at::Tensor& positions) const {
+  if (model_.positions != "rotary") return {};
+  return nn::rotary_table(positions, head_size(model_), embedding_->weight.scalar_type());
+}
+
+SequenceBatch LanguageModelImpl::with_rotary(SequenceBatch batch) const {
+  batch.rotary = rotary(batch.positions);
+  return batch;
+}
+
+void LanguageModelImpl::check_context(const nn::Context* context) const {
+  check<UsageError>(context != nullptr || !parts_.cross_attention,
+                    "this model has cross-attention and needs a context");
+  check<UsageError>(context == nullptr || parts_.cross_attention,
+                    "this model has no cross-attention: leave out the context");
+}
+
+at::Tensor LanguageModelImpl::through_blocks(const at::Tensor& input, const SequenceBatch& batch,
+                                             const nn::Context* context, std::vector<at::Tensor>* outputs) {
+  check_context(context);
+  if (model_.reversible) return through_reversible_blocks(input, batch, outputs);
+  at::Tensor x = input;
+  for (nn::Block& block : blocks_) {
+    x = run_block(block, x, batch, context);
+    if (outputs != nullptr) outputs->push_back(x);
+  }
+  return x;
+}
+
+at::Tensor LanguageModelImpl::through_reversible_blocks(const at::Tensor& x, const SequenceBatch& batch,
+                                                        std::vector<at::Tensor>* outputs) {
+  std::vector<nn::ReversibleLayer> layers;
+  for (nn::Block& block : blocks_) layers.push_back(block->reversible_layer(batch));
+  nn::Streams streams{x, x};
+  if (outputs == nullptr) {
+    streams = nn::reversible_sequence(layers, streams);
+    return streams.first + streams.second;
+  }
+  for (const nn::ReversibleLayer& layer : layers) {
+    streams = nn::reversible_sequence({layer}, streams);
+    outputs->push_back(streams.first + streams.second);
+  }
+  return outputs->empty() ? x + x : outputs->back();
+}
+
+at::Tensor LanguageModelImpl::normalized(const at::Tensor& x) const {
+  return at::layer_norm(x, {model_.width}, final_norm_->weight, final_norm_->bias, model_.norm_epsilon);
+}
+
+at::Tensor LanguageModelImpl::hidden(const SequenceBatch& given, const nn::Context* context) {
+  const SequenceBatch batch = with_rotary(given);
+  return normalized(through_blocks(embed(batch.tokens, batch.positions), batch, context, nullptr));
+}
+
+Representations LanguageModelImpl::represent(const SequenceBatch& given) {
+  const SequenceBatch batch = with_rotary(given);
+  Representations made;
+  made.input = embed(batch.tokens, batch.positions);
+  made.output = normalized(through_blocks(made.input, batch, nullptr, &made.layers));
+  made.logits = logits(made.output);
+  if (regression_) made.regression = regression_(made.output).squeeze(-1);
+  return made;
+}
+
+at::Tensor LanguageModelImpl::logits(const at::Tensor& hidden) const {
+  check<UsageError>(parts_.output, "this model has no output layer: use hidden()");
+  if (output_) return nn::dense(output_, hidden);
+  // Embeddings are N(0, 1): without the factor tied logits would start with a standard deviation of
+  // sqrt(width).
+  const double scale = 1 / std::sqrt(static_cast<double>(model_.width));
+  return at::linear(hidden * scale, embedding_->weight, tied_bias_);
+}
+
+at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch, const nn::Context* context) {
+  return logits(hidden(batch, context));
+}
+
+at::Tensor LanguageModelImpl::forward_chunk(const SequenceBatch& given, const ops::TokenWindow& window,
+                                            const std::vector<ops::State>& initial,
+                                            std::vector<ops::State>* final) {
+  check<UsageError>(initial.empty() || initial.size() == blocks_.size(),
+                    "the state before a chunk has {} layers, the model {}: take it from the chunk before",
+                    initial.size(), blocks_.size());
+  if (final != nullptr) final->assign(blocks_.size(), {});
+  const SequenceBatch chunk = with_rotary(given);
+  at::Tensor x = embed(chunk.tokens, chunk.positions, &window);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    x = blocks_[layer]->forward_chunk(x, chunk, window, initial.empty() ? ops::State{} : initial[layer],
+                                      final != nullptr ? &(*final)[layer] : nullptr);
+  }
+  return logits(normalized(x));
+}
+
+DecodeState DecodeState::select(const at::Tensor& rows) const {
+  DecodeState selected;
+  for (const nn::BlockCache& block : blocks) selected.blocks.push_back(block.select(rows));
+  selected.positions = positions.index_select(0, rows);
+  return selected;
+}
+
+bool LanguageModelImpl::streams() const {
+  return model_.objective == "causal" && nn::find_kind(attention_.kind).capabilities.streams;
+}
+
+bool LanguageModelImpl::chunks() const {
+  return model_.objective == "causal" && nn::find_kind(attention_.kind).capabilities.chunks &&
+         attention_.local_heads == 0 && attention_.begin_kernel == 0 && !model_.token_shift &&
+         !model_.reversible;
+}
+
+DecodeState LanguageModelImpl::begin(int64_t batch_size, const nn::Context* context) const {
+  check_context(context);
+  check<UsageError>(
+      model_.objective == "causal",
+      "a model with model.objective = {} sees both sides of a token and cannot be fed one token at a time",
+      model_.objective);
+  DecodeState state;
+  for (const nn::Block& block : blocks_) state.blocks.push_back(block->begin(batch_size, context));
+  state.positions = at::zeros({batch_size}, at::TensorOptions(embedding_->weight.device()).dtype(at::kLong));
+  return state;
+}
+
+at::Tensor LanguageModelImpl::step(const at::Tensor& tokens, DecodeState& state) const {
+  const at::NoGradGuard no_grad;
+  check<UsageError>(state.blocks.size() == blocks_.size(),
+                    "the decode state has {} layers, the model {}: make it with begin()", state.blocks.size(),
+                    blocks_.size());
+  const at::Tensor table = rotary(state.positions.unsqueeze(1));
+  at::Tensor x = embed(tokens, state.positions);
+  if (model_.reversible) {
+    nn::Streams streams{x, x};
+    for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+      blocks_[layer]->step_reversible(streams, state.positions, state.blocks[layer], table);
+    }
+    x = streams.first + streams.second;
+  } else {
+    for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+      x = blocks_[layer]->step(x, state.positions, state.blocks[layer], table);
+    }
+  }
+  state.positions = state.positions + 1;
+  return logits(normalized(x));
+}
+
+void LanguageModelImpl::redraw(int64_t index) {
+  for (nn::Block& block : blocks_) block->redraw(index);
+  redraw_index_ = index;
+}
+
+void LanguageModelImpl::observe_attention(const LayerObserver& observer) {
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    if (!observer) {
+      blocks_[layer]->observe_attention({});
+      continue;
+    }
+    blocks_[layer]->observe_attention(
+        [observer, layer](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+          observer(static_cast<int64_t>(layer), query, key, value);
+        });
+  }
+}
+
+void LanguageModelImpl::after_step() {
+  for (nn::Block& block : blocks_) block->after_step();
+}
+
+int64_t LanguageModelImpl::parameter_count() const {
+  int64_t count = 0;
+  for (const at::Tensor& parameter : parameters()) count += parameter.numel();
+  return count;
+}
+
+}  // namespace performer

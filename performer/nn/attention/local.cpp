@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact softmax attention within windows: time in proportion to the length times the window.
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "performer/base/error.h"
+#include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/local_attention.h"
+
+namespace performer::nn {
+namespace {
+
+struct LocalOptions {
+  int64_t window = 128;
+  int64_t look_backward = 1;
+  int64_t look_forward = -1;
+
+  template <class Self, class Visit>
+  static void fields(Self& self, Visit&& visit) {
+    visit("window", self.window, "tokens of a window");
+    visit("look_backward", self.look_backward, "windows before a query's own that it sees");
+    visit("look_forward", self.look_forward, "windows after it; -1: 0 when causal, else 1");
+  }
+};
+
+struct LocalCache final : Cache {
+  LocalAttentionState state;
+
+  std::unique_ptr<Cache> select(const at::Tensor& rows) const override {
+    auto selected = std::make_unique<LocalCache>();
+    selected->state.length = state.length;
+    if (state.key.defined()) {
+      selected->state.key = state.key.index_select(0, rows);
+      selected->state.value = state.value.index_select(0, rows);
+    }
+    return selected;
+  }
+};
+
+class WindowedAttention final : public Attention {
+ public:
+  WindowedAttention(const LocalOptions& options, const AttentionShape& shape) {
+    options_.window = options.window;
+    options_.look_backward = options.look_backward;
+    options_.look_forward = options.look_forward;
+    options_.causal = shape.causal;
+  }
+
+  at::Tensor forward(const ops::AttentionInputs& inputs) override {
+    if (!inputs.cu_query) {
+      return local_attention(inputs.query, inputs.key, inputs.value, inputs.key_mask, {}, options_);
+    }
+    const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
+    std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
+    for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {
+      const auto segment = [&](const at::Tensor& x) {
+        return x.narrow(1, bounds[n], bounds[n + 1] - bounds[n]);
+      };
+      if (bounds[n] == bounds[n + 1]) continue;
+      parts.push_back(local_attention(segment(inputs.query), segment(inputs.key), segment(inputs.value), {},
+                                      {}, options_));
+    }
+    return at::cat(parts, 1);
+  }
+
+  std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<LocalCache>(); }
+
+  at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  Cache& cache) const override {
+    auto& own = dynamic_cast<LocalCache&>(cache);
+    return continue_local_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), {}, options_,
+                                    own.state)
+        .squeeze(1);
+  }
+
+ private:
+  LocalAttentionOptions options_;
+};
+
+void validate_local(const AttentionConfig& config, const AttentionShape& shape) {
+  const auto options = read_options<LocalOptions>(config);
+  check<UsageError>(options.window >= 1 && options.window <= kLargestSize,
+                    "attention.window must be between 1 and {}, not {}", kLargestSize, options.window);
+  check<UsageError>(
+      options.look_backward >= 0 && options.look_forward >= -1,
+      "attention.look_backward must be at least 0 and attention.look_forward at least -1, not {} "
+      "and {}",
+      options.look_backward, options.look_forward);
+  check<UsageError>(!shape.causal || options.look_forward <= 0,
+                    "attention.look_forward must be 0 or -1 in a causal model, not {}", options.look_forward);
+}
+
+}  // namespace
+
+AttentionKind local_kind() {
+  AttentionKind kind;
+  kind.name = "local";
+  kind.summary = "exact softmax attention within windows of neighbouring tokens";
+  kind.group = KindGroup::baseline;
+  kind.capabilities.streams = true;
+  kind.options = kind_options<LocalOptions>();
+  kind.validate = validate_local;
+  kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
+    return std::make_shared<WindowedAttention>(read_options<LocalOptions>(config), shape);
+  };
+  return kind;
+}
+
+}  // namespace performer::nn

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kinds of the core, one function a file. Private to nn/attention.
+#pragma once
+
+#include <vector>
+
+#include "performer/nn/attention/kind.h"
+
+namespace performer::nn {
+
+std::vector<AttentionKind> favor_kinds();  // favor.cpp: favor-softmax, favor-relu and all other feature maps
+AttentionKind exact_kind();                // exact.cpp
+AttentionKind local_kind();                // local.cpp
+AttentionKind identity_kind();             // identity.cpp
+
+}  // namespace performer::nn

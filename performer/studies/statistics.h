@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Means of independent draws, and how well they are known.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace performer::studies {
+
+struct Mean {
+  double value = 0;
+  double error = 0;  // standard error; NaN for fewer than two values
+};
+// Of all elements, in double.
+Mean mean_of(const at::Tensor& values);
+
+}  // namespace performer::studies
