@@ -9,7 +9,7 @@
 #include "performer/data/vocabulary.h"
 #include "tests/errors.h"
 
-namespace performer::protein_lm {
+namespace performer::references::protein_lm {
 namespace {
 
 using test::error_of;
@@ -103,4 +103,4 @@ TEST(ProteinLMExamples, MaskedOnesFollowTheirDraws) {
 }
 
 }  // namespace
-}  // namespace performer::protein_lm
+}  // namespace performer::references::protein_lm

@@ -11,6 +11,7 @@ namespace performer::nn {
 std::vector<AttentionKind> favor_kinds();  // favor.cpp: favor-softmax, favor-relu and all other feature maps
 AttentionKind exact_kind();                // exact.cpp
 AttentionKind local_kind();                // local.cpp
+AttentionKind windowed_kind();             // windowed.cpp: favor-windowed
 AttentionKind identity_kind();             // identity.cpp
 
 }  // namespace performer::nn

@@ -9,7 +9,7 @@
 #include "performer/references/protein_lm/data.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
 
 using Strings = std::vector<std::string>;
@@ -18,7 +18,7 @@ at::Tensor int32_of(const protein_lm::Tokens& tokens) {
   return at::tensor(tokens, at::kLong).to(at::kInt);
 }
 
-protein_lm::Vocabulary vocabulary_of(const golden::Case& item) {
+protein_lm::Vocabulary vocabulary_of(const Case& item) {
   protein_lm::VocabularyOptions with;
   with.anomalous = item.options.value("anomalous", with.anomalous);
   with.align = item.options.value("align", with.align);
@@ -39,7 +39,7 @@ bool accepts(const protein_lm::Vocabulary& vocabulary, const std::string& letter
 }
 
 // Our vocabulary is the reference's default one; J alone, which the reference refuses, is read as X.
-void expect_own_vocabulary(const golden::Case& item) {
+void expect_own_vocabulary(const Case& item) {
   const protein_lm::Vocabulary theirs = vocabulary_of(item);
   if (theirs.letters() != data::kLetters) return;
   const auto& strings = item.entry.at("strings");
@@ -56,7 +56,7 @@ void expect_own_vocabulary(const golden::Case& item) {
   }
 }
 
-void run_domain(golden::Group& group, const golden::Case& item) {
+void run_domain(Group& group, const Case& item) {
   const protein_lm::Vocabulary vocabulary = vocabulary_of(item);
   const auto& strings = item.entry.at("strings");
   std::string letters;
@@ -94,7 +94,7 @@ void run_domain(golden::Group& group, const golden::Case& item) {
   expect_own_vocabulary(item);
 }
 
-void run_pipeline(golden::Group& group, const golden::Case& item) {
+void run_pipeline(Group& group, const Case& item) {
   const auto whole_number = [&](const char* name) {
     const auto found = item.options.find(name);
     return found == item.options.end() || found->is_null() ? int64_t{0} : found->get<int64_t>();
@@ -112,7 +112,7 @@ void run_pipeline(golden::Group& group, const golden::Case& item) {
 }
 
 TEST(GoldenTokenizer, AgreesWithTheReference) {
-  golden::run_group("plm_tokenizer", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_tokenizer", [&](Group& group, const Case& item) {
     if (item.entry.at("strings").contains("vocab_tokens")) {
       run_domain(group, item);
     } else {
@@ -122,4 +122,4 @@ TEST(GoldenTokenizer, AgreesWithTheReference) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden
