@@ -36,7 +36,7 @@ struct Around : torch::nn::Module {
                                : item.function == "PreLayerNorm" ? "layer-norm"
                                                                  : "rezero";
       norm = register_module(
-          "norm", BranchNorm(kind, dim, true, item.options.value("eps", nn::kScaleNormEpsilon)));
+          "norm", BranchNorm(kind, dim, item.options.value("eps", kScaleNormEpsilon)));
     }
     inner = register_module("inner", torch::nn::Linear(dim, dim));
   }
@@ -56,7 +56,7 @@ struct Around : torch::nn::Module {
 void expect_around(Group& group, const Case& item, at::ScalarType type) {
   check_options(item, {"dim", "eps", "inner", "inputs", "shifts", "mask", "B", "L"});
   Around model(item);
-  nn::import_weights(model, weights(item), Around::name);
+  import_weights(model, weights(item), Around::name);
   model.to(type);
   const at::Tensor x = number(item, "x", type).requires_grad_();
   expect_all(group, item, "out", model.forward(x, mask(item, "mask")), model, {{"x", x}}, Around::name);
@@ -78,7 +78,7 @@ void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
   const auto name = [](const std::string& theirs) {
     return theirs.starts_with("fn.") ? theirs.substr(3) : theirs;
   };
-  nn::import_weights(*model, weights(item), name);
+  import_weights(*model, weights(item), name);
   model->to(type);
   const at::Tensor x = number(item, "x", type).requires_grad_();
   const at::Tensor out = along_batch ? model(x.transpose(0, 1)).transpose(0, 1) : model(x);

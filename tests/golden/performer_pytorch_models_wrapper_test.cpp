@@ -8,6 +8,7 @@
 #include "performer/references/performer_pytorch/autoregressive.h"
 #include "performer/references/performer_pytorch/encoder_decoder.h"
 #include "performer/references/performer_pytorch/import.h"
+#include "performer/references/performer_pytorch/sampling.h"
 #include "tests/golden/performer_pytorch_models.h"
 
 namespace performer::golden::performer_pytorch {

@@ -13,6 +13,8 @@
 namespace performer::golden {
 namespace {
 
+namespace protein_lm = references::protein_lm;
+
 template <class T>
 std::vector<T> values(const at::Tensor& tensor) {
   const at::Tensor typed = tensor.to(c10::CppTypeToScalarType<T>::value).contiguous();

@@ -8,6 +8,8 @@
 namespace performer::golden {
 namespace {
 
+namespace protein_lm = references::protein_lm;
+
 std::optional<at::Tensor> optional_input(const Case& item, const char* name, at::ScalarType type) {
   std::optional<at::Tensor> input;
   if (item.has(name)) input = item.tensor(name).to(type);

@@ -9,12 +9,15 @@
 
 #include "performer/data/vocabulary.h"
 #include "performer/references/protein_lm/import.h"
+#include "performer/references/register.h"
 #include "performer/train/loss.h"
 #include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
 
 namespace performer::golden {
 namespace {
+
+namespace protein_lm = references::protein_lm;
 
 // A causal model of the reference whose attention was built without `unidirectional` sees the future; its
 // weights make a model of objective `masked` here.
@@ -36,17 +39,18 @@ AttentionConfig attention_config(const Case& item) {
     attention.kind = "jax-" + name.substr(6);
   } else {
     attention.kind = "favor-" + function_name(name.substr(name.find('_') + 1));
-    attention.epsilon = 1e-3;
+    attention.set("epsilon", 1e-3);
   }
   return attention;
 }
 
 LanguageModel import_model(const Case& item) {
+  references::register_all();
   std::map<std::string, at::Tensor> parameters;
   for (const std::string& name : item.inputs) {
     if (name.starts_with("param/")) parameters[name.substr(6)] = item.tensor(name);
   }
-  LanguageModel model = import_protein_lm(parameters, model_config(item), attention_config(item),
+  LanguageModel model = protein_lm::import_protein_lm(parameters, model_config(item), attention_config(item),
                                           item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
   model->eval();
   return model;
@@ -91,7 +95,7 @@ void compare(Group& group, const Case& item, at::ScalarType type) {
   if (!item.option<bool>("grads")) return;
   (loss / weights.sum()).backward();
   auto parameters = model->named_parameters();
-  for (const ProteinLMParameter& entry : protein_lm_parameters(model->model_config())) {
+  for (const protein_lm::ProteinLMParameter& entry : protein_lm::protein_lm_parameters(model->model_config())) {
     const std::string name = "grad/" + entry.theirs;
     const at::Tensor& used = parameters[entry.ours];  // a head without a target has no gradient here, 0 there
     const at::Tensor gradient = used.grad().defined() ? used.grad() : at::zeros_like(used);

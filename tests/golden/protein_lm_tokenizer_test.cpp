@@ -12,6 +12,8 @@
 namespace performer::golden {
 namespace {
 
+namespace protein_lm = references::protein_lm;
+
 using Strings = std::vector<std::string>;
 
 at::Tensor int32_of(const protein_lm::Tokens& tokens) {
