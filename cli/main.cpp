@@ -31,13 +31,13 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"train", "train a protein language model on FASTA", train_command},
+    {"train", "train a language model on FASTA, text or images", train_command},
     {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
-    {"score", "log-likelihoods of sequences, whole or residue by residue", score_command},
+    {"score", "log-likelihoods of sequences, whole or token by token", score_command},
     {"generate", "sample new sequences from a causal model", generate_command},
     {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
      approx_command},
-    {"info", "this build, this machine, or a model", info_command},
+    {"info", "this build and machine, a model, or the attention kinds", info_command},
 };
 
 constexpr const char* kOutOfMemory =
@@ -50,9 +50,18 @@ int fail(int exit_code, const std::string& message) {
   return exit_code;
 }
 
-// LibTorch's errors: running out of memory is told apart by its allocator's message, the only mark it leaves.
+template <class... Errors>
+bool is_one_of(const c10::Error& error) {
+  return ((dynamic_cast<const Errors*>(&error) != nullptr) || ...);
+}
+
+// LibTorch's errors. Those that say the call itself is wrong (our operators check their arguments with them)
+// are usage errors. Running out of memory is told apart by the allocator's message, the only mark it leaves.
 int fail(const c10::Error& error) {
   const std::string message = error.what_without_backtrace();
+  if (is_one_of<c10::ValueError, c10::TypeError, c10::IndexError, c10::NotImplementedError>(error)) {
+    return fail(2, message);
+  }
   const size_t place = message.find("you tried to allocate ");
   if (place != std::string::npos) {
     const size_t number = place + std::string_view("you tried to allocate ").size();
@@ -96,7 +105,8 @@ void print(const std::string& text) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Performers: linear-attention language models of proteins");
+  CLI::App app(
+      "Performers: linear-attention language models of proteins, DNA, text, images and other sequences");
   app.name("performer");
   app.set_version_flag("--version", "performer " PERFORMER_VERSION);
   app.footer("performer COMMAND --help shows the options of a command with their defaults.");

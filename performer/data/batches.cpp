@@ -6,32 +6,10 @@
 #include <span>
 
 #include "performer/base/error.h"
-#include "performer/base/files.h"
 #include "performer/base/philox.h"
-#include "performer/data/vocabulary.h"
+#include "performer/data/permutation.h"
 
-namespace performer {
-
-void validate(const DataConfig& config) {
-  check<UsageError>(config.length >= 2, "data.length must be at least 2, found {}", config.length);
-  check<UsageError>(
-      config.batch_tokens >= config.length,
-      "data.batch_tokens ({}) must be at least data.length ({}): a batch holds the longest piece",
-      config.batch_tokens, config.length);
-  check<UsageError>(config.holdout >= 0 && config.holdout < 1,
-                    "data.holdout must be at least 0 and below 1, found {}", config.holdout);
-  check<UsageError>(config.mask_rate > 0 && config.mask_rate <= 1,
-                    "data.mask_rate must be above 0 and at most 1, found {}", config.mask_rate);
-  for (const FieldInfo& field : list_fields("data", config)) {
-    if (!field.choices.empty()) parse_field(field, to_text(field.value));
-  }
-  check<UsageError>(config.layout != "concatenated" || config.crop == "split",
-                    "data.crop = {} has no meaning with data.layout = concatenated, which cuts no sequence: "
-                    "leave it at split",
-                    config.crop);
-}
-
-namespace data {
+namespace performer::data {
 namespace {
 
 // What a stream of draws is for; part of its name, so that no two purposes share numbers.
@@ -44,23 +22,28 @@ bool is_causal(const std::string& objective) {
 }
 
 // Token i of BOS x1 .. xn EOS.
-int64_t marked(std::span<const uint8_t> sequence, int64_t i) {
-  if (i == 0) return kBos;
-  return i <= std::ssize(sequence) ? sequence[i - 1] : kEos;
-}
+struct Marked {
+  std::span<const Token> sequence;
+  Token bos, eos;
+  Marked(std::span<const Token> tokens, const Vocabulary& vocabulary)
+      : sequence(tokens), bos(vocabulary.bos()), eos(vocabulary.eos()) {}
+  int64_t operator[](int64_t i) const {
+    if (i == 0) return bos;
+    return i <= std::ssize(sequence) ? sequence[i - 1] : eos;
+  }
+};
 
 // Inputs that a whole sequence makes: BOS x1 .. xn, or BOS x1 .. xn EOS.
-int64_t input_size(std::span<const uint8_t> sequence, bool causal) {
+int64_t input_size(std::span<const Token> sequence, bool causal) {
   return std::ssize(sequence) + (causal ? 1 : 2);
 }
 
 // Appends tokens [begin, begin + size) of BOS x1 .. xn EOS as inputs, those `shift` further on as targets,
 // weights of 1 and their places as positions.
-void append_tokens(Batch& batch, std::span<const uint8_t> sequence, int64_t begin, int64_t size,
-                   int64_t shift) {
+void append_tokens(Batch& batch, const Marked& sequence, int64_t begin, int64_t size, int64_t shift) {
   for (int64_t i = begin; i < begin + size; ++i) {
-    batch.inputs.push_back(marked(sequence, i));
-    batch.targets.push_back(marked(sequence, i + shift));
+    batch.inputs.push_back(sequence[i]);
+    batch.targets.push_back(sequence[i + shift]);
     batch.weights.push_back(1);
     batch.positions.push_back(i);
   }
@@ -68,19 +51,24 @@ void append_tokens(Batch& batch, std::span<const uint8_t> sequence, int64_t begi
 
 // Corrupts the last `size` inputs, the first of which is token `begin` of its sequence.
 void mask_last(Batch& batch, int64_t begin, int64_t size, const PhiloxStream& draws, double rate,
-               const Corruption& corruption) {
-  corrupt_residues(std::span(batch.inputs).last(size), std::span(batch.weights).last(size), draws, begin,
-                   rate, corruption);
+               const Corruption& corruption, const Vocabulary& vocabulary) {
+  corrupt_symbols(std::span(batch.inputs).last(size), std::span(batch.weights).last(size), draws, begin, rate,
+                  corruption, vocabulary);
 }
 
 }  // namespace
 
-int64_t Batch::tokens() const {
+int64_t Batch::tokens_read() const {
+  return std::ssize(inputs) - std::ranges::count(valid, uint8_t{0});
+}
+
+int64_t Batch::targets_counted() const {
   return std::ranges::count_if(weights, [](float weight) { return weight != 0; });
 }
 
-BatchStream::BatchStream(const SequenceStore& store, const DataConfig& config, const std::string& objective)
-    : store_(store),
+BatchStream::BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective)
+    : corpus_(corpus),
+      vocabulary_(corpus.vocabulary()),
       config_(config),
       causal_(is_causal(objective)),
       concatenated_(config.layout == "concatenated"),
@@ -88,7 +76,7 @@ BatchStream::BatchStream(const SequenceStore& store, const DataConfig& config, c
       corruption_(corruption_from_name(config.corruption)) {
   validate(config);
   if (config.crop != "error") return;
-  for (int64_t i = 0; i < store.size(); ++i) {
+  for (int64_t i = 0; i < corpus.size(); ++i) {
     const int64_t size = stream_size(i);
     check<InputError>(size <= config.length,
                       "sequence {} of the training set has {} tokens, data.length is {} and data.crop is "
@@ -100,7 +88,7 @@ BatchStream::BatchStream(const SequenceStore& store, const DataConfig& config, c
 
 void BatchStream::seek(const Cursor& cursor) {
   bool valid =
-      cursor.epoch >= 0 && cursor.sequence >= 0 && cursor.sequence < store_.size() && cursor.offset >= 0;
+      cursor.epoch >= 0 && cursor.sequence >= 0 && cursor.sequence < corpus_.size() && cursor.offset >= 0;
   if (valid && cursor.offset > 0) {
     const bool between_pieces = concatenated_ || cursor.offset % config_.length == 0;
     valid = whole_ && between_pieces && cursor.offset < stream_size(index(cursor));
@@ -114,13 +102,13 @@ void BatchStream::seek(const Cursor& cursor) {
 }
 
 int64_t BatchStream::index(const Cursor& cursor) const {
-  const Permutation order(static_cast<uint64_t>(store_.size()), static_cast<uint64_t>(config_.seed),
+  const Permutation order(static_cast<uint64_t>(corpus_.size()), static_cast<uint64_t>(config_.seed),
                           static_cast<uint64_t>(cursor.epoch));
   return static_cast<int64_t>(order(static_cast<uint64_t>(cursor.sequence)));
 }
 
 int64_t BatchStream::stream_size(int64_t sequence) const {
-  const auto tokens = store_.tokens(sequence);
+  const auto tokens = corpus_.tokens(sequence);
   return concatenated_ ? std::ssize(tokens) + 1 : input_size(tokens, causal_);
 }
 
@@ -150,22 +138,23 @@ void BatchStream::pass(const Piece& piece) {
     return;
   }
   if (!whole_) {
-    // Residues are tokens 1 .. n; causal models are asked for them one token after reading the one before.
-    const int64_t n = std::ssize(store_.tokens(piece.sequence)), shift = causal_ ? 1 : 0;
-    crops_.residues_dropped +=
+    // Symbols are tokens 1 .. n; causal models are asked for them one token after reading the one before.
+    const int64_t n = std::ssize(corpus_.tokens(piece.sequence)), shift = causal_ ? 1 : 0;
+    crops_.tokens_dropped +=
         n - (std::min(behind - 1 + shift, n) - std::max<int64_t>(piece.begin + shift, 1) + 1);
   }
   cursor_.offset = 0;
-  if (++cursor_.sequence < store_.size()) return;
+  if (++cursor_.sequence < corpus_.size()) return;
   cursor_.sequence = 0;
   ++cursor_.epoch;
 }
 
 void BatchStream::append(Batch& batch, const Piece& piece) {
-  append_tokens(batch, store_.tokens(piece.sequence), piece.begin, piece.size, causal_ ? 1 : 0);
+  append_tokens(batch, {corpus_.tokens(piece.sequence), vocabulary_}, piece.begin, piece.size,
+                causal_ ? 1 : 0);
   if (!causal_) {
     mask_last(batch, piece.begin, piece.size, draws(kTrainMask, piece.sequence), config_.mask_rate,
-              corruption_);
+              corruption_, vocabulary_);
   }
   ++crops_.pieces;
 }
@@ -176,8 +165,8 @@ void BatchStream::append_padded_row(Batch& batch) {
   pass(next);
   batch.valid.resize(batch.inputs.size(), 1);
   const size_t end = batch.inputs.size() + static_cast<size_t>(config_.length - next.size);
-  batch.inputs.resize(end, kPad);
-  batch.targets.resize(end, kPad);
+  batch.inputs.resize(end, vocabulary_.pad());
+  batch.targets.resize(end, vocabulary_.pad());
   batch.weights.resize(end, 0);
   batch.positions.resize(end, 0);
   batch.valid.resize(end, 0);
@@ -188,10 +177,10 @@ void BatchStream::append_concatenated_row(Batch& batch) {
     Piece next = piece();
     next.size = std::min(next.size, config_.length - filled);
     // This layout has no BOS: token i of a sequence in its stream is token i + 1 of BOS x1 .. xn EOS.
-    append_tokens(batch, store_.tokens(next.sequence), next.begin + 1, next.size, 0);
+    append_tokens(batch, {corpus_.tokens(next.sequence), vocabulary_}, next.begin + 1, next.size, 0);
     if (!causal_) {
       mask_last(batch, next.begin + 1, next.size, draws(kTrainMask, next.sequence), config_.mask_rate,
-                corruption_);
+                corruption_, vocabulary_);
     }
     pass(next);
     filled += next.size;
@@ -201,7 +190,7 @@ void BatchStream::append_concatenated_row(Batch& batch) {
   if (!causal_) return;
   const auto row = batch.inputs.end() - config_.length;
   std::shift_right(row, batch.inputs.end(), 1);
-  *row = kBos;
+  *row = vocabulary_.bos();
 }
 
 Batch BatchStream::next_packed() {
@@ -232,9 +221,10 @@ Batch BatchStream::next() {
   return batch;
 }
 
-EvaluationStream::EvaluationStream(const SequenceStore& store, const DataConfig& config,
+EvaluationStream::EvaluationStream(const Corpus& corpus, const DataConfig& config,
                                    const std::string& objective)
-    : store_(store),
+    : corpus_(corpus),
+      vocabulary_(corpus.vocabulary()),
       config_(config),
       causal_(is_causal(objective)),
       corruption_(corruption_from_name(config.corruption)) {
@@ -244,17 +234,18 @@ EvaluationStream::EvaluationStream(const SequenceStore& store, const DataConfig&
 
 std::optional<Batch> EvaluationStream::next() {
   first_ = at_;
-  if (at_ == store_.size()) return std::nullopt;
+  if (at_ == corpus_.size()) return std::nullopt;
   Batch batch;
   batch.cu_seqlens.push_back(0);
-  for (; at_ < store_.size(); ++at_) {
-    const auto sequence = store_.tokens(at_);
+  for (; at_ < corpus_.size(); ++at_) {
+    const auto sequence = corpus_.tokens(at_);
     const int64_t size = input_size(sequence, causal_);
     if (at_ > first_ && batch.cu_seqlens.back() + size > config_.batch_tokens) break;
-    append_tokens(batch, sequence, 0, size, causal_ ? 1 : 0);
+    append_tokens(batch, {sequence, vocabulary_}, 0, size, causal_ ? 1 : 0);
     if (!causal_) {
-      const uint64_t key = stable_hash({reinterpret_cast<const char*>(sequence.data()), sequence.size()});
-      mask_last(batch, 0, size, PhiloxStream(key, kEvaluationMask), config_.mask_rate, corruption_);
+      const uint64_t key = sequence_hash(sequence, vocabulary_);
+      mask_last(batch, 0, size, PhiloxStream(key, kEvaluationMask), config_.mask_rate, corruption_,
+                vocabulary_);
     }
     batch.cu_seqlens.push_back(std::ssize(batch.inputs));
   }
@@ -263,5 +254,4 @@ std::optional<Batch> EvaluationStream::next() {
   return batch;
 }
 
-}  // namespace data
-}  // namespace performer
+}  // namespace performer::data

@@ -8,51 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "performer/base/fields.h"
+#include "performer/data/config.h"
+#include "performer/data/corpus.h"
 #include "performer/data/masking.h"
-#include "performer/data/store.h"
 
-namespace performer {
-
-struct DataConfig {
-  int64_t length = 512;
-  int64_t batch_tokens = 8192;
-  std::string layout = "packed";
-  std::string crop = "split";
-  double holdout = 0.05;
-  std::string corruption = "bert";
-  double mask_rate = 0.15;
-  int64_t seed = 0;
-
-  template <class Self, class Visit>
-  static void fields(Self& self, Visit&& visit) {
-    visit("length", self.length, "longest piece of a sequence the model trains on, in tokens");
-    visit("batch_tokens", self.batch_tokens,
-          "tokens a batch holds at most (packed), or rows times length (padded)");
-    visit("layout", self.layout,
-          "packed (segments side by side, no padding), padded, or concatenated (the papers' concat: "
-          "sequences joined by the end marker, cut into blocks, attention across them)",
-          Choices{"packed", "padded", "concatenated"});
-    visit("crop", self.crop,
-          "sequences longer than length: split (consecutive pieces, nothing lost), random (one window), "
-          "start (the first tokens, as protein_lm), or error",
-          Choices{"split", "random", "start", "error"});
-    visit("holdout", self.holdout,
-          "fraction of the training sequences held out by hash when no --valid is given");
-    visit("corruption", self.corruption,
-          "masked objective: bert (80 % mask, 10 % random, 10 % kept) or protein-lm (10 % mask, 80 % random, "
-          "10 % kept)",
-          Choices{"bert", "protein-lm"});
-    visit("mask_rate", self.mask_rate, "masked objective: fraction of residues chosen");
-    visit("seed", self.seed, "names the order of sequences, crops, masks and the held-out split");
-  }
-};
-// Throws UsageError naming the key: length below 2 or above batch_tokens, holdout outside [0, 1), mask_rate
-// outside (0, 1], an unknown choice, a crop other than split with the concatenated layout (which never cuts a
-// sequence).
-void validate(const DataConfig& config);
-
-namespace data {
+namespace performer::data {
 
 // A batch: rows x width tokens, row-major. The packed layout has one row, in which cu_seqlens bounds the
 // segments.
@@ -65,14 +25,15 @@ struct Batch {
   std::vector<int64_t> cu_seqlens;  // packed only: bounds of the segments, from 0 to width; else empty
   std::vector<uint8_t> valid;       // padded only: 0 at padding, else 1; else empty
 
-  int64_t tokens() const;  // number of targets that count
+  int64_t tokens_read() const;      // inputs that are not padding
+  int64_t targets_counted() const;  // targets with a weight
 };
 
 // What was cut, counted: nothing is ever shortened silently. Counts what this stream object handed out.
 struct CropCounts {
   int64_t sequences = 0;  // begun
   int64_t cropped = 0;    // of them, longer than `length`, markers included: split into pieces or shortened
-  int64_t residues_dropped = 0;
+  int64_t tokens_dropped = 0;
   int64_t pieces = 0;  // segments or rows
 };
 
@@ -87,7 +48,7 @@ struct Cursor {
 
 // Endless training batches: a seeded order for each epoch, crops and masks keyed by (seed, epoch, sequence),
 // so that a batch depends on the cursor alone. Causal: inputs BOS x1 .. xn, targets x1 .. xn EOS. Masked:
-// targets BOS x1 .. xn EOS, inputs the same corrupted at residues; weight 1 where a residue was chosen. A
+// targets BOS x1 .. xn EOS, inputs the same corrupted at symbols; weight 1 where a symbol was chosen. A
 // batch goes on into the next epoch.
 //
 // - packed, [1, up to batch_tokens]: pieces as segments, as many as fit; the next one waits.
@@ -97,13 +58,13 @@ struct Cursor {
 //   crosses sequences.
 //
 // A piece is up to `length` consecutive inputs of one sequence. Pieces after the first (split) and windows
-// (random) keep the positions of the sequence and begin with the residue before as their first input, not
+// (random) keep the positions of the sequence and begin with the symbol before as their first input, not
 // with BOS.
 class BatchStream {
  public:
-  // `store` outlives the stream. Throws UsageError for a bad config or objective ("causal", "masked"),
+  // `corpus` outlives the stream. Throws UsageError for a bad config or objective ("causal", "masked"),
   // InputError when a sequence is too long for crop = error.
-  BatchStream(const SequenceStore& store, const DataConfig& config, const std::string& objective);
+  BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective);
   Batch next();
   const Cursor& cursor() const { return cursor_; }
   void seek(const Cursor& cursor);  // throws InputError for a place that this data and config do not have
@@ -112,10 +73,10 @@ class BatchStream {
  private:
   // Part of what the layout makes of one sequence.
   struct Piece {
-    int64_t sequence = 0;  // index in the store
+    int64_t sequence = 0;  // index in the corpus
     int64_t begin = 0, size = 0;
   };
-  int64_t index(const Cursor& cursor) const;                     // of its sequence in the store
+  int64_t index(const Cursor& cursor) const;                     // of its sequence in the corpus
   int64_t stream_size(int64_t sequence) const;                   // tokens that the layout makes of a sequence
   Piece piece() const;                                           // the one at the cursor
   void pass(const Piece& piece);                                 // counts it and moves the cursor behind it
@@ -125,7 +86,8 @@ class BatchStream {
   void append_concatenated_row(Batch& batch);
   Batch next_packed();
 
-  const SequenceStore& store_;
+  const Corpus& corpus_;
+  Vocabulary vocabulary_;
   DataConfig config_;
   bool causal_, concatenated_;
   bool whole_;  // every token of a sequence is handed out, in pieces where it is long
@@ -134,27 +96,27 @@ class BatchStream {
   CropCounts crops_;
 };
 
-// One pass over `store` in order for evaluation and scoring; sequences are never cropped: packed batches of
+// One pass over `corpus` in order for evaluation and scoring; sequences are never cropped: packed batches of
 // up to batch_tokens tokens, a longer sequence alone in its batch. Each sequence is one segment, in order.
-// Masks are keyed by the residues of the sequence itself and nothing else, so that metrics do not depend on
+// Masks are keyed by the tokens of the sequence itself and nothing else, so that metrics do not depend on
 // batch size, order or seed. Of `config` only batch_tokens, mask_rate and corruption matter.
 class EvaluationStream {
  public:
-  EvaluationStream(const SequenceStore& store, const DataConfig& config, const std::string& objective);
+  EvaluationStream(const Corpus& corpus, const DataConfig& config, const std::string& objective);
   std::optional<Batch> next();  // nothing at the end
-  // Of the batch returned last: segment s is sequence first() + s of the store, and its residue i (from 0) is
-  // the target at cu_seqlens[s] + residue_offset() + i.
+  // Of the batch returned last: segment s is sequence first() + s of the corpus, and its token i (from 0) is
+  // the target at cu_seqlens[s] + symbol_offset() + i.
   int64_t first() const { return first_; }
   int64_t count() const { return at_ - first_; }
-  int64_t residue_offset() const { return causal_ ? 0 : 1; }
+  int64_t symbol_offset() const { return causal_ ? 0 : 1; }
 
  private:
-  const SequenceStore& store_;
+  const Corpus& corpus_;
+  Vocabulary vocabulary_;
   DataConfig config_;
   bool causal_;
   Corruption corruption_;
   int64_t at_ = 0, first_ = 0;
 };
 
-}  // namespace data
-}  // namespace performer
+}  // namespace performer::data

@@ -22,7 +22,7 @@ class FileSource final : public ByteSource {
     struct stat status {};
     if (::fstat(descriptor_, &status) == 0 && S_ISDIR(status.st_mode)) {
       close();
-      throw InputError(fmt::format("cannot read {}: it is a directory, expected a FASTA file", name_));
+      throw InputError(fmt::format("cannot read {}: it is a directory, expected a file", name_));
     }
   }
   ~FileSource() override { close(); }
@@ -72,6 +72,43 @@ std::unique_ptr<ByteSource> open_bytes(const std::string& path) {
 
 std::unique_ptr<ByteSource> memory_bytes(std::string_view bytes) {
   return std::make_unique<MemorySource>(bytes);
+}
+
+std::string_view PeekedSource::peek(size_t size) {
+  while (ahead_.size() - begin_ < size) {
+    const size_t before = ahead_.size(), wanted = size - (before - begin_);
+    ahead_.resize(before + wanted);
+    const size_t count = source_->read(ahead_.data() + before, wanted);
+    ahead_.resize(before + count);
+    if (count == 0) break;
+  }
+  return {ahead_.data() + begin_, std::min(size, ahead_.size() - begin_)};
+}
+
+size_t PeekedSource::read(char* buffer, size_t size) {
+  if (begin_ == ahead_.size()) return source_->read(buffer, size);
+  const size_t count = std::min(size, ahead_.size() - begin_);
+  std::memcpy(buffer, ahead_.data() + begin_, count);
+  begin_ += count;
+  if (begin_ == ahead_.size()) {
+    ahead_ = {};
+    begin_ = 0;
+  }
+  return count;
+}
+
+std::string read_all(ByteSource& source, const std::string& name, size_t most) {
+  constexpr size_t kStep = size_t{1} << 18;
+  std::string bytes;
+  while (true) {
+    const size_t before = bytes.size();
+    bytes.resize(before + kStep);
+    const size_t count = source.read(bytes.data() + before, kStep);
+    bytes.resize(before + count);
+    if (count == 0) return bytes;
+    check<InputError>(bytes.size() <= most, "{} has more than {} bytes: no picture is that large", name,
+                      most);
+  }
 }
 
 }  // namespace performer::data

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace performer::data {
 
@@ -26,8 +28,30 @@ std::string source_name(const std::string& path);
 
 // `source` itself, or what it unpacks to when it begins as gzip (RFC 1952, any number of members, bgzip
 // included) or zstd (RFC 8878, any number of frames, skippable ones included). `name` is used in messages.
-// Reads throw InputError for a stream that is truncated or damaged, and for zstd windows beyond 128 MiB
-// (zstd's own limit, --long=27).
+// Reads throw InputError for a stream that is truncated or damaged, for zstd windows beyond 128 MiB (zstd's
+// own limit, --long=27), and for one that grows too much: after kFreeGrowth bytes, to more than kMostGrowth
+// times the packed bytes read, so that a small file cannot fill memory or disk. Throws InputError for data
+// packed twice.
+inline constexpr uint64_t kFreeGrowth = uint64_t{1} << 26, kMostGrowth = 200;
 std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source, const std::string& name);
+
+// A source whose first bytes can be looked at before they are read.
+class PeekedSource final : public ByteSource {
+ public:
+  explicit PeekedSource(std::unique_ptr<ByteSource> source) : source_(std::move(source)) {}
+  // Up to `size` bytes from the beginning of what is still to be read; fewer only when the source ends
+  // before.
+  std::string_view peek(size_t size);
+  size_t read(char* buffer, size_t size) override;
+
+ private:
+  std::unique_ptr<ByteSource> source_;
+  std::vector<char> ahead_;  // read from the source, not yet handed out: from begin_ on
+  size_t begin_ = 0;
+};
+
+// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes,
+// which no picture has.
+std::string read_all(ByteSource& source, const std::string& name, size_t most);
 
 }  // namespace performer::data

@@ -6,7 +6,7 @@
 namespace performer::data {
 namespace {
 
-// Draws for one token: two uniform numbers in [0, 1) and the residue that may replace it.
+// Draws for one token: two uniform numbers in [0, 1) and the symbol that may replace it.
 struct Draw {
   float choose, mix;
   int64_t replacement;
@@ -23,7 +23,7 @@ struct Thresholds {
 
 // Returns the weight.
 float corrupt_token(int64_t& token, const Draw& draw, const Thresholds& thresholds,
-                    const MaskingMarkers& markers = {}) {
+                    const MaskingMarkers& markers) {
   if (token == markers.pad || !(draw.choose < thresholds.rate)) return 0;
   if (draw.mix < thresholds.mask) {
     token = markers.mask;
@@ -60,17 +60,20 @@ std::vector<float> corrupt(std::vector<int64_t>& tokens, const std::vector<float
   return weights;
 }
 
-void corrupt_residues(std::span<int64_t> tokens, std::span<float> weights, PhiloxStream draws, int64_t first,
-                      double rate, const Corruption& corruption) {
+void corrupt_symbols(std::span<int64_t> tokens, std::span<float> weights, PhiloxStream draws, int64_t first,
+                     double rate, const Corruption& corruption, const Vocabulary& vocabulary) {
+  const auto symbols = static_cast<uint64_t>(vocabulary.symbols());
+  const MaskingMarkers markers{vocabulary.pad(), vocabulary.mask()};
   const Thresholds thresholds(rate, corruption);
   draws.seek(4 * static_cast<uint64_t>(first));
   for (size_t i = 0; i < tokens.size(); ++i) {
     const float choose = to_uniform(draws.next());
     const float mix = to_uniform(draws.next());
-    // The upper half of a 64-bit product: uniform over the residues to 25 parts in 2^64.
+    // The upper half of a 64-bit product: uniform over n symbols to n parts in 2^64.
     const auto replacement =
-        static_cast<int64_t>((static_cast<unsigned __int128>(draws.next64()) * kResidues) >> 64);
-    weights[i] = is_residue(tokens[i]) ? corrupt_token(tokens[i], {choose, mix, replacement}, thresholds) : 0;
+        static_cast<int64_t>((static_cast<unsigned __int128>(draws.next64()) * symbols) >> 64);
+    const bool is_symbol = tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < symbols;
+    weights[i] = is_symbol ? corrupt_token(tokens[i], {choose, mix, replacement}, thresholds, markers) : 0;
   }
 }
 

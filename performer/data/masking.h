@@ -19,10 +19,9 @@ struct Corruption {
 // "bert" 0.8 / 0.1, "protein-lm" 0.1 / 0.8. Throws UsageError for another name.
 Corruption corruption_from_name(const std::string& name);
 
-// Ids that stand for padding, which is never chosen, and for a hidden token. -1: the vocabulary has no
-// padding.
+// Ids that stand for padding, which is never chosen, and for a hidden token. pad -1: there is no padding.
 struct MaskingMarkers {
-  int64_t pad = kPad, mask = kMask;
+  int64_t pad, mask;
 };
 
 // Masked objective with given draws, one of each a token (protein_lm models.py BertMasker): position chosen
@@ -31,11 +30,11 @@ struct MaskingMarkers {
 // chosen, 0). Throws Error when the sizes differ.
 std::vector<float> corrupt(std::vector<int64_t>& tokens, const std::vector<float>& choose,
                            const std::vector<float>& mix, const std::vector<int64_t>& replacement,
-                           double rate, const Corruption& corruption, const MaskingMarkers& markers = {});
+                           double rate, const Corruption& corruption, const MaskingMarkers& markers);
 
 // The project's own rule: as corrupt(), but markers are never chosen, and the draws of token i are block
 // `first` + i of `draws`, so that they do not depend on how a sequence is cut. In place; writes the weights.
-void corrupt_residues(std::span<int64_t> tokens, std::span<float> weights, PhiloxStream draws, int64_t first,
-                      double rate, const Corruption& corruption);
+void corrupt_symbols(std::span<int64_t> tokens, std::span<float> weights, PhiloxStream draws, int64_t first,
+                     double rate, const Corruption& corruption, const Vocabulary& vocabulary);
 
 }  // namespace performer::data

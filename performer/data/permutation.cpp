@@ -3,7 +3,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/philox.h"
-#include "performer/data/store.h"
+#include "performer/data/permutation.h"
 
 namespace performer::data {
 namespace {

@@ -135,10 +135,13 @@ struct AttentionStep {
 // A table of entry points; one per CPU target, and the double reference.
 struct FavorKernels {
   std::string name;
-  int64_t (*workspace)(const AttentionForward&, bool backward);  // bytes per worker of the executor
+  // Bytes per worker of the executor for a forward or a backward pass.
+  int64_t (*workspace)(const AttentionForward&, bool backward);
   void (*forward)(const AttentionForward&, Executor&, void* workspace);
   void (*backward)(const AttentionBackward&, Executor&, void* workspace);
   void (*step)(const AttentionStep&, Executor&, void* workspace);
+  // Bytes per worker for a step: its rows only, whatever a chunk is.
+  int64_t (*step_workspace)(const AttentionStep&);
 };
 
 // The table for the best target of this machine, or the one forced by the environment variable

@@ -2,12 +2,11 @@
 #include "performer/ops/composed.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
-
-#include "performer/base/error.h"
 
 namespace performer::ops {
 namespace {
@@ -49,8 +48,8 @@ std::vector<std::string> activation_names() {
 
 Tensor activation(const std::string& name, const Tensor& x) {
   const auto found = activations().find(name);
-  check<UsageError>(found != activations().end(), "unknown feature function '{}'; known: {}", name,
-                    fmt::join(activation_names(), ", "));
+  TORCH_CHECK_VALUE(found != activations().end(), "unknown feature function '", name,
+                    "'; known: ", fmt::format("{}", fmt::join(activation_names(), ", ")));
   return found->second(x);
 }
 
@@ -74,9 +73,8 @@ AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Ten
   if (!causal) {
     sums = at::matmul(q, at::matmul(k.transpose(-1, -2), v));
   } else {
-    check<UsageError>(q.size(2) == k.size(2),
-                      "causal attention needs as many keys as queries, found {} queries and {} keys",
-                      q.size(2), k.size(2));
+    TORCH_CHECK_VALUE(q.size(2) == k.size(2), "causal attention needs as many keys as queries, found ",
+                      q.size(2), " queries and ", k.size(2), " keys");
     std::vector<Tensor> parts;
     Tensor state;
     for (int64_t begin = 0; begin < q.size(2); begin += chunk) {
@@ -97,12 +95,10 @@ AttentionSums attention_sums(const Tensor& phi_q, const Tensor& phi_k, const Ten
 
 Tensor uncorrected_orthogonal_rows(const Tensor& gaussian_blocks, int64_t rows) {
   const int64_t size = gaussian_blocks.size(-1);
-  check<UsageError>(gaussian_blocks.dim() == 3 && gaussian_blocks.size(1) == size,
-                    "orthogonal rows need Gaussian blocks [N, D, D], found {} dimensions",
-                    gaussian_blocks.dim());
-  check<UsageError>(gaussian_blocks.size(0) * size >= rows,
-                    "{} orthogonal rows need {} blocks of {}, found {}", rows, (rows + size - 1) / size, size,
-                    gaussian_blocks.size(0));
+  TORCH_CHECK_VALUE(gaussian_blocks.dim() == 3 && gaussian_blocks.size(1) == size,
+                    "orthogonal rows need Gaussian blocks [N, D, D], found shape ", gaussian_blocks.sizes());
+  TORCH_CHECK_VALUE(gaussian_blocks.size(0) * size >= rows, rows, " orthogonal rows need ",
+                    (rows + size - 1) / size, " blocks of ", size, ", found ", gaussian_blocks.size(0));
   const Tensor q = std::get<0>(at::linalg_qr(gaussian_blocks));
   return q.transpose(-1, -2).reshape({-1, size}).narrow(0, 0, rows);
 }

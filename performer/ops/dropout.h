@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Dropout whose mask is never stored, by the operator performer::dropout.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +8,8 @@ namespace performer::ops {
 
 // Elements of x dropped with `probability` in [0, 1), the others divided by 1 - probability. One number is
 // taken from LibTorch's default CPU generator a call and names the mask, which is never stored: on all
-// threads, in forward and backward pass, it is computed again. With probability 0 x itself.
+// threads and devices, in forward and backward pass, it is computed again (for a tensor that is not on the
+// CPU: on the CPU, and copied). With probability 0 x itself. Throws c10::ValueError for another probability.
 at::Tensor dropout(const at::Tensor& x, double probability);
 
 // Where a chunk stands in the batch that it was cut from: x [B, C, ...] holds the tokens start to
@@ -17,7 +19,8 @@ struct TokenWindow {
 };
 
 // The part of dropout(whole batch, probability) that falls to a chunk: with the generator in the same state,
-// chunks put together are the whole bit for bit. Throws UsageError for a window that x does not fit into.
+// chunks put together are the whole bit for bit. Throws c10::ValueError for a window that x does not fit
+// into.
 at::Tensor dropout(const at::Tensor& x, double probability, const TokenWindow& window);
 
 }  // namespace performer::ops

@@ -65,9 +65,10 @@ std::vector<std::string> feature_map_names();
 std::string resolved_projection(const FeatureMapOptions& options);
 double resolved_epsilon(const FeatureMapOptions& options);
 int64_t feature_count(const FeatureMapOptions& options, int64_t head_size);
-// Throws UsageError naming the known maps, and the nearest, for an unknown one.
+// Throws c10::ValueError naming the known maps, and the nearest, for an unknown one.
 FeatureMapTraits feature_map_traits(const std::string& map);
-// Throws UsageError for options that are impossible together (0 features, odd features of hyperbolic, ...).
+// Throws c10::ValueError for options that are impossible together (0 features, odd features of hyperbolic,
+// ...).
 void validate(const FeatureMapOptions& options, int64_t head_size);
 
 // The data of a map. Only what the map uses is defined.
@@ -120,14 +121,15 @@ struct PreparedMap {
   at::Tensor log_constant;
   bool trigonometric = false;  // `map` then holds scale and projection for ops/trigonometric.h
 };
-// Throws UsageError for weights or statistics that are missing or do not fit.
+// Throws c10::ValueError for weights or statistics that are missing or do not fit.
 PreparedMap prepare_feature_map(const FeatureMapOptions& options, const MapWeights& weights,
                                 const MapStatistics& statistics, int64_t heads, int64_t head_size);
 
-// Attention with any map: output [B, T, H, E] and the final state when asked for. Maps with statistics
-// measure them from `inputs` when none are given, which is refused when causal or with a state (UsageError:
-// freeze them first). Fused kernels except trigonometric, which is composed. Differentiable in query, key,
-// value, matrix and bias.
+// Attention with any map, by the operators performer::mapped_attention, mapped_step and mapped_key_state:
+// output [B, T, H, E] and the final state when asked for. Maps with statistics measure them from `inputs`
+// when none are given, which is refused when causal or with a state (c10::ValueError: freeze them first).
+// Fused kernels except trigonometric, which is composed. Differentiable in query, key, value, matrix and
+// bias.
 std::tuple<at::Tensor, State> mapped_attention(const AttentionInputs& inputs,
                                                const FeatureMapOptions& options, const MapWeights& weights,
                                                const MapStatistics& statistics = {});
@@ -135,11 +137,15 @@ std::tuple<at::Tensor, State> mapped_attention(const AttentionInputs& inputs,
 // undefined.
 at::Tensor mapped_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, State& state,
                        const FeatureMapOptions& options, const MapWeights& weights,
-                       const MapStatistics& statistics = {});
+                       const MapStatistics& statistics = {}, const std::string& backend = {});
+// The state of keys and values alone (ops/favor.h). Maps with statistics need frozen ones.
+State key_state(const KeyInputs& inputs, const FeatureMapOptions& options, const MapWeights& weights,
+                const MapStatistics& statistics = {});
 // The same with a prepared map.
 std::tuple<at::Tensor, State> mapped_attention(const AttentionInputs& inputs, const PreparedMap& prepared);
 at::Tensor mapped_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, State& state,
-                       const PreparedMap& prepared);
+                       const PreparedMap& prepared, const std::string& backend = {});
+State key_state(const KeyInputs& inputs, const PreparedMap& prepared);
 
 // The features themselves, for studies: phi_f(x) = sign_f exp(log_magnitude_f), with every constant
 // (1/sqrt(m) of random projections, the determinants of oprf and its relatives), so that sum_f phi_f(q)

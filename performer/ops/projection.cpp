@@ -6,14 +6,24 @@
 
 #include <algorithm>
 
+#include "performer/base/error.h"
 #include "performer/kernels/projection.h"
 
 namespace performer::ops {
 
 at::Tensor draw_projection(const std::string& kind, const std::string& row_norm, int64_t heads,
                            int64_t features, int64_t head_size, int64_t seed, int64_t layer, int64_t redraw) {
-  const auto projection_kind = kernels::projection_kind_from_name(kind);
-  const auto norm = kernels::row_norm_from_name(row_norm);
+  TORCH_CHECK_VALUE(features >= 1 && head_size >= 1,
+                    "a projection needs at least 1 feature and a head size of at least 1, found ", features,
+                    " and ", head_size);
+  kernels::ProjectionKind projection_kind;
+  kernels::RowNorm norm;
+  try {
+    projection_kind = kernels::projection_kind_from_name(kind);
+    norm = kernels::row_norm_from_name(row_norm);
+  } catch (const UsageError& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
   at::Tensor projection = at::empty({heads, features, head_size}, at::kFloat);
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {

@@ -11,7 +11,8 @@ namespace performer::ops {
 
 // [heads, features, head_size] float32 on CPU, each head with a draw of its own, named by (seed, layer, head,
 // redraw): the same on every machine and after every resume. kind: orthogonal, iid, hadamard, givens or
-// simplex; row_norm: chi or sqrt-d (kernels/projection.h).
+// simplex; row_norm: chi or sqrt-d (kernels/projection.h). Throws c10::ValueError for
+// an unknown kind or norm and for sizes below 1.
 at::Tensor draw_projection(const std::string& kind, const std::string& row_norm, int64_t heads,
                            int64_t features, int64_t head_size, int64_t seed, int64_t layer, int64_t redraw);
 

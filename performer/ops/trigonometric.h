@@ -18,6 +18,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <tuple>
 
 #include "performer/ops/favor.h"
@@ -30,12 +31,13 @@ inline constexpr double kTrigonometricFloor = 1e-4;
 // segments, initial and final state as favor_attention has them. A state has 2m + 1 features, the last of
 // which is the constant 1 (its key_sum is the sum of w_j that the guard compares with) and equal log-scales.
 // Differentiable by LibTorch in query, key, value and the initial state's kv and key_sum. Computed in
-// float32, float64 for float64 inputs. Throws UsageError for shapes that do not fit.
+// float32, float64 for float64 inputs. Throws c10::ValueError for shapes that do not fit.
 std::tuple<at::Tensor, State> trigonometric_attention(const AttentionInputs& inputs,
                                                       const at::Tensor& projection, double scale);
 // One token: query, key [B, H, D], value [B, H, E] -> [B, H, E]; the tensors of `state` are updated in place
 // and made when undefined. Not differentiable.
 at::Tensor trigonometric_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                              State& state, const at::Tensor& projection, double scale);
+                              State& state, const at::Tensor& projection, double scale,
+                              const std::string& backend = {});
 
 }  // namespace performer::ops

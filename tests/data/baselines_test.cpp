@@ -14,10 +14,10 @@ namespace performer::data {
 namespace {
 
 using testing::HasSubstr;
-using Tokens = std::vector<uint8_t>;
+using Tokens = std::vector<Token>;
 
 Baselines fitted() {
-  Baselines baselines;
+  Baselines baselines(25);
   baselines.add(Tokens{0, 0, 1});
   baselines.add(Tokens{1, 0});
   return baselines;
@@ -55,9 +55,9 @@ TEST(Baselines, SmoothsBigramsByHalf) {
 }
 
 TEST(Baselines, ProbabilitiesSumToOne) {
-  for (uint8_t previous = 0; previous < 25; ++previous) {
+  for (Token previous = 0; previous < 25; ++previous) {
     double unigram = 0, bigram = 0;
-    for (uint8_t residue = 0; residue < 25; ++residue) {
+    for (Token residue = 0; residue < 25; ++residue) {
       Score single, pair;
       const std::vector<float> last{0, 1};
       fitted().add_unigram(single, Tokens{previous, residue}, last);
@@ -86,30 +86,62 @@ TEST(Baselines, ScoresOnlyWeightedResidues) {
 }
 
 TEST(Baselines, SurviveStorage) {
-  const Baselines copy = Baselines::from_counts(fitted().counts());
+  const Baselines copy = Baselines::from_counts(25, fitted().counts());
   EXPECT_EQ(copy.counts(), fitted().counts());
   try {
-    Baselines::from_counts({1, 2});
+    Baselines::from_counts(25, {1, 2});
     FAIL();
   } catch (const InputError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("need 650 counts, found 2"));
+    EXPECT_THAT(error.what(), HasSubstr("baselines of 25 symbols need 650 counts, found 2"));
   }
   std::vector<int64_t> counts(650);
   counts[3] = -1;
-  EXPECT_THROW(Baselines::from_counts(counts), InputError);
+  EXPECT_THROW(Baselines::from_counts(25, counts), InputError);
 }
 
 TEST(Baselines, RefuseMarkers) {
-  Baselines baselines;
+  Baselines baselines(25);
   Score score;
   EXPECT_THROW(baselines.add(Tokens{0, 25}), Error);
   EXPECT_THROW(baselines.add_bigram(score, Tokens{26}), Error);
+}
+
+TEST(Baselines, CountAnyNumberOfSymbols) {
+  Baselines baselines(256);
+  baselines.add(Tokens{255, 0, 255, 0});
+  ASSERT_EQ(baselines.counts().size(), 257u * 256u);
+  EXPECT_EQ(baselines.counts()[256 * 256 + 255], 1);
+  EXPECT_EQ(baselines.counts()[255 * 256 + 0], 2);
+  Score unigram, bigram;
+  baselines.add_unigram(unigram, Tokens{255, 0});
+  baselines.add_bigram(bigram, Tokens{255, 0});
+  EXPECT_NEAR(unigram.log_likelihood, 2 * std::log(3. / 260), 1e-12);
+  EXPECT_NEAR(bigram.log_likelihood, std::log(1.5 / 129) + std::log(2.5 / 130), 1e-12);
+  EXPECT_EQ(Baselines().symbols(), 0);
+}
+
+// The table of a bigram would be too large; unigrams go on.
+TEST(Baselines, HaveNoBigramOfLargeVocabularies) {
+  EXPECT_TRUE(Baselines(1024).has_bigram());
+  Baselines baselines(1025);
+  EXPECT_FALSE(baselines.has_bigram());
+  baselines.add(Tokens{1024, 3, 1024});
+  ASSERT_EQ(baselines.counts().size(), 1025u);
+  Score unigram, bigram;
+  baselines.add_unigram(unigram, Tokens{1024});
+  baselines.add_bigram(bigram, Tokens{1024});
+  EXPECT_NEAR(unigram.log_likelihood, std::log(3. / 1028), 1e-12);
+  EXPECT_EQ(unigram.correct, 1);
+  EXPECT_EQ(bigram.tokens, 0);
+  EXPECT_EQ(Baselines::from_counts(1025, baselines.counts()).counts(), baselines.counts());
 }
 
 TEST(Score, HasMetrics) {
   const Score score{-20, 3, 10};
   EXPECT_DOUBLE_EQ(score.perplexity(), std::exp(2.0));
   EXPECT_DOUBLE_EQ(score.accuracy(), 0.3);
+  EXPECT_DOUBLE_EQ((Score{-30 * std::log(2.0), 3, 10}.bits()), 3);
+  EXPECT_TRUE(std::isnan(Score{}.bits()));
   EXPECT_TRUE(std::isnan(Score{}.perplexity()));
   EXPECT_TRUE(std::isnan(Score{}.accuracy()));
 }
@@ -117,7 +149,7 @@ TEST(Score, HasMetrics) {
 // An untrained unigram is uniform.
 TEST(Baselines, AreUniformWithoutData) {
   Score score;
-  Baselines().add_unigram(score, Tokens{0, 5, 24});
+  Baselines(25).add_unigram(score, Tokens{0, 5, 24});
   EXPECT_NEAR(score.perplexity(), 25, 1e-9);
 }
 
@@ -128,7 +160,7 @@ TEST(Baselines, AgreeWithTheRecordedValues) {
   if (folder == nullptr)
     GTEST_SKIP() << "set PERFORMER_PROTEINS to a folder with train.fasta.zst and test.fasta.zst";
   const std::string prefix = std::string(folder) + "/";
-  Baselines baselines;
+  Baselines baselines(25);
   const SequenceStore train({prefix + "train.fasta.zst"}, testing::TempDir());
   for (int64_t i = 0; i < train.size(); ++i) baselines.add(train.tokens(i));
   Score unigram, bigram;

@@ -12,7 +12,8 @@
 #include <set>
 
 #include "performer/base/error.h"
-#include "performer/data/vocabulary.h"
+#include "performer/data/permutation.h"
+#include "tests/data/batch_checks.h"
 #include "tests/data/sequences.h"
 #include "tests/errors.h"
 
@@ -20,29 +21,18 @@ namespace performer::data {
 namespace {
 
 using performer::test::error_of;
-using test::random_sequences;
+using test::config_of, test::expect_well_formed, test::Ints, test::slice;
+using test::ids, test::is_residue, test::kBos, test::kEos, test::kPad;
+using test::proteins, test::random_sequences;
 using test::Sequences;
 using testing::AllOf;
 using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-using Ints = std::vector<int64_t>;
 
-std::vector<uint8_t> residues(std::string_view text) {
-  const Ints tokens = encode(text);
-  return {tokens.begin(), tokens.end()};
-}
-
-DataConfig config_of(const std::string& layout, int64_t length, int64_t batch_tokens,
-                     const std::string& crop = "split") {
-  DataConfig config;
-  config.layout = layout;
-  config.length = length;
-  config.batch_tokens = batch_tokens;
-  config.crop = crop;
-  config.seed = 3;
-  return config;
+std::vector<Token> residues(std::string_view text) {
+  return Vocabulary::protein().encode(text);
 }
 
 // The sequences in such an order of the store that epoch 0 of `config` hands them out as they are given.
@@ -51,10 +41,6 @@ Sequences in_epoch_order(const Sequences& sequences, const DataConfig& config) {
   const Permutation order(sequences.size(), static_cast<uint64_t>(config.seed), 0);
   for (size_t i = 0; i < sequences.size(); ++i) placed[order(i)] = sequences[i];
   return placed;
-}
-
-Ints slice(const Ints& values, int64_t begin, int64_t end) {
-  return {values.begin() + begin, values.begin() + end};
 }
 
 void expect_equal(const Batch& a, const Batch& b) {
@@ -68,107 +54,89 @@ void expect_equal(const Batch& a, const Batch& b) {
   EXPECT_EQ(a.valid, b.valid);
 }
 
-// All vectors agree with rows x width, and the bounds of segments with the row.
-void expect_well_formed(const Batch& batch) {
-  const size_t size = static_cast<size_t>(batch.rows * batch.width);
-  EXPECT_EQ(batch.inputs.size(), size);
-  EXPECT_EQ(batch.targets.size(), size);
-  EXPECT_EQ(batch.weights.size(), size);
-  EXPECT_EQ(batch.positions.size(), size);
-  if (!batch.valid.empty()) {
-    EXPECT_EQ(batch.valid.size(), size);
-  }
-  if (!batch.cu_seqlens.empty()) {
-    EXPECT_EQ(batch.cu_seqlens.front(), 0);
-    EXPECT_EQ(batch.cu_seqlens.back(), batch.width);
-    EXPECT_TRUE(std::ranges::is_sorted(batch.cu_seqlens));
-  }
-}
-
-TEST(DataConfig, RefusesImpossibleValues) {
-  const auto error_with = [](auto change) {
-    DataConfig config;
-    change(config);
-    return error_of<UsageError>([&] { validate(config); });
-  };
-  EXPECT_NO_THROW(validate(DataConfig{}));
-  EXPECT_THAT(error_with([](auto& c) { c.length = 1; }),
-              HasSubstr("data.length must be at least 2, found 1"));
-  EXPECT_THAT(error_with([](auto& c) { c.length = 9000; }),
-              HasSubstr("data.batch_tokens (8192) must be at least data.length (9000)"));
-  EXPECT_THAT(error_with([](auto& c) { c.holdout = 1; }), HasSubstr("data.holdout"));
-  EXPECT_THAT(error_with([](auto& c) { c.holdout = std::nan(""); }), HasSubstr("data.holdout"));
-  EXPECT_THAT(error_with([](auto& c) { c.mask_rate = 0; }), HasSubstr("data.mask_rate"));
-  EXPECT_THAT(error_with([](auto& c) { c.layout = "dense"; }),
-              AllOf(HasSubstr("data.layout"), HasSubstr("dense")));
-  EXPECT_THAT(error_with([](auto& c) { c.crop = "end"; }), AllOf(HasSubstr("data.crop"), HasSubstr("end")));
-  EXPECT_THAT(error_with([](auto& c) { c.layout = "concatenated", c.crop = "start"; }),
-              HasSubstr("no meaning"));
-}
-
 TEST(BatchStream, RefusesAnUnknownObjective) {
-  const SequenceStore store(Sequences{{1}});
+  const MemoryCorpus store = proteins(Sequences{{1}});
   EXPECT_THAT(error_of<UsageError>([&] { BatchStream(store, {}, "clm"); }), HasSubstr("\"clm\""));
   EXPECT_THAT(error_of<UsageError>([&] { EvaluationStream(store, {}, "clm"); }), HasSubstr("\"clm\""));
 }
 
 TEST(BatchStream, PacksCausalSegments) {
   const DataConfig config = config_of("packed", 6, 9);
-  const SequenceStore store(in_epoch_order({residues("ACD"), residues("EFGH"), residues("IKLMNPQ")}, config));
+  const MemoryCorpus store =
+      proteins(in_epoch_order({residues("ACD"), residues("EFGH"), residues("IKLMNPQ")}, config));
   BatchStream stream(store, config, "causal");
   Batch batch = stream.next();
   expect_well_formed(batch);
   EXPECT_EQ(batch.rows, 1);
-  EXPECT_EQ(batch.inputs, encode("<ACD<EFGH"));
-  EXPECT_EQ(batch.targets, encode("ACD>EFGH>"));
+  EXPECT_EQ(batch.inputs, ids("<ACD<EFGH"));
+  EXPECT_EQ(batch.targets, ids("ACD>EFGH>"));
   EXPECT_THAT(batch.weights, Each(1));
   EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 0, 1, 2, 3, 4));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 4, 9));
   EXPECT_THAT(batch.valid, IsEmpty());
-  EXPECT_EQ(batch.tokens(), 9);
+  EXPECT_EQ(batch.targets_counted(), 9);
   // BOS I .. Q has eight inputs: pieces of six and two; the second goes on at position 6 with N as its first
   // input. What does not fit any more, from the next epoch, waits.
   batch = stream.next();
-  EXPECT_EQ(slice(batch.inputs, 0, 8), encode("<IKLMNPQ"));
-  EXPECT_EQ(slice(batch.targets, 0, 8), encode("IKLMNPQ>"));
+  EXPECT_EQ(slice(batch.inputs, 0, 8), ids("<IKLMNPQ"));
+  EXPECT_EQ(slice(batch.targets, 0, 8), ids("IKLMNPQ>"));
   EXPECT_EQ(slice(batch.positions, 0, 8), (Ints{0, 1, 2, 3, 4, 5, 6, 7}));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 6, 8));
   EXPECT_EQ(stream.cursor(), (Cursor{1, 0, 0}));
   EXPECT_EQ(stream.crops().sequences, 3);
   EXPECT_EQ(stream.crops().cropped, 1);
   EXPECT_EQ(stream.crops().pieces, 4);
-  EXPECT_EQ(stream.crops().residues_dropped, 0);
+  EXPECT_EQ(stream.crops().tokens_dropped, 0);
 }
 
 TEST(BatchStream, PadsRows) {
   const DataConfig config = config_of("padded", 6, 13);
-  const SequenceStore store(in_epoch_order({residues("ACD"), residues("EFGHI")}, config));
+  const MemoryCorpus store = proteins(in_epoch_order({residues("ACD"), residues("EFGHI")}, config));
   BatchStream stream(store, config, "causal");
   const Batch batch = stream.next();
   expect_well_formed(batch);
   EXPECT_EQ(batch.rows, 2);
   EXPECT_EQ(batch.width, 6);
-  EXPECT_EQ(batch.inputs, encode("<ACD__<EFGHI"));
-  EXPECT_EQ(batch.targets, encode("ACD>__EFGHI>"));
+  EXPECT_EQ(batch.inputs, ids("<ACD__<EFGHI"));
+  EXPECT_EQ(batch.targets, ids("ACD>__EFGHI>"));
   EXPECT_THAT(batch.weights, ElementsAre(1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1));
   EXPECT_THAT(batch.valid, ElementsAre(1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1));
   EXPECT_THAT(batch.positions, ElementsAre(0, 1, 2, 3, 0, 0, 0, 1, 2, 3, 4, 5));
   EXPECT_THAT(batch.cu_seqlens, IsEmpty());
-  EXPECT_EQ(batch.tokens(), 10);
+  EXPECT_EQ(batch.targets_counted(), 10);
+  EXPECT_EQ(batch.tokens_read(), 10);
 }
 
 TEST(BatchStream, MasksBetweenMarkers) {
   DataConfig config = config_of("packed", 16, 16);
   config.mask_rate = 1;
-  const SequenceStore store(in_epoch_order({residues("ACDEF"), residues("GHIKLMN")}, config));
+  const MemoryCorpus store = proteins(in_epoch_order({residues("ACDEF"), residues("GHIKLMN")}, config));
   BatchStream stream(store, config, "masked");
   const Batch batch = stream.next();
   expect_well_formed(batch);
-  EXPECT_EQ(batch.targets, encode("<ACDEF><GHIKLMN>"));
+  EXPECT_EQ(batch.targets, ids("<ACDEF><GHIKLMN>"));
   EXPECT_THAT(batch.weights, ElementsAre(0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0));
   EXPECT_THAT(batch.cu_seqlens, ElementsAre(0, 7, 16));
+  EXPECT_EQ(batch.targets_counted(), 12);
+  EXPECT_EQ(batch.tokens_read(), 16);
   for (const int64_t marker : {0, 6, 7, 15}) EXPECT_EQ(batch.inputs[marker], batch.targets[marker]);
   EXPECT_NE(batch.inputs, batch.targets);
+}
+
+TEST(BatchStream, TakesMarkersAndReplacementsFromTheVocabulary) {
+  const Vocabulary seven = Vocabulary::of_symbols("seven", {"a", "b", "c", "d", "e", "f", "g"});
+  const MemoryCorpus corpus({{0, 6, 3}}, seven);
+  BatchStream causal(corpus, config_of("padded", 6, 6), "causal");
+  const Batch batch = causal.next();
+  EXPECT_THAT(batch.inputs, ElementsAre(7, 0, 6, 3, 9, 9));
+  EXPECT_THAT(batch.targets, ElementsAre(0, 6, 3, 8, 9, 9));
+  EXPECT_EQ(batch.tokens_read(), 4);
+  DataConfig config = config_of("concatenated", 8, 4000);
+  config.mask_rate = 1;
+  std::set<int64_t> inputs;
+  BatchStream masked(corpus, config, "masked");
+  for (const int64_t input : masked.next().inputs) inputs.insert(input);
+  EXPECT_THAT(inputs, ElementsAre(0, 1, 2, 3, 4, 5, 6, 8, 10)) << "all symbols, EOS and MASK";
 }
 
 // Recorded from protein_lm data.py batch_ds with pack_length = 6 (cropped to 8 residues before). Its
@@ -183,7 +151,7 @@ Sequences pipeline_sequences() {
 
 TEST(BatchStream, ConcatenatesAsProteinLm) {
   const DataConfig config = config_of("concatenated", 6, 12);
-  const SequenceStore store(in_epoch_order(pipeline_sequences(), config));
+  const MemoryCorpus store = proteins(in_epoch_order(pipeline_sequences(), config));
   BatchStream stream(store, config, "causal");
   const std::vector<Ints> golden = {{0, 1, 2, 3, 4, 5, 6, 7, 26, 10, 8, 16},
                                     {26, 20, 21, 22, 23, 24, 26, 0, 0, 0, 0, 26},
@@ -204,7 +172,7 @@ TEST(BatchStream, ConcatenatesAsProteinLm) {
   }
   EXPECT_EQ(stream.cursor(), (Cursor{0, 5, 3})) << "K EOS W EOS are left";
   const Ints targets = stream.next().targets;
-  EXPECT_EQ(slice(targets, 0, 4), encode("K>W>"));
+  EXPECT_EQ(slice(targets, 0, 4), ids("K>W>"));
 }
 
 // Recorded from protein_lm data.py batch_ds without packing: the same prefixes, but no end marker.
@@ -212,7 +180,7 @@ TEST(BatchStream, PadsAsProteinLmPlusEndMarkers) {
   const DataConfig config = config_of("padded", 8, 16, "start");
   Sequences sequences = pipeline_sequences();
   sequences[0] = residues("ACDEFGHIKLMNPQRSTVWY");
-  const SequenceStore store(in_epoch_order(sequences, config));
+  const MemoryCorpus store = proteins(in_epoch_order(sequences, config));
   BatchStream stream(store, config, "causal");
   const std::vector<Ints> golden = {{0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 16, 27, 27, 27, 27, 27},
                                     {20, 21, 22, 23, 24, 27, 27, 27, 0, 0, 0, 0, 27, 27, 27, 27},
@@ -226,14 +194,14 @@ TEST(BatchStream, PadsAsProteinLmPlusEndMarkers) {
   }
   EXPECT_EQ(stream.crops().cropped, 2)
       << "the eight G have nine inputs with BOS, and lose their end marker only";
-  EXPECT_EQ(stream.crops().residues_dropped, 12);
+  EXPECT_EQ(stream.crops().tokens_dropped, 12);
 }
 
 // Every residue and end marker of every sequence is asked for exactly once an epoch, in pieces within the
 // limits.
 TEST(BatchStream, PacksEveryTokenOnceAnEpoch) {
   const Sequences sequences = random_sequences(60, 5, 70);
-  const SequenceStore store(sequences);
+  const MemoryCorpus store = proteins(sequences);
   const DataConfig config = config_of("packed", 16, 40);
   BatchStream stream(store, config, "causal");
   std::map<Ints, int> found;
@@ -273,7 +241,7 @@ TEST(BatchStream, PacksEveryTokenOnceAnEpoch) {
 }
 
 TEST(BatchStream, WastesNoRoomThatThePieceWouldFit) {
-  const SequenceStore store(random_sequences(100, 6, 30));
+  const MemoryCorpus store = proteins(random_sequences(100, 6, 30));
   BatchStream stream(store, config_of("packed", 31, 64), "causal"),
       probe(store, config_of("packed", 31, 64), "causal");
   for (int i = 0; i < 50; ++i) {
@@ -284,9 +252,9 @@ TEST(BatchStream, WastesNoRoomThatThePieceWouldFit) {
 }
 
 TEST(BatchStream, CropsRandomWindowsEvenly) {
-  std::vector<uint8_t> sequence(20);
-  std::iota(sequence.begin(), sequence.end(), uint8_t{0});
-  const SequenceStore store(Sequences{sequence});
+  std::vector<Token> sequence(20);
+  std::iota(sequence.begin(), sequence.end(), Token{0});
+  const MemoryCorpus store = proteins(Sequences{sequence});
   BatchStream stream(store, config_of("padded", 15, 15, "random"), "causal");
   std::map<int64_t, int> begins;
   constexpr int kEpochs = 3500;
@@ -296,29 +264,29 @@ TEST(BatchStream, CropsRandomWindowsEvenly) {
     ++begins[begin];
     ASSERT_EQ(batch.inputs[0], begin == 0 ? kBos : begin - 1);
     ASSERT_EQ(batch.targets[14], begin == 6 ? kEos : begin + 14);
-    ASSERT_EQ(batch.tokens(), 15);
+    ASSERT_EQ(batch.targets_counted(), 15);
   }
   ASSERT_EQ(begins.size(), 7u);  // 21 inputs
   for (const auto& [begin, count] : begins)
     EXPECT_NEAR(count, kEpochs / 7, 5 * std::sqrt(kEpochs / 7.)) << begin;
   EXPECT_EQ(stream.crops().cropped, kEpochs);
   // 5 of 20 residues are lost, 6 when the window reaches the end marker.
-  EXPECT_EQ(stream.crops().residues_dropped, 5 * kEpochs + begins[6]);
+  EXPECT_EQ(stream.crops().tokens_dropped, 5 * kEpochs + begins[6]);
 }
 
 TEST(BatchStream, CountsDroppedResiduesOfMaskedWindows) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(20, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(20, 1)});
   BatchStream stream(store, config_of("padded", 10, 10, "random"), "masked");
   int64_t dropped = 0;
   for (int epoch = 0; epoch < 200; ++epoch) {
     const Batch batch = stream.next();
     dropped += 20 - std::ranges::count_if(batch.targets, is_residue);
   }
-  EXPECT_EQ(stream.crops().residues_dropped, dropped);
+  EXPECT_EQ(stream.crops().tokens_dropped, dropped);
 }
 
 TEST(BatchStream, RefusesLongSequencesOnRequest) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(9, 1), std::vector<uint8_t>(10, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(9, 1), std::vector<Token>(10, 1)});
   EXPECT_NO_THROW(BatchStream(store, config_of("packed", 11, 20, "error"), "causal"));
   EXPECT_THAT(
       error_of<InputError>([&] { BatchStream(store, config_of("packed", 10, 20, "error"), "causal"); }),
@@ -328,8 +296,8 @@ TEST(BatchStream, RefusesLongSequencesOnRequest) {
 
 TEST(BatchStream, ShufflesEachEpochAnew) {
   Sequences sequences;
-  for (uint8_t i = 0; i < 20; ++i) sequences.push_back({i});
-  const SequenceStore store(sequences);
+  for (Token i = 0; i < 20; ++i) sequences.push_back({i});
+  const MemoryCorpus store = proteins(sequences);
   const auto epoch_order = [&](int64_t seed, int64_t epoch) {
     DataConfig config = config_of("padded", 2, 40);
     config.seed = seed;
@@ -357,7 +325,7 @@ class EveryStream : public testing::TestWithParam<Form> {
 };
 
 TEST_P(EveryStream, ContinuesBitExactlyFromItsCursor) {
-  const SequenceStore store(random_sequences(30, 8, 80));
+  const MemoryCorpus store = proteins(random_sequences(30, 8, 80));
   BatchStream stream(store, config(), objective());
   for (int step = 0; step < 60; ++step) {
     const Cursor cursor = stream.cursor();
@@ -380,7 +348,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Form{"concatenated", "split", "masked"}));
 
 TEST(BatchStream, RefusesPlacesThatDoNotExist) {
-  const SequenceStore store(Sequences{std::vector<uint8_t>(20, 1)});
+  const MemoryCorpus store = proteins(Sequences{std::vector<Token>(20, 1)});
   BatchStream split(store, config_of("packed", 8, 8), "causal");
   EXPECT_NO_THROW(split.seek({5, 0, 16}));
   const Cursor before = split.cursor();
@@ -397,8 +365,7 @@ TEST(BatchStream, RefusesPlacesThatDoNotExist) {
 }
 
 // The corrupted residues of an epoch by sequence, keyed by the (unique) residues.
-std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataConfig& config,
-                                         int64_t epoch) {
+std::map<std::string, Ints> masked_epoch(const Corpus& store, const DataConfig& config, int64_t epoch) {
   BatchStream stream(store, config, "masked");
   stream.seek({epoch, 0, 0});
   std::map<std::string, Ints> result;
@@ -408,7 +375,7 @@ std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataC
     const Batch batch = stream.next();
     for (size_t i = 0; i < batch.inputs.size(); ++i) {
       if (is_residue(batch.targets[i])) {
-        sequence += letter(batch.targets[i]);
+        sequence += Vocabulary::protein().symbol_text(batch.targets[i]);
         inputs.push_back(batch.inputs[i]);
       }
       if (batch.targets[i] != kEos) continue;
@@ -421,7 +388,7 @@ std::map<std::string, Ints> masked_epoch(const SequenceStore& store, const DataC
 }
 
 TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
-  const SequenceStore store(random_sequences(40, 9, 60));
+  const MemoryCorpus store = proteins(random_sequences(40, 9, 60));
   DataConfig config = config_of("packed", 16, 64);
   const auto reference = masked_epoch(store, config, 4);
   EXPECT_EQ(reference.size(), 40u);
@@ -432,78 +399,6 @@ TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
   EXPECT_NE(masked_epoch(store, config, 5), reference);
   config.seed = 4;
   EXPECT_NE(masked_epoch(store, config, 4), reference);
-}
-
-TEST(EvaluationStream, VisitsEverySequenceInOrderUncut) {
-  const Sequences sequences = random_sequences(50, 10, 90);
-  const SequenceStore store(sequences);
-  for (const std::string objective : {"causal", "masked"}) {
-    EvaluationStream stream(store, config_of("padded", 8, 60), objective);
-    int64_t seen = 0;
-    while (const auto batch = stream.next()) {
-      expect_well_formed(*batch);
-      ASSERT_EQ(stream.first(), seen);
-      ASSERT_EQ(std::ssize(batch->cu_seqlens), stream.count() + 1);
-      EXPECT_TRUE(batch->width <= 60 || stream.count() == 1);
-      for (int64_t s = 0; s < stream.count(); ++s, ++seen) {
-        const auto& sequence = sequences[seen];
-        const int64_t begin = batch->cu_seqlens[s], end = batch->cu_seqlens[s + 1],
-                      at = begin + stream.residue_offset();
-        ASSERT_EQ(end - begin, std::ssize(sequence) + (objective == "causal" ? 1 : 2));
-        EXPECT_EQ(slice(batch->targets, at, at + std::ssize(sequence)),
-                  Ints(sequence.begin(), sequence.end()));
-        EXPECT_EQ(batch->targets[end - 1], kEos);
-        EXPECT_EQ(batch->inputs[begin], kBos);
-        for (int64_t i = begin; i < end; ++i) EXPECT_EQ(batch->positions[i], i - begin);
-      }
-    }
-    EXPECT_EQ(seen, 50);
-    EXPECT_EQ(stream.next(), std::nullopt);
-  }
-}
-
-TEST(EvaluationStream, FillsBatches) {
-  const SequenceStore store(Sequences(10, std::vector<uint8_t>(9, 1)));
-  EvaluationStream stream(store, config_of("packed", 8, 30), "causal");
-  EXPECT_EQ(stream.next()->width, 30);
-  EXPECT_EQ(stream.count(), 3);
-}
-
-std::map<std::string, Ints> evaluation_masks(const Sequences& sequences, const DataConfig& config) {
-  const SequenceStore store(sequences);
-  EvaluationStream stream(store, config, "masked");
-  std::map<std::string, Ints> result;
-  while (const auto batch = stream.next()) {
-    for (int64_t s = 0; s < stream.count(); ++s) {
-      const auto sequence = store.tokens(stream.first() + s);
-      result[std::string(sequence.begin(), sequence.end())] =
-          slice(batch->inputs, batch->cu_seqlens[s], batch->cu_seqlens[s + 1]);
-    }
-  }
-  return result;
-}
-
-TEST(EvaluationStream, MasksDoNotDependOnBatchesOrderOrSeed) {
-  Sequences sequences = random_sequences(60, 11, 70);
-  DataConfig config = config_of("packed", 8, 64);
-  const auto reference = evaluation_masks(sequences, config);
-  config.seed = 77;
-  config.batch_tokens = 1;
-  EXPECT_EQ(evaluation_masks(sequences, config), reference);
-  config.batch_tokens = 100'000;
-  std::ranges::reverse(sequences);
-  EXPECT_EQ(evaluation_masks(sequences, config), reference);
-  config.mask_rate = 0.5;
-  EXPECT_NE(evaluation_masks(sequences, config), reference);
-}
-
-TEST(EvaluationStream, MasksTheStatedFraction) {
-  const SequenceStore store(random_sequences(2000, 12, 200));
-  EvaluationStream stream(store, config_of("packed", 8, 4096), "masked");
-  int64_t chosen = 0;
-  while (const auto batch = stream.next()) chosen += batch->tokens();
-  const double n = static_cast<double>(store.residues());
-  EXPECT_NEAR(static_cast<double>(chosen), 0.15 * n, 5 * std::sqrt(n * 0.15 * 0.85));
 }
 
 }  // namespace

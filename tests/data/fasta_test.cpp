@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "performer/data/fasta.h"
+#include "performer/data/fasta/fasta.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -10,7 +10,6 @@
 #include <functional>
 
 #include "performer/base/error.h"
-#include "performer/data/vocabulary.h"
 #include "tests/data/packed_bytes.h"
 #include "tests/errors.h"
 
@@ -26,20 +25,27 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 struct Parsed {
-  std::vector<FastaRecord> records;
+  std::vector<Record> records;
   std::vector<std::string> residues;
-  FastaCounts counts;
+  ReadReport report;
+  // The count of the line of the report that holds `words`; 0 when there is none.
+  int64_t count(std::string_view words) const {
+    for (const ReportLine& line : report.lines) {
+      if (line.text.find(words) != std::string::npos) return line.count;
+    }
+    return 0;
+  }
 };
 
 Parsed parse(FastaReader reader) {
   Parsed parsed;
-  FastaRecord record;
+  Record record;
   while (reader.next(record)) {
     parsed.records.push_back(record);
-    parsed.residues.push_back(decode(std::vector<int64_t>(record.tokens.begin(), record.tokens.end())));
+    parsed.residues.push_back(reader.vocabulary().decode(record.tokens));
   }
   EXPECT_FALSE(reader.next(record)) << "the end lasts";
-  parsed.counts = reader.counts();
+  parsed.report = reader.report();
   return parsed;
 }
 
@@ -77,8 +83,8 @@ TEST(Fasta, ReadsRecordsInOrder) {
   EXPECT_EQ(parsed.records[1].id, "b");
   EXPECT_EQ(parsed.records[1].number, 2);
   EXPECT_EQ(parsed.records[1].line, 4);
-  EXPECT_EQ(parsed.counts.records, 2);
-  EXPECT_EQ(parsed.counts.residues, 8);
+  EXPECT_EQ(parsed.report.records, 2);
+  EXPECT_EQ(parsed.report.tokens, 8);
 }
 
 TEST(Fasta, TakesEveryLineEnd) {
@@ -95,13 +101,13 @@ TEST(Fasta, TakesEveryLineEnd) {
 TEST(Fasta, UpperCasesAndCounts) {
   const Parsed parsed = parse(">a\nacDx\n>b\nE\n");
   EXPECT_THAT(parsed.residues, ElementsAre("ACDX", "E"));
-  EXPECT_EQ(parsed.counts.lower_case, 3);
+  EXPECT_EQ(parsed.count("lower-case"), 3);
 }
 
 TEST(Fasta, DropsAStopAtTheEndOnly) {
   const Parsed parsed = parse(">a\nACD*\n>b\nAC\n*\n\n>c\nAC\n>d\nAC*-");
   EXPECT_THAT(parsed.residues, ElementsAre("ACD", "AC", "AC", "AC"));
-  EXPECT_EQ(parsed.counts.stops, 3);
+  EXPECT_EQ(parsed.count("'*'"), 3);
   EXPECT_THAT(parse_error(">a\nAC\nA*C\n"),
               AllOf(HasSubstr("input: record 1 (a), line 3, column 2: '*' before the end"),
                     HasSubstr("last letter")));
@@ -112,14 +118,14 @@ TEST(Fasta, DropsAStopAtTheEndOnly) {
 TEST(Fasta, DropsGapsAndCounts) {
   const Parsed parsed = parse(">a\n--AC.D-\n");
   EXPECT_THAT(parsed.residues, ElementsAre("ACD"));
-  EXPECT_EQ(parsed.counts.gaps, 4);
+  EXPECT_EQ(parsed.count("gaps"), 4);
 }
 
 TEST(Fasta, ReadsJAsXAndCounts) {
   const Parsed parsed = parse(">a\nAJjX\n");
   EXPECT_THAT(parsed.residues, ElementsAre("AXXX"));
-  EXPECT_EQ(parsed.counts.j_to_x, 2);
-  EXPECT_EQ(parsed.counts.lower_case, 1);
+  EXPECT_EQ(parsed.count("J read as X"), 2);
+  EXPECT_EQ(parsed.count("lower-case"), 1);
 }
 
 TEST(Fasta, TakesEveryResidueAndSpacesInLines) {
@@ -130,7 +136,7 @@ TEST(Fasta, TakesEveryResidueAndSpacesInLines) {
 TEST(Fasta, KeepsDuplicateNamesAndCounts) {
   const Parsed parsed = parse(">a 1\nA\n>b\nC\n>a 2\nA\n>a\nD\n");
   EXPECT_THAT(parsed.residues, ElementsAre("A", "C", "A", "D"));
-  EXPECT_EQ(parsed.counts.duplicate_names, 2);
+  EXPECT_EQ(parsed.count("duplicate names"), 2);
 }
 
 TEST(Fasta, TakesHeadersWithoutNames) {
@@ -208,7 +214,8 @@ TEST(Fasta, ReadsFilesPackedOrNot) {
 
 std::string random_residues(size_t size, uint32_t seed) {
   std::string residues(size, ' ');
-  for (char& residue : residues) residue = kLetters[(seed = seed * 1664525 + 1013904223) >> 8 & 15];
+  for (char& residue : residues)
+    residue = std::string_view("ACDEFGHIKLMNPQRS")[(seed = seed * 1664525 + 1013904223) >> 8 & 15];
   return residues;
 }
 
@@ -264,7 +271,7 @@ TEST(Fasta, ReadsVeryLongRecords) {
     ASSERT_EQ(parsed.residues.size(), 2u);
     EXPECT_TRUE(parsed.residues[0] == residues);
     EXPECT_EQ(parsed.residues[1], "ACD");
-    EXPECT_EQ(parsed.counts.residues, 5'000'006);
+    EXPECT_EQ(parsed.report.tokens, 5'000'006);
   }
 }
 
@@ -274,16 +281,17 @@ TEST(Fasta, FormatsWrapped) {
   EXPECT_EQ(format_fasta("a", "ACDEFG", 0), ">a\nACDEFG\n");
 }
 
-TEST(Fasta, AddsCounts) {
-  FastaCounts counts{1, 2, 3, 4, 5, 6, 7};
-  counts += FastaCounts{10, 20, 30, 40, 50, 60, 70};
-  EXPECT_EQ(counts.records, 11);
-  EXPECT_EQ(counts.residues, 22);
-  EXPECT_EQ(counts.lower_case, 33);
-  EXPECT_EQ(counts.stops, 44);
-  EXPECT_EQ(counts.gaps, 55);
-  EXPECT_EQ(counts.j_to_x, 66);
-  EXPECT_EQ(counts.duplicate_names, 77);
+TEST(Report, AddsUpAndTellsWhatChanged) {
+  ReadReport report{1, 2, "sequences", "residues", {{3, "gaps dropped"}}};
+  EXPECT_EQ(summary(report), "1 sequences, 2 residues; 3 gaps dropped");
+  ReadReport other{10, 20, "sequences", "residues", {{40, "J read as X"}, {30, "gaps dropped"}}};
+  report += other;
+  EXPECT_EQ(summary(report), "11 sequences, 22 residues; 33 gaps dropped; 40 J read as X");
+  EXPECT_EQ(changes(report), "33 gaps dropped; 40 J read as X");
+  report.add(0, "nothing");
+  EXPECT_EQ(report.lines.size(), 2u);
+  EXPECT_EQ(changes(ReadReport{}), "");
+  EXPECT_EQ(summary(ReadReport{}), "0 sequences, 0 tokens");
 }
 
 }  // namespace

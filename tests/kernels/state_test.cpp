@@ -2,6 +2,8 @@
 // The seams: initial and final states, single steps, and gradients that flow through states.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/kernels/problem.h"
 
 namespace performer::kernels::test {
@@ -88,10 +90,28 @@ TEST_P(EveryState, StepsEqualOnePass) {
       const AttentionForward f = problem.params();
       AttentionStep p{f.shape, f.map, f.query, f.key, f.value, out.view(), state};
       begin_at(p, problem, out, t);
-      std::vector<char> scratch(static_cast<size_t>(GetParam()->workspace(f, false) + 1));
+      // Guard bytes behind the scratch memory show a step that takes more than it said.
+      const auto bytes = static_cast<size_t>(GetParam()->step_workspace(p));
+      std::vector<char> scratch(bytes + 64, 0x5a);
       GetParam()->step(p, serial, scratch.data());
+      EXPECT_EQ(std::count(scratch.begin() + static_cast<int64_t>(bytes), scratch.end(), 0x5a), 64);
     }
   });
+}
+
+// A step needs a few rows of numbers for each worker; a pass needs whole chunks and a state.
+TEST_P(EveryState, AStepNeedsRowsOnly) {
+  Spec spec = spec_of(true, 1);
+  spec.d = spec.e = 64, spec.m = 256;
+  for (const int64_t chunk : {0, 1, 256}) {
+    spec.chunk = chunk;
+    const Problem problem(spec);
+    const AttentionForward f = problem.params();
+    const AttentionStep step{f.shape, f.map, f.query, f.key, f.value, f.out, {}};
+    const int64_t bytes = GetParam()->step_workspace(step);
+    EXPECT_LE(bytes, 8 * (64 + 64 + 256) * 4) << "chunk " << chunk;
+    if (GetParam()->workspace(f, false) > 0) EXPECT_LT(bytes * 20, GetParam()->workspace(f, false));
+  }
 }
 
 // sum(out * g) + sum(final true sums * h) of a causal pass with an initial state, as a function of

@@ -31,7 +31,7 @@ struct Tables {
       if (bit == 0) continue;
       const auto e = cpu::entries_for(bit);
       owned.push_back(std::make_unique<FavorKernels>(
-          FavorKernels{target.name, e.workspace, e.forward, e.backward, e.step}));
+          FavorKernels{target.name, e.workspace, e.forward, e.backward, e.step, e.step_workspace}));
       list.push_back(owned.back().get());
     }
     list.push_back(&favor_reference());

@@ -54,7 +54,7 @@ void Step(const AttentionStep& p, Executor& executor, void* workspace) {
 }
 
 cpu::EntryPoints Entries() {
-  return {Workspace, Forward, Backward, Step};
+  return {Workspace, Forward, Backward, Step, StepWorkspace};
 }
 
 }  // namespace HWY_NAMESPACE

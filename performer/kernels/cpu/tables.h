@@ -13,6 +13,7 @@ struct EntryPoints {
   void (*forward)(const AttentionForward&, Executor&, void*);
   void (*backward)(const AttentionBackward&, Executor&, void*);
   void (*step)(const AttentionStep&, Executor&, void*);
+  int64_t (*step_workspace)(const AttentionStep&);
 };
 
 int64_t built_targets();                  // Highway's target bits in this build

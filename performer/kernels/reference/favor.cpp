@@ -313,6 +313,10 @@ int64_t workspace(const AttentionForward&, bool) {
   return 0;
 }
 
+int64_t step_workspace(const AttentionStep&) {
+  return 0;
+}
+
 void forward(const AttentionForward& p, Executor& executor, void*) {
   for_each_head(p.shape, executor,
                 [&](int64_t sequence, int64_t head) { Pass(p, sequence, head).forward(); });
@@ -340,7 +344,7 @@ void step(const AttentionStep& p, Executor& executor, void*) {
 }  // namespace
 
 const FavorKernels& favor_reference() {
-  static const FavorKernels kernels{"reference", workspace, forward, backward, step};
+  static const FavorKernels kernels{"reference", workspace, forward, backward, step, step_workspace};
   return kernels;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The favor-* kinds: linear attention with any of the feature maps of performer/ops/feature_maps.h.
 #include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 
 #include <array>
 #include <cmath>
@@ -128,13 +129,11 @@ class FavorAttention final : public Attention {
                                      const std::optional<at::Tensor>& key_mask) const override {
     std::unique_ptr<Cache> cache = begin(key.size(0));
     auto& own = dynamic_cast<FavorCache&>(*cache);
-    ops::AttentionInputs inputs;
-    inputs.query = key.narrow(1, 0, 0);
+    ops::KeyInputs inputs;
     inputs.key = key;
     inputs.value = value;
     inputs.key_mask = key_mask;
-    inputs.return_state = true;
-    own.state = std::get<1>(ops::mapped_attention(inputs, *own.map));
+    own.state = ops::key_state(inputs, *own.map);
     return cache;
   }
 
@@ -214,7 +213,7 @@ void validate_favor(const AttentionConfig& config, const AttentionShape& shape) 
                     "attention.features must be between 1 and {}, not {}", kLargestSize, options.features);
   check<UsageError>(options.epsilon == -1 || (options.epsilon >= 0 && std::isfinite(options.epsilon)),
                     "attention.epsilon must be at least 0, or -1 for the default, not {}", options.epsilon);
-  ops::validate(options, shape.head_size);
+  validate_map(config, options, shape.head_size);
 }
 
 std::string summary_of(const std::string& map) {
@@ -245,6 +244,14 @@ AttentionKind favor_kind(const std::string& name) {
 }
 
 }  // namespace
+
+void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size) {
+  try {
+    ops::validate(map, head_size);
+  } catch (const c10::Error& error) {  // the request is wrong, not a tensor
+    throw UsageError(fmt::format("attention.kind = {}: {}", config.kind, error.what_without_backtrace()));
+  }
+}
 
 std::vector<AttentionKind> favor_kinds() {
   std::vector<AttentionKind> kinds = {favor_kind("favor-softmax"), favor_kind("favor-relu")};

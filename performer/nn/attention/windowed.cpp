@@ -64,7 +64,6 @@ class WindowedFavorAttention final : public Attention {
       : shape_(shape), seed_(config.seed) {
     const auto own = read_options<WindowedOptions>(config);
     map_ = windowed_map(own);
-    exponential_ = ops::feature_map_traits(map_.map).exponential;
     window_ = {own.chunk, own.window, own.decay};
     const at::Tensor projection = draw(0);
     if (projection.defined()) projection_ = register_buffer("projection", projection);
@@ -72,8 +71,7 @@ class WindowedFavorAttention final : public Attention {
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
     const ops::PreparedMap map = prepared(projection_);
-    const auto attend = [&](const ops::AttentionInputs& in) { return ops::mapped_attention(in, map); };
-    if (!inputs.cu_query) return windowed_attention(attend, exponential_, inputs, window_);
+    if (!inputs.cu_query) return windowed_attention(inputs, map, window_);
     const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
     std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
     for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {  // chunks begin with their segments
@@ -84,7 +82,7 @@ class WindowedFavorAttention final : public Attention {
       segment.query = part(inputs.query);
       segment.key = part(inputs.key);
       segment.value = part(inputs.value);
-      parts.push_back(windowed_attention(attend, exponential_, segment, window_));
+      parts.push_back(windowed_attention(segment, map, window_));
     }
     return at::cat(parts, 1);
   }
@@ -100,9 +98,7 @@ class WindowedFavorAttention final : public Attention {
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   Cache& cache) const override {
     auto& own = dynamic_cast<WindowedCache&>(cache);
-    begin_token(own.state, exponential_, window_);
-    if (keeps_own(window_)) ops::mapped_step(query, key, value, own.state.own, *own.map);
-    return ops::mapped_step(query, key, value, own.state.seen, *own.map);
+    return windowed_step(query, key, value, *own.map, window_, own.state);
   }
 
   void redraw(int64_t index) override {
@@ -126,7 +122,6 @@ class WindowedFavorAttention final : public Attention {
   WindowOptions window_;
   AttentionShape shape_;
   int64_t seed_;
-  bool exponential_ = false;
   at::Tensor projection_;  // buffer [H, M, D] float32, or undefined
 };
 
@@ -141,7 +136,7 @@ void validate_windowed(const AttentionConfig& config, const AttentionShape& shap
   check_range("window", own.window, 0);
   check<UsageError>(std::isfinite(own.decay) && own.decay >= 0 && own.decay <= 1,
                     "attention.decay must be from 0 to 1, not {}", own.decay);
-  ops::validate(windowed_map(own), shape.head_size);
+  validate_map(config, windowed_map(own), shape.head_size);
 }
 
 }  // namespace

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/data/vocabulary_text.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <unordered_map>
+
+#include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/base/printable.h"
+
+namespace performer::data {
+namespace {
+
+constexpr size_t kMostSymbols = 65'536 - 4;  // ids of 16 bits, four of them markers
+
+bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const size_t size = utf8_size(text);
+    if (size == 0) return false;
+    text.remove_prefix(size);
+  }
+  return true;
+}
+
+// The bytes that a symbol with escapes stands for; nothing for an unknown escape.
+std::optional<std::string> unescape(std::string_view text) {
+  static constexpr std::string_view kNames = "ntrs\\#", kBytes = "\n\t\r \\#", kDigits = "0123456789abcdef";
+  std::string bytes;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '\\') {
+      bytes += text[i];
+      continue;
+    }
+    if (++i == text.size()) return std::nullopt;
+    if (const size_t name = kNames.find(text[i]); name != std::string_view::npos) {
+      bytes += kBytes[name];
+      continue;
+    }
+    int value = text[i] == 'x' && i + 2 < text.size() ? 0 : -1;
+    for (int digit = 0; digit < 2 && value >= 0; ++digit) {
+      const size_t place =
+          kDigits.find(static_cast<char>(std::tolower(static_cast<unsigned char>(text[++i]))));
+      value = place == std::string_view::npos ? -1 : value * 16 + static_cast<int>(place);
+    }
+    if (value < 0) return std::nullopt;
+    bytes += static_cast<char>(value);
+  }
+  return bytes;
+}
+
+void check_markers(const nlohmann::ordered_json& root, const VocabularyText& result,
+                   const std::string& source) {
+  size_t id = result.symbols.size();
+  for (const char* marker : {"bos", "eos", "pad", "mask"}) {
+    const auto found = root.at(marker).get<int64_t>();
+    check<InputError>(found == static_cast<int64_t>(id),
+                      "{}: the id of {} is {}, expected {}: bos, eos, pad and mask follow the {} symbols",
+                      source, marker, found, id, result.symbols.size());
+    ++id;
+  }
+  check<InputError>(result.marker_letters.empty() || result.marker_letters.size() == 4,
+                    "{}: marker_letters must be four letters or none, found \"{}\"", source,
+                    result.marker_letters);
+}
+
+}  // namespace
+
+std::string escape(std::string_view symbol) {
+  const bool utf8 = is_utf8(symbol);
+  std::string text;
+  for (const char letter : symbol) {
+    const auto byte = static_cast<unsigned char>(letter);
+    switch (letter) {
+      case '\n':
+        text += "\\n";
+        break;
+      case '\t':
+        text += "\\t";
+        break;
+      case '\r':
+        text += "\\r";
+        break;
+      case ' ':
+        text += "\\s";
+        break;
+      case '\\':
+        text += "\\\\";
+        break;
+      default:
+        if (byte < 32 || byte == 127 || (byte > 127 && !utf8)) {
+          text += fmt::format("\\x{:02x}", byte);
+        } else {
+          text += letter;
+        }
+    }
+  }
+  return text;
+}
+
+std::vector<std::string> read_symbol_file(const std::string& path) {
+  const std::string text = read_file(path);
+  std::vector<std::string> symbols;
+  std::vector<int64_t> lines;  // of each
+  int64_t number = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    std::string_view line = std::string_view(text).substr(at, end - at);
+    at = end + 1;
+    ++number;
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.empty() || line[0] == '#') continue;
+    std::optional<std::string> symbol = unescape(line);
+    check<InputError>(
+        symbol.has_value(),
+        "{}: line {}: unknown escape in \"{}\"; expected \\n \\t \\r \\s (space) \\\\ \\# or \\xHH with "
+        "two hexadecimal digits",
+        path, number, line);
+    symbols.push_back(std::move(*symbol));
+    lines.push_back(number);
+  }
+  check_symbols(symbols, path, [&](size_t index) { return fmt::format("line {}", lines[index]); });
+  return symbols;
+}
+
+void check_symbols(const std::vector<std::string>& symbols, const std::string& source,
+                   const std::function<std::string(size_t)>& place) {
+  check<InputError>(!symbols.empty(), "{} has no symbol: expected one a line", source);
+  check<InputError>(symbols.size() <= kMostSymbols, "{} has {} symbols: ids have 16 bits, so at most {} fit",
+                    source, symbols.size(), kMostSymbols);
+  std::unordered_map<std::string_view, size_t> seen;
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    check<InputError>(!symbols[i].empty(), "{}: {} is empty: a symbol has at least one byte", source,
+                      place(i));
+    const auto [before, is_new] = seen.emplace(symbols[i], i);
+    check<InputError>(is_new, "{}: {} gives the symbol \"{}\" a second time, after {}", source, place(i),
+                      escape(symbols[i]), place(before->second));
+  }
+}
+
+std::vector<AliasGroup> alias_groups(const std::vector<Vocabulary::Alias>& aliases) {
+  std::vector<AliasGroup> groups;
+  for (const Vocabulary::Alias& alias : aliases) {
+    auto group = std::ranges::find(groups, alias.read_as, &AliasGroup::read_as);
+    if (group == groups.end()) group = groups.insert(group, AliasGroup{"", alias.read_as});
+    group->letters += alias.letter;
+  }
+  return groups;
+}
+
+std::string write_vocabulary(const VocabularyText& vocabulary) {
+  nlohmann::ordered_json root;
+  root["name"] = vocabulary.name;
+  root["unit"] = vocabulary.unit;
+  root["spelling"] = vocabulary.numbers ? "numbers" : "letters";
+  root["symbols"] = nlohmann::ordered_json::array();
+  for (const std::string& symbol : vocabulary.symbols) root["symbols"].push_back(escape(symbol));
+  root["aliases"] = nlohmann::ordered_json::object();
+  for (const Vocabulary::Alias& alias : vocabulary.aliases) {
+    root["aliases"][std::string(1, alias.letter)] = std::string(1, alias.read_as);
+  }
+  root["marker_letters"] = vocabulary.marker_letters;
+  size_t id = vocabulary.symbols.size();
+  for (const char* marker : {"bos", "eos", "pad", "mask"}) root[marker] = id++;
+  return root.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+VocabularyText read_vocabulary(const std::string& text, const std::string& source) {
+  try {
+    const auto root = nlohmann::ordered_json::parse(text);
+    VocabularyText result;
+    result.name = root.at("name").get<std::string>();
+    result.unit = root.at("unit").get<std::string>();
+    const auto spelling = root.at("spelling").get<std::string>();
+    check<InputError>(spelling == "letters" || spelling == "numbers",
+                      "{}: spelling must be letters or numbers, found \"{}\"", source, spelling);
+    result.numbers = spelling == "numbers";
+    for (const auto& symbol : root.at("symbols")) {
+      const auto written = symbol.get<std::string>();
+      const std::optional<std::string> bytes = unescape(written);
+      check<InputError>(bytes.has_value(), "{}: unknown escape in the symbol \"{}\"", source, written);
+      result.symbols.push_back(*bytes);
+    }
+    check_symbols(result.symbols, source, [](size_t index) { return fmt::format("symbol {}", index + 1); });
+    for (const auto& [letter, read_as] : root.at("aliases").items()) {
+      const auto target = read_as.get<std::string>();
+      check<InputError>(
+          letter.size() == 1 && target.size() == 1 && std::ranges::count(result.symbols, target) == 1 &&
+              std::ranges::count(result.symbols, letter) == 0,
+          "{}: the alias \"{}\" of \"{}\" is not a letter that is read as a symbol", source, letter, target);
+      result.aliases.push_back({letter[0], target[0]});
+    }
+    result.marker_letters = root.at("marker_letters").get<std::string>();
+    check_markers(root, result, source);
+    return result;
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(fmt::format("{} is not the vocabulary of a model ({})", source, error.what()));
+  }
+}
+
+}  // namespace performer::data
