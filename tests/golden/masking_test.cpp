@@ -57,16 +57,18 @@ void run_masking(golden::Group& group, const golden::Case& item) {
 void run_counts(golden::Group& group, const golden::Case& item) {
   const std::vector<int64_t> theirs = values<int64_t>(item.tensor("counts"));
   const int64_t positions = theirs[0];
+  const data::Vocabulary vocabulary = data::Vocabulary::protein();
   std::vector<int64_t> tokens(positions);
-  for (int64_t i = 0; i < positions; ++i) tokens[i] = i % data::kResidues;
+  for (int64_t i = 0; i < positions; ++i) tokens[i] = i % vocabulary.symbols();
   std::vector<int64_t> inputs = tokens;
   std::vector<float> weights(positions);
-  data::corrupt_residues(inputs, weights, PhiloxStream(1), 0, item.option<double>("mask_rate"), mix_of(item));
+  data::corrupt_symbols(inputs, weights, PhiloxStream(1), 0, item.option<double>("mask_rate"), mix_of(item),
+                        vocabulary);
   std::vector<int64_t> ours = {positions, 0, 0, 0, 0};
   for (int64_t i = 0; i < positions; ++i) {
     if (weights[i] == 0) continue;
     ++ours[1];
-    ++ours[inputs[i] == data::kMask ? 2 : inputs[i] != tokens[i] ? 3 : 4];
+    ++ours[inputs[i] == vocabulary.mask() ? 2 : inputs[i] != tokens[i] ? 3 : 4];
   }
   for (size_t i = 1; i < ours.size(); ++i) {
     const double n = static_cast<double>(positions), p = static_cast<double>(theirs[i]) / n;

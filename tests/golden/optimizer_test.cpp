@@ -16,29 +16,29 @@ double learning_rate(const golden::Case& item, int step) {
 }
 
 void run_adam(golden::Group& group, const golden::Case& item, at::ScalarType type) {
-  std::vector<NamedParameter> parameters;
+  std::vector<train::NamedParameter> parameters;
   for (const std::string& input : item.inputs) {
     if (input.starts_with("p/"))
       parameters.push_back({input.substr(2), item.tensor(input).to(type).clone().requires_grad_(true), true});
   }
-  const AdamOptions defaults;  // the reference's, except for the weight decay
-  Adam adam(parameters, {.beta1 = item.options.value("beta1", defaults.beta1),
-                         .beta2 = item.options.value("beta2", defaults.beta2),
-                         .epsilon = item.options.value("eps", defaults.epsilon),
-                         .weight_decay = item.option<double>("weight_decay")});
+  const train::AdamOptions defaults;  // the reference's, except for the weight decay
+  train::Adam adam(parameters, {.beta1 = item.options.value("beta1", defaults.beta1),
+                                .beta2 = item.options.value("beta2", defaults.beta2),
+                                .epsilon = item.options.value("eps", defaults.epsilon),
+                                .weight_decay = item.option<double>("weight_decay")});
   const bool clips = item.options.contains("grad_clip") && !item.options["grad_clip"].is_null();
   const double clip = clips ? item.option<double>("grad_clip") : 0;
   for (int step = 0; step < item.option<int>("steps"); ++step) {
-    for (NamedParameter& p : parameters) {
+    for (train::NamedParameter& p : parameters) {
       p.value.mutable_grad() = item.tensor(fmt::format("g{}/{}", step, p.name)).to(type).clone();
     }
-    clip_gradients(adam.gradients(), clip);
+    train::clip_gradients(adam.gradients(), clip);
     if (clips) {
-      for (NamedParameter& p : parameters)
+      for (train::NamedParameter& p : parameters)
         group.expect(item, fmt::format("clipped{}/{}", step, p.name), p.value.grad());
     }
     adam.step(learning_rate(item, step));
-    for (NamedParameter& p : parameters) {
+    for (train::NamedParameter& p : parameters) {
       group.expect(item, fmt::format("p_after{}/{}", step + 1, p.name), p.value.detach());
     }
   }

@@ -59,7 +59,8 @@ SequenceBatch import_batch(const golden::Case& item) {
   const bool soft = item.option<bool>("soft_inputs");  // [B, T, vocabulary]
   batch.tokens = soft ? inputs : inputs.to(at::kLong);
   batch.positions = at::arange(inputs.size(1)).expand({inputs.size(0), inputs.size(1)});
-  if (item.option<std::string>("attention") == "exact" && !soft) batch.key_mask = batch.tokens.ne(data::kPad);
+  if (item.option<std::string>("attention") == "exact" && !soft)
+    batch.key_mask = batch.tokens.ne(data::Vocabulary::protein().pad());
   return batch;
 }
 
@@ -75,18 +76,19 @@ void compare(golden::Group& group, const golden::Case& item, at::ScalarType type
     group.expect(item, fmt::format("layer_{}", layer), made.layers[layer]);
   }
   // The reference zeroes its embeddings at padding.
-  group.expect(item, "output_emb",
-               soft ? made.output : made.output * batch.tokens.ne(data::kPad).unsqueeze(-1));
+  group.expect(
+      item, "output_emb",
+      soft ? made.output : made.output * batch.tokens.ne(data::Vocabulary::protein().pad()).unsqueeze(-1));
   group.expect(item, "logits", made.logits);
   if (item.outputs.contains("regression")) group.expect(item, "regression", made.regression);
   if (!item.has("targets")) return;
   const at::Tensor targets = item.tensor("targets").to(at::kLong), weights = item.tensor("weights").to(type);
-  const at::Tensor loss = weighted_cross_entropy(made.logits, targets, weights);
+  const at::Tensor loss = train::weighted_cross_entropy(made.logits, targets, weights);
   group.expect(item, "metric_loss", loss.detach());
-  group.expect(item, "metric_correct", weighted_correct(made.logits, targets, weights));
+  group.expect(item, "metric_correct", train::weighted_correct(made.logits, targets, weights));
   group.expect(item, "metric_denominator", weights.sum());
   const at::Tensor each = made.logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1);
-  group.expect(item, "logprob", (each * targets.ne(data::kPad)).sum(-1));
+  group.expect(item, "logprob", (each * targets.ne(data::Vocabulary::protein().pad())).sum(-1));
   if (item.outputs.contains("mean_loss")) group.expect(item, "mean_loss", loss / weights.sum());
   if (!item.option<bool>("grads")) return;
   (loss / weights.sum()).backward();

@@ -14,14 +14,14 @@ namespace {
 TEST(Golden, Schedules) {
   golden::run_group("plm_schedule", [&](golden::Group& group, const golden::Case& item) {
     const auto& options = item.options;
-    ScheduleOptions with;  // protein_lm's defaults
+    train::ScheduleOptions with;  // protein_lm's defaults
     with.base = options.value("base_learning_rate", with.base);
     with.warmup = options.value("warmup_steps", with.warmup);
     with.decay_factor = options.value("decay_factor", with.decay_factor);
     with.steps_per_decay = options.value("steps_per_decay", with.steps_per_decay);
     with.steps_per_cycle = options.value("steps_per_cycle", with.steps_per_cycle);
     const std::string factors = options.value("factors", "constant * linear_warmup * rsqrt_decay");
-    const Schedule schedule(factors, with);
+    const train::Schedule schedule(factors, with);
     const at::Tensor steps = item.tensor("steps").to(at::kLong);
     at::Tensor rates = at::empty({steps.numel()}, at::kDouble);
     // The share 0 / 0 of no warmup at all is not a number there; here it is 1, at step 0 as at all others.
