@@ -106,8 +106,8 @@ std::string read_all(ByteSource& source, const std::string& name, size_t most) {
     const size_t count = source.read(bytes.data() + before, kStep);
     bytes.resize(before + count);
     if (count == 0) return bytes;
-    check<InputError>(bytes.size() <= most, "{} has more than {} bytes: no picture is that large", name,
-                      most);
+    check<InputError>(bytes.size() <= most,
+                      "{} has more than {} bytes, which is more than a file of its kind has", name, most);
   }
 }
 

@@ -50,8 +50,7 @@ class PeekedSource final : public ByteSource {
   size_t begin_ = 0;
 };
 
-// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes,
-// which no picture has.
+// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes.
 std::string read_all(ByteSource& source, const std::string& name, size_t most);
 
 }  // namespace performer::data

@@ -175,21 +175,28 @@ std::optional<Foreign> by_sequence_format(std::string_view text) {
   return std::nullopt;
 }
 
-// PHYLIP: the numbers of sequences and of columns, then names with letters.
+// PHYLIP: a line with the numbers of sequences and of columns, then lines of a name and letters.
 bool is_phylip(std::string_view text) {
+  constexpr std::string_view kBlanks = " \t", kDigits = "0123456789";
   const std::vector<std::string_view> lines = lines_of(text, 2);
-  if (lines.size() < 2 || !consists_of(lines[0], "0123456789 \t")) return false;
-  const size_t digits = lines[0].find_first_not_of(" \t");
-  if (digits == std::string_view::npos) return false;
-  const size_t blank = lines[0].find_first_of(" \t", digits);
-  if (blank == std::string_view::npos ||
-      lines[0].find_first_of("0123456789", blank) == std::string_view::npos)
-    return false;
-  const size_t name = lines[1].find_first_of(" \t");
-  const size_t letters = name == std::string_view::npos ? name : lines[1].find_first_not_of(" \t", name);
-  constexpr size_t kLong = 5;
-  return name != 0 && letters != std::string_view::npos && lines[1].size() - letters >= kLong &&
-         consists_of(lines[1].substr(letters), "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz*-.? ");
+  if (lines.size() < 2) return false;
+  std::vector<size_t> numbers;
+  for (std::string_view rest = lines[0]; rest.find_first_not_of(kBlanks) != std::string_view::npos;) {
+    rest.remove_prefix(rest.find_first_not_of(kBlanks));
+    const std::string_view word = rest.substr(0, rest.find_first_of(kBlanks));
+    constexpr size_t kMostDigits = 9;
+    if (!consists_of(word, kDigits) || word.size() > kMostDigits) return false;
+    size_t number = 0;
+    for (const char digit : word) number = 10 * number + static_cast<size_t>(digit - '0');
+    numbers.push_back(number);
+    rest.remove_prefix(word.size());
+  }
+  const size_t name = std::min(lines[1].find_first_of(kBlanks), lines[1].size());
+  std::string letters(lines[1].substr(name));
+  std::erase_if(letters, [&](char letter) { return kBlanks.find(letter) != std::string_view::npos; });
+  constexpr size_t kLong = 10;  // letters that a line has where there are as many columns
+  return numbers.size() == 2 && name > 0 && consists_of(letters, kAnyCase) && letters.size() <= numbers[1] &&
+         letters.size() >= std::min(kLong, numbers[1]);
 }
 
 // Whether a line names a column of sequences.
