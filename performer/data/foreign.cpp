@@ -141,16 +141,25 @@ Foreign other(std::string_view what, std::string_view cure) {
   return {Kind::special, std::string(what), std::string(cure)};
 }
 
+// FASTQ, whose first line begins with '@': lines of letters follow, then one that begins with '+', unless the
+// look ends before.
+bool is_fastq(std::string_view text) {
+  constexpr size_t kLines = 1000;
+  const std::vector<std::string_view> lines = lines_of(text, kLines);
+  size_t at = 1;
+  while (at < lines.size() && consists_of(lines[at], kAnyCase)) ++at;
+  return at > 1 && (at < lines.size() ? lines[at].starts_with('+') : consists_of(lines[1], kUpper));
+}
+
 // Formats of sequences, alignments and structures.
 std::optional<Foreign> by_sequence_format(std::string_view text) {
-  const std::vector<std::string_view> lines = lines_of(text, 3);
-  const std::string_view first = lines.empty() ? "" : lines[0], second = lines.size() > 1 ? lines[1] : "";
+  const std::vector<std::string_view> lines = lines_of(text, 1);
+  const std::string_view first = lines.empty() ? "" : lines[0];
   const auto has = [&](std::string_view part) { return text.find(part) != std::string_view::npos; };
   const auto begins = [&](const auto&... starts) { return (first.starts_with(starts) || ...); };
   if (begins("@HD\t", "@SQ\t", "@RG\t", "@PG\t"))
     return other("SAM", "convert it to FASTA with samtools fasta");
-  if (begins("@") && consists_of(second, kAnyCase) && (lines.size() < 3 || lines[2].starts_with('+')))
-    return sequences("FASTQ", "fastq");
+  if (begins("@") && is_fastq(text)) return sequences("FASTQ", "fastq");
   if (begins("LOCUS  ")) return sequences("a GenBank flat file", "genbank");
   if (begins("ID   ") && (has("\nAC   ") || has("\nDE   ") || has("\nSQ   ") || has("\nXX"))) {
     return first.ends_with("AA.") || has("\nDT   ") ? sequences("a UniProt flat file", "swiss")
@@ -218,7 +227,7 @@ std::optional<Foreign> by_general_format(std::string_view text) {
   const auto has = [&](std::string_view part) { return start.find(part) != std::string::npos; };
   if (start.starts_with("<!doctype html") || start.starts_with("<html") ||
       (start.starts_with("<") && has("<html")))
-    return other("a web page (HTML)", "the download went wrong: download the file itself");
+    return other("a web page (HTML)", "download the file itself, in place of the page");
   const auto kind = [](bool special) { return special ? Kind::special : Kind::general; };
   if (start.starts_with("<?xml") || start.starts_with("<!doctype ")) {
     const bool special =

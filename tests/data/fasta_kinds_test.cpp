@@ -176,6 +176,8 @@ TEST(FastaOfNucleotides, IsSuspectedInProteins) {
             "data.vocabulary must be dna "
             "or rna");
   EXPECT_THAT(read(">a\n" + dna + "\n", Vocabulary::dna()).report.lines, IsEmpty());
+  EXPECT_THAT(read(">P02732 an antifreeze protein\nAATAATAATAATAATAATAATAATAATAATA\n").report.lines,
+              IsEmpty());
 }
 
 TEST(FastaOfProteins, IsSuspectedInNucleotides) {

@@ -49,6 +49,7 @@ std::vector<Example> special_examples() {
   return {
       {"@r1 1:N:0\nACGTN\n+\nIIIII\n", "FASTQ", "\"fastq\""},
       {"@r1\r\nACGTN\r\n+r1\r\nIIIII\r\n", "FASTQ", "\"fastq\""},
+      {"@r1\nACGTN\nACGT\n+\nIIIII\nIIII\n", "FASTQ", "\"fastq\""},
       {"@HD\tVN:1.6\n@SQ\tSN:chr1\tLN:9\n", "SAM", "samtools fasta"},
       {"LOCUS       AAA 60 aa linear\nORIGIN\n 1 mktayiakqr\n//\n", "a GenBank flat file", "\"genbank\""},
       {"ID   INSR_HUMAN  Reviewed; 1382 AA.\nAC   P06213;\nSQ   SEQUENCE 60 AA;\n     MKTAYIAKQR\n//\n",
@@ -174,6 +175,7 @@ TEST(Foreign, IsNotSeenInTextAndFasta) {
                                       "> quoted\n> mail\n"sv,
                                       "Dear all,\n> quoted\nyes, that\n"sv,
                                       "@home\nis where\nI am\n"sv,
+                                      "@home\nwhere\nlife\n"sv,
                                       "BMP4 is a protein\n"sv,
                                       "BZhang wrote\n"sv,
                                       "HEADER    of a letter\nbody\n"sv,
