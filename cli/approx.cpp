@@ -142,7 +142,8 @@ Action approx_command(CLI::App& app) {
   app.add_flag("--causal", study.causal, "attention of each token to those before it only");
   app.add_option("--model", options->model, "measure on the queries and keys of this model folder instead")
       ->type_name("DIR");
-  app.add_option("--input", options->input, "data that --model reads, as it was trained on; - is standard input")
+  app.add_option("--input", options->input,
+                 "data that --model reads, as it was trained on; - is standard input")
       ->type_name("FILE");
   app.add_option("--sequences", on_model.sequences, "sequences of --input to measure on")
       ->capture_default_str();

@@ -83,7 +83,8 @@ constexpr const char* kFooter =
     "          itself) and whether the sequence ended by itself or was stopped by --max-length\n"
     "  text    several documents have a blank line between them\n"
     "  images  PNG; exactly as many values are drawn as an image has; several need -o DIR\n"
-    "With -o DIR, a folder or a name that ends with '/', each sequence has a file of its own, generated_1.txt "
+    "With -o DIR, a folder or a name that ends with '/', each sequence has a file of its own, "
+    "generated_1.txt "
     "and so on,\n"
     "byte for byte what was drawn. For text and images the log says what FASTA headers say.";
 
@@ -98,8 +99,7 @@ void add_sampling(CLI::App& app, SamplingOptions& sampling) {
   app.add_option("--repetition-penalty", sampling.repetition_penalty,
                  "for tokens among the last few: positive logits divided by it, others multiplied")
       ->capture_default_str();
-  app.add_option("--repetition-window", sampling.repetition_window,
-                 "how many tokens the penalty looks back")
+  app.add_option("--repetition-window", sampling.repetition_window, "how many tokens the penalty looks back")
       ->capture_default_str();
 }
 

@@ -87,8 +87,8 @@ Json model_json(const std::string& path, const ModelFolder& folder) {
 
 std::string model_text(const std::string& path, const ModelFolder& folder) {
   const data::Vocabulary& vocabulary = folder.vocabulary;
-  std::string text = fmt::format("\nmodel           {}\nparameters      {}\n", path,
-                                 folder.model->parameter_count());
+  std::string text =
+      fmt::format("\nmodel           {}\nparameters      {}\n", path, folder.model->parameter_count());
   text += fmt::format("format          {}\n", folder.data.format);
   text += fmt::format("vocabulary      {} ({} symbols, {})\n", vocabulary.name(), vocabulary.symbols(),
                       vocabulary.unit());

@@ -54,7 +54,8 @@ std::string kinds_text() {
     for (const auto* kind : kinds) {
       if (kind->group == group) lines += fmt::format("  {:<{}}  {}\n", kind->name, width, kind->summary);
     }
-    if (!lines.empty()) text += fmt::format("{}{}\n{}", text.empty() ? "" : "\n", nn::group_name(group), lines);
+    if (!lines.empty())
+      text += fmt::format("{}{}\n{}", text.empty() ? "" : "\n", nn::group_name(group), lines);
   }
   return text + "\nperformer info --kinds NAME shows what a kind can do and its options.\n";
 }

@@ -16,7 +16,8 @@ nlohmann::ordered_json kinds_json();
 
 // What a kind can do, and its options with their defaults.
 std::string kind_text(const nn::AttentionKind& kind);
-// {"name", "group", "summary", "capabilities": {name: bool}, "options": [{"key", "default", "help", "choices"}]}
+// {"name", "group", "summary", "capabilities": {name: bool}, "options": [{"key", "default", "help",
+// "choices"}]}
 nlohmann::ordered_json kind_json(const nn::AttentionKind& kind);
 
 }  // namespace performer::cli

@@ -105,7 +105,8 @@ void print(const std::string& text) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Performers: linear-attention language models of proteins, DNA, text, images and other sequences");
+  CLI::App app(
+      "Performers: linear-attention language models of proteins, DNA, text, images and other sequences");
   app.name("performer");
   app.set_version_flag("--version", "performer " PERFORMER_VERSION);
   app.footer("performer COMMAND --help shows the options of a command with their defaults.");

@@ -25,8 +25,8 @@ class SampleWriter {
   virtual void finish() {}
 };
 
-// A place for samples, opened before the model is read so that an unwritable one is found at once. A path that
-// ends with '/' or is a folder stands for a folder with one file a sequence; so does any other path when
+// A place for samples, opened before the model is read so that an unwritable one is found at once. A path
+// that ends with '/' or is a folder stands for a folder with one file a sequence; so does any other path when
 // several images are written.
 class SamplePlace {
  public:

@@ -8,12 +8,15 @@
 #include <string>
 #include <utility>
 
+#include "performer/base/printable.h"
+
 namespace performer {
 
 // Base of all errors of this project. Exit code 1: the work failed (full disk, out of memory, diverged loss).
+// A message is one line, made printable: names and paths in it may come from anywhere.
 class Error : public std::runtime_error {
  public:
-  explicit Error(const std::string& message) : std::runtime_error(message) {}
+  explicit Error(const std::string& message) : std::runtime_error(printable(message)) {}
   virtual int exit_code() const { return 1; }
 };
 

@@ -2,10 +2,10 @@
 #include "performer/base/fields.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 
 #include "performer/base/error.h"
+#include "performer/base/numbers.h"
+#include "performer/base/printable.h"
 
 namespace performer {
 
@@ -25,47 +25,17 @@ const char* type_name(const FieldValue& value) {
   return names[value.index()];
 }
 
-namespace {
-
-// Whole-string parse; "1e6" and "1_000" are accepted for numbers because configs are written by hand.
-template <class T>
-bool parse_number(std::string text, T& value) {
-  std::erase(text, '_');
-  const char* end = text.data() + text.size();
-  if constexpr (std::is_integral_v<T>) {
-    const auto result = std::from_chars(text.data(), end, value);
-    if (result.ec == std::errc{} && result.ptr == end) return true;
-    double real = 0;
-    if (!parse_number(text, real) || !(std::abs(real) < 0x1p53) || real != std::trunc(real)) return false;
-    value = static_cast<T>(real);
-    return true;
-  } else {
-    const auto result = std::from_chars(text.data(), end, value);
-    return result.ec == std::errc{} && result.ptr == end;
-  }
-}
-
-}  // namespace
-
 FieldValue parse_field(const FieldInfo& field, const std::string& text) {
   const auto fail = [&](const std::string& expected) -> UsageError {
-    return UsageError(fmt::format("{} must be {}, but is '{}'", field.key(), expected, text));
+    return UsageError(fmt::format("{} must be {}, but is '{}'", field.key(), expected, shown(text)));
   };
   if (std::holds_alternative<bool>(field.value)) {
     if (text == "true") return true;
     if (text == "false") return false;
     throw fail("true or false");
   }
-  if (std::holds_alternative<int64_t>(field.value)) {
-    int64_t value = 0;
-    if (!parse_number(text, value)) throw fail("a whole number");
-    return value;
-  }
-  if (std::holds_alternative<double>(field.value)) {
-    double value = 0;
-    if (!parse_number(text, value) || !(value == value)) throw fail("a number");
-    return value;
-  }
+  if (std::holds_alternative<int64_t>(field.value)) return parse_whole(field.key(), text);
+  if (std::holds_alternative<double>(field.value)) return parse_real(field.key(), text);
   if (!field.choices.empty() &&
       std::find(field.choices.begin(), field.choices.end(), text) == field.choices.end()) {
     throw fail(fmt::format("one of {}", fmt::join(field.choices, ", ")));

@@ -49,8 +49,8 @@ std::vector<FieldInfo> list_fields(const std::string& section, const Config& con
 std::string to_text(const FieldValue& value);
 // Type name for messages: "true or false", "a whole number", "a number", "text".
 const char* type_name(const FieldValue& value);
-// Parses `text` as the type that `field` has and checks its choices. Throws UsageError naming the key, the
-// expectation and the value found.
+// Parses `text` as the type that `field` has (numbers as numbers.h says) and checks its choices. Throws
+// UsageError naming the key, the expectation and the value found.
 FieldValue parse_field(const FieldInfo& field, const std::string& text);
 
 // Sets one field by name. Throws UsageError with the nearest known name for an unknown one.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,8 +28,11 @@ std::string source_name(const std::string& path);
 
 // `source` itself, or what it unpacks to when it begins as gzip (RFC 1952, any number of members, bgzip
 // included) or zstd (RFC 8878, any number of frames, skippable ones included). `name` is used in messages.
-// Reads throw InputError for a stream that is truncated or damaged, and for zstd windows beyond 128 MiB
-// (zstd's own limit, --long=27).
+// Reads throw InputError for a stream that is truncated or damaged, for zstd windows beyond 128 MiB (zstd's
+// own limit, --long=27), and for one that grows too much: after kFreeGrowth bytes, to more than kMostGrowth
+// times the packed bytes read, so that a small file cannot fill memory or disk. Throws InputError for data
+// packed twice.
+inline constexpr uint64_t kFreeGrowth = uint64_t{1} << 26, kMostGrowth = 200;
 std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source, const std::string& name);
 
 // A source whose first bytes can be looked at before they are read.

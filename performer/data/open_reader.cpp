@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // From paths to readers: which format a file has, and one reader for many files.
 #include <algorithm>
-#include <filesystem>
 
 #include "performer/base/error.h"
 #include "performer/data/detect.h"
 #include "performer/data/fasta/fasta.h"
+#include "performer/data/foreign.h"
 #include "performer/data/image/images.h"
+#include "performer/data/inputs.h"
 #include "performer/data/reader.h"
 #include "performer/data/record_id.h"
 #include "performer/data/text/text.h"
@@ -59,8 +60,8 @@ std::unique_ptr<Reader> image_reader(std::unique_ptr<PeekedSource> source, const
     default:
       throw InputError(fmt::format(
           "{} holds no images: expected a PNG or JPEG picture, a tar archive of them, or raw bytes in a "
-          "file named *.u8",
-          name));
+          "file named *.u8{}",
+          name, looks_like(identify(source->peek(kLook)))));
   }
 }
 
@@ -85,30 +86,86 @@ std::string decided_format(PeekedSource& source, const std::string& name, const 
   if (request.format != "auto") return request.format;
   const Content content = detect(source, name);
   check<InputError>(content != Content::empty, "{} is empty: expected FASTA, text or images", name);
+  if (content == Content::foreign) throw_foreign(source, name);
   return format_of(content);
 }
 
-// A file to read, and whether it was named or found in a folder.
-struct Place {
-  std::string path;
-  bool found = false;
+// What is looked at of a file before any is read.
+struct Look {
+  const InputFile* file = nullptr;
+  std::unique_ptr<PeekedSource> source;
+  Content content = Content::empty;
 };
 
-// The files of a folder and of those in it, by name; what begins with '.' is hidden.
-std::vector<Place> files_of(const std::string& folder) {
-  namespace fs = std::filesystem;
-  std::vector<Place> places;
-  std::error_code error;
-  for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end;
-       entry.increment(error)) {
-    const bool hidden = entry->path().filename().native().starts_with('.');
-    if (hidden && entry->is_directory()) entry.disable_recursion_pending();
-    if (!hidden && entry->is_regular_file()) places.push_back({entry->path().string(), true});
+Look look_at(const InputFile& file) {
+  Look look{&file, unpacked(open_bytes(file.path), file.path)};
+  look.content = detect(*look.source, file.path);
+  return look;
+}
+
+// Whether a file can be looked at without taking anything from who reads it.
+bool can_be_looked_at(const InputFile& file) {
+  return can_be_read_twice(file.path);
+}
+
+// Where the format is automatic: that of all files that can be looked at.
+void choose_format(const std::vector<InputFile>& files, Request& request) {
+  const InputFile* decided_by = nullptr;
+  const InputFile* foreign = nullptr;  // the first in a folder, which a folder of images may hold
+  for (const InputFile& file : files) {
+    if (!can_be_looked_at(file)) continue;
+    const Look look = look_at(file);
+    if (look.content == Content::empty) continue;
+    if (look.content == Content::foreign) {
+      if (!file.found) throw_foreign(*look.source, file.path);
+      if (foreign == nullptr) foreign = &file;
+      continue;
+    }
+    const std::string format = format_of(look.content);
+    if (decided_by == nullptr || format == request.format) {
+      request.format = format;
+      decided_by = &file;
+      continue;
+    }
+    // A folder of images may hold a note about them; it is passed over, and counted.
+    const bool images = format == "image" || request.format == "image";
+    check<InputError>(
+        file.found && decided_by->found && images,
+        "{} is {}, but {} is {}: all files of a corpus have one format; set data.format if that "
+        "is a mistake",
+        decided_by->path, request.format, file.path, format);
+    if (format == "image") decided_by = &file;
+    request.format = "image";
   }
-  check<InputError>(!error, "cannot read the folder {}: {}", folder, error.message());
-  check<InputError>(!places.empty(), "the folder {} has no files", folder);
-  std::ranges::sort(places, {}, &Place::path);
-  return places;
+  if (foreign != nullptr && request.format != "image")
+    throw_foreign(*look_at(*foreign).source, foreign->path);
+}
+
+// Throws for a file that is empty or cannot be of the format, before any file is read.
+void check_file(const InputFile& file, const Request& request) {
+  Look look = look_at(file);
+  const bool passed_over = file.found && (look.content == Content::empty ||
+                                          (request.format == "image" && format_of(look.content) != "image"));
+  if (passed_over) return;
+  const bool image = format_of(look.content) == "image";
+  check<InputError>(request.format != "text" || look.content != Content::empty, "{} is empty: expected text",
+                    file.path);
+  // Opening says what is wrong; images of the right kind may still need a shape that an earlier one gives.
+  if (request.format == "fasta" || (request.format == "image" && !image)) {
+    make_reader(std::move(look.source), file.path, request.format, request);
+  }
+}
+
+// The files that paths stand for, all of them checked, and in `request` their format where it can be told.
+std::vector<InputFile> checked_inputs(const std::vector<std::string>& paths, Request& request) {
+  check<UsageError>(!paths.empty(), "no file is given: expected at least one");
+  std::vector<InputFile> files = list_inputs(paths);
+  if (request.format == "auto") choose_format(files, request);
+  if (request.format == "auto") return files;
+  for (const InputFile& file : files) {
+    if (can_be_looked_at(file)) check_file(file, request);
+  }
+  return files;
 }
 
 // Reads files one after the other, all in one format.
@@ -123,12 +180,11 @@ class FilesReader final : public Reader {
   std::optional<ImageShape> image_shape() const override { return reader_->image_shape(); }
 
  private:
-  void choose_format();  // where it is automatic
   // Opens the next file that has something to read; false when there is none.
   bool open_next();
 
-  std::vector<Place> places_;
   Request request_;
+  std::vector<InputFile> files_;
   size_t at_ = 0;                   // of the file to open next
   std::unique_ptr<Reader> reader_;  // of the file before; never empty
   ReadReport before_;               // of the files before that one, and of files passed over
@@ -136,58 +192,18 @@ class FilesReader final : public Reader {
 };
 
 FilesReader::FilesReader(const std::vector<std::string>& paths, Request request)
-    : request_(std::move(request)) {
-  for (const std::string& path : paths) {
-    std::error_code ignored;
-    if (path != "-" && std::filesystem::is_directory(path, ignored)) {
-      const std::vector<Place> files = files_of(path);
-      places_.insert(places_.end(), files.begin(), files.end());
-    } else {
-      places_.push_back({path, false});
-    }
-  }
-  if (request_.format == "auto" && places_.size() > 1) choose_format();
+    : request_(std::move(request)), files_(checked_inputs(paths, request_)) {
   check<InputError>(open_next(), "{} has no file to read as {}: all of them are empty or something else",
                     paths.front(), request_.format);
 }
 
-// Looks into all files but those that can be read only once, such as standard input and pipes.
-void FilesReader::choose_format() {
-  const Place* decided_by = nullptr;
-  for (const Place& place : places_) {
-    std::error_code ignored;
-    std::filesystem::file_status status = std::filesystem::status(place.path, ignored);
-    const bool once = place.path == "-" || (exists(status) && !is_regular_file(status));
-    if (once) continue;
-    const auto source = unpacked(open_bytes(place.path), place.path);
-    const Content content = detect(*source, place.path);
-    if (content == Content::empty) continue;
-    const std::string format = format_of(content);
-    if (decided_by == nullptr || format == request_.format) {
-      request_.format = format;
-      decided_by = &place;
-      continue;
-    }
-    // A folder of images may hold a note about them; it is passed over, and counted.
-    const bool images = format == "image" || request_.format == "image";
-    const bool note = place.found && decided_by->found && images;
-    check<InputError>(
-        note,
-        "{} is {}, but {} is {}: all files of a corpus have one format; set data.format if that "
-        "is a mistake",
-        decided_by->path, request_.format, place.path, format);
-    if (format == "image") decided_by = &place;
-    request_.format = "image";
-  }
-}
-
 bool FilesReader::open_next() {
-  for (; at_ < places_.size(); ++at_) {
-    const Place& place = places_[at_];
-    const std::string name = source_name(place.path);
-    auto source = unpacked(open_bytes(place.path), name);
+  for (; at_ < files_.size(); ++at_) {
+    const InputFile& file = files_[at_];
+    const std::string name = source_name(file.path);
+    auto source = unpacked(open_bytes(file.path), name);
     if (request_.format == "auto") request_.format = decided_format(*source, name, request_);
-    if (place.found) {
+    if (file.found) {
       const Content content = detect(*source, name);
       if (content == Content::empty) {
         before_.add(1, "empty files passed over");
@@ -231,9 +247,14 @@ std::unique_ptr<Reader> open_reader(std::unique_ptr<ByteSource> source, const st
   return make_reader(std::move(peeked), name, format, request);
 }
 
+void check_inputs(const std::vector<std::string>& paths, const DataConfig& config,
+                  const std::optional<Vocabulary>& vocabulary) {
+  Request request = make_request(config, vocabulary);
+  checked_inputs(paths, request);
+}
+
 std::unique_ptr<Reader> open_reader(const std::vector<std::string>& paths, const DataConfig& config,
                                     const std::optional<Vocabulary>& vocabulary) {
-  check<UsageError>(!paths.empty(), "no file is given: expected at least one");
   return std::make_unique<FilesReader>(paths, make_request(config, vocabulary));
 }
 

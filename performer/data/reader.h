@@ -46,6 +46,10 @@ std::string changes(const ReadReport& report);
 // "20 sequences, 4000 residues; 3 gaps dropped".
 std::string summary(const ReadReport& report);
 
+// Longer sequences and documents are refused: 2^30 tokens, which take 2 GiB, and a document's text 1 GiB
+// more.
+inline constexpr int64_t kLongestRecord = int64_t{1} << 30;
+
 struct Record {
   std::string id;             // without white space; may be empty
   std::string header;         // a FASTA header line without '>', or where else the record comes from
@@ -75,19 +79,26 @@ class Reader {
 // - A vocabulary that is given decides the format: protein, dna and rna are FASTA, bytes are text, pixels are
 //   images. One from a file, or none, leaves the format to the content:
 // - PNG, JPEG and tar begin with their signatures and are images, as are files named *.u8 (raw bytes). A file
-//   whose first line, beside blank ones and comments (';'), begins with '>' is FASTA. All else is text.
+//   whose first line, beside blank ones and comments (';'), begins with '>' is FASTA. What is another format
+//   of sequences or structures, packed in a way that is not known here, or binary (foreign.h) is an error.
+//   All else is text.
 // - FASTA then is protein, text is bytes, images are pixels.
 //
-// Throws InputError when the path cannot be read, is empty, or is packed in a way that is not known here;
-// UsageError for a vocabulary that the format cannot use.
+// Throws InputError when the path cannot be read, is empty, or is not what was asked for, saying what it is
+// where that can be told; UsageError for a vocabulary that the format cannot use.
 std::unique_ptr<Reader> open_reader(const std::string& path, const DataConfig& config,
                                     const std::optional<Vocabulary>& vocabulary = std::nullopt);
 // One reader for several of them, which have one format, one vocabulary and, for images, one shape. In a
 // folder of images other files are passed over and counted, and so are empty files in any folder. Records are
-// numbered through.
+// numbered through. All files are checked first, as check_inputs() says.
 std::unique_ptr<Reader> open_reader(const std::vector<std::string>& paths, const DataConfig& config,
                                     const std::optional<Vocabulary>& vocabulary = std::nullopt);
-// The same for bytes from any source; `name` is used in messages, and its ending tells raw images.
+// Throws what open_reader() would throw for any of the paths, before one is read: a path that does not exist,
+// an empty file, one of another format. Looks into files that can be read twice (inputs.h) only, and at their
+// first bytes.
+void check_inputs(const std::vector<std::string>& paths, const DataConfig& config,
+                  const std::optional<Vocabulary>& vocabulary = std::nullopt);
+// A reader for bytes from any source; `name` is used in messages, and its ending tells raw images.
 std::unique_ptr<Reader> open_reader(std::unique_ptr<ByteSource> source, const std::string& name,
                                     const DataConfig& config,
                                     const std::optional<Vocabulary>& vocabulary = std::nullopt);

@@ -23,7 +23,11 @@ class Input {
 
   const char* begin() const { return buffer_.data() + begin_; }
   size_t size() const { return end_ - begin_; }
-  void drop(size_t count) { begin_ += count; }
+  void drop(size_t count) {
+    begin_ += count;
+    dropped_ += count;
+  }
+  uint64_t dropped() const { return dropped_; }  // bytes, so far
   // Makes at least `wanted` bytes available; fewer only at the end of the source.
   bool require(size_t wanted) {
     if (size() >= wanted) return true;
@@ -38,14 +42,24 @@ class Input {
     return true;
   }
   bool starts_with(std::string_view magic) {
-    return require(magic.size()) && std::memcmp(begin(), magic.data(), magic.size()) == 0;
+    return require(magic.size()) && std::string_view(begin(), size()).starts_with(magic);
   }
 
  private:
   std::unique_ptr<ByteSource> source_;
   std::vector<char> buffer_;
   size_t begin_ = 0, end_ = 0;
+  uint64_t dropped_ = 0;
 };
+
+// Throws InputError when much more was unpacked than such data give: `unpacked` bytes of `packed` ones.
+void check_growth(uint64_t unpacked, uint64_t packed, const std::string& name) {
+  check<InputError>(
+      unpacked <= kFreeGrowth || unpacked / kMostGrowth <= packed,
+      "{} unpacks to more than {} times its size ({} bytes from {} so far), as files do that are made to "
+      "fill a memory; if it is meant, unpack it first",
+      name, kMostGrowth, unpacked, packed);
+}
 
 [[noreturn]] void throw_truncated(const std::string& name, const char* format) {
   throw InputError(fmt::format(
@@ -99,7 +113,10 @@ class GzipSource final : public ByteSource {
         throw_damaged(name_, "gzip", stream_.msg != nullptr ? stream_.msg : "zlib failed");
       }
       if (status == Z_STREAM_END) end_member();
-      if (stream_.avail_out < room) return room - stream_.avail_out;
+      if (stream_.avail_out == room) continue;
+      unpacked_ += room - stream_.avail_out;
+      check_growth(unpacked_, input_.dropped(), name_);
+      return room - stream_.avail_out;
     }
     return 0;
   }
@@ -130,6 +147,7 @@ class GzipSource final : public ByteSource {
   Input input_;
   std::string name_;
   z_stream stream_{};
+  uint64_t unpacked_ = 0;
   bool blocked_ = false, at_end_ = false;
 };
 
@@ -153,6 +171,8 @@ class ZstdSource final : public ByteSource {
       frame_ended_ = status == 0;
       if (!more && !frame_ended_ && output.pos == 0) throw_truncated(name_, "zstd");
     }
+    unpacked_ += output.pos;
+    check_growth(unpacked_, input_.dropped(), name_);
     return output.pos;
   }
 
@@ -170,15 +190,17 @@ class ZstdSource final : public ByteSource {
   Input input_;
   std::string name_;
   std::unique_ptr<ZSTD_DStream, decltype(&ZSTD_freeDStream)> stream_;
+  uint64_t unpacked_ = 0;
   bool frame_ended_ = false;
 };
 
-bool is_zstd(Input& input) {
-  using namespace std::string_view_literals;
-  if (input.starts_with("\x28\xb5\x2f\xfd"sv)) return true;
+// "gzip" or "zstd" for data that begin so, else "".
+std::string_view packing_of(std::string_view head) {
+  if (head.starts_with(kGzipMagic)) return "gzip";
+  if (head.starts_with("\x28\xb5\x2f\xfd")) return "zstd";
   // A skippable frame, as pzstd writes first: 0x184D2A50 .. 0x184D2A5F, little endian.
-  return input.require(4) && (input.begin()[0] & 0xf0) == 0x50 &&
-         std::memcmp(input.begin() + 1, "\x2a\x4d\x18", 3) == 0;
+  const bool skippable = head.size() >= 4 && (head[0] & 0xf0) == 0x50 && head.substr(1, 3) == "\x2a\x4d\x18";
+  return skippable ? "zstd" : "";
 }
 
 }  // namespace
@@ -186,9 +208,19 @@ bool is_zstd(Input& input) {
 std::unique_ptr<ByteSource> unpack(std::unique_ptr<ByteSource> source, const std::string& name) {
   Input input(std::move(source));
   input.require(16);  // also when bytes trickle in: what follows recognises formats by their first few
-  if (input.starts_with(kGzipMagic)) return std::make_unique<GzipSource>(std::move(input), name);
-  if (is_zstd(input)) return std::make_unique<ZstdSource>(std::move(input), name);
-  return std::make_unique<PlainSource>(std::move(input));
+  const std::string_view packing = packing_of({input.begin(), input.size()});
+  if (packing.empty()) return std::make_unique<PlainSource>(std::move(input));
+  std::unique_ptr<ByteSource> content;
+  if (packing == "gzip") {
+    content = std::make_unique<GzipSource>(std::move(input), name);
+  } else {
+    content = std::make_unique<ZstdSource>(std::move(input), name);
+  }
+  auto peeked = std::make_unique<PeekedSource>(std::move(content));
+  const std::string_view within = packing_of(peeked->peek(4));
+  check<InputError>(within.empty(), "{} is packed twice, {} within {}: unpack it once with {} -d", name,
+                    within, packing, packing);
+  return peeked;
 }
 
 }  // namespace performer::data

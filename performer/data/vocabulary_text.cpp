@@ -8,30 +8,12 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/base/printable.h"
 
 namespace performer::data {
 namespace {
 
 constexpr size_t kMostSymbols = 65'536 - 4;  // ids of 16 bits, four of them markers
-
-// Size in bytes of the UTF-8 character that `text` begins with; 0: none, or one that no text should hold.
-size_t utf8_size(std::string_view text) {
-  const auto lead = static_cast<unsigned char>(text[0]);
-  const size_t size = lead < 0x80   ? 1
-                      : lead < 0xc2 ? 0
-                      : lead < 0xe0 ? 2
-                      : lead < 0xf0 ? 3
-                      : lead < 0xf5 ? 4
-                                    : 0;
-  if (size < 2 || text.size() < size) return size == 1 ? 1 : 0;
-  for (size_t i = 1; i < size; ++i) {
-    if ((static_cast<unsigned char>(text[i]) & 0xc0) != 0x80) return 0;
-  }
-  const auto second = static_cast<unsigned char>(text[1]);
-  const bool overlong = (lead == 0xe0 && second < 0xa0) || (lead == 0xf0 && second < 0x90);
-  const bool impossible = (lead == 0xed && second > 0x9f) || (lead == 0xf4 && second > 0x8f);
-  return overlong || impossible ? 0 : size;
-}
 
 bool is_utf8(std::string_view text) {
   while (!text.empty()) {

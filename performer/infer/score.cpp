@@ -90,8 +90,7 @@ void score_masked(LanguageModel& model, const data::Vocabulary& vocabulary, Sequ
       places.push_back(packing.bounds.back() + 1 + hidden);
       targets.push_back(sequence.tokens[hidden]);
       packing.add(vocabulary.bos());
-      for (int64_t i = 0; i < length; ++i)
-        packing.add(i == hidden ? vocabulary.mask() : sequence.tokens[i]);
+      for (int64_t i = 0; i < length; ++i) packing.add(i == hidden ? vocabulary.mask() : sequence.tokens[i]);
       packing.add(vocabulary.eos());
       packing.end_segment();
     }
@@ -131,12 +130,12 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
   data::Record record;
   while (reader.next(record)) {
     const int64_t length = std::ssize(record.tokens);
-    check<InputError>(!limits_length(config) || length + markers <= config.max_length,
-                      "{}: record {} ('{}'{}) has {} {}, but this model's positions cover {}: leave it out, or "
-                      "use a model with rotary or sinusoidal positions",
-                      source, record.number, record.id,
-                      record.line > 0 ? fmt::format(", line {}", record.line) : "", length, vocabulary.unit(),
-                      config.max_length - markers);
+    check<InputError>(
+        !limits_length(config) || length + markers <= config.max_length,
+        "{}: record {} ('{}'{}) has {} {}, but this model's positions cover {}: leave it out, or "
+        "use a model with rotary or sinusoidal positions",
+        source, record.number, record.id, record.line > 0 ? fmt::format(", line {}", record.line) : "",
+        length, vocabulary.unit(), config.max_length - markers);
     if (group_tokens + length > batch_tokens) flush();
     group.push_back({record.id, record.tokens, {}});
     group_tokens += length;

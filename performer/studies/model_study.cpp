@@ -164,8 +164,9 @@ int64_t read_sequences(LanguageModel& model, data::Reader& reader, const std::st
 }
 
 // The tables and the picture of sums over study.sequences sequences of `tokens` tokens.
-void report(ModelStudy& study, const std::vector<LayerSums>& layers, int64_t tokens, const ModelConfig& config,
-            const std::vector<Estimator>& estimators, const ModelStudyOptions& options) {
+void report(ModelStudy& study, const std::vector<LayerSums>& layers, int64_t tokens,
+            const ModelConfig& config, const std::vector<Estimator>& estimators,
+            const ModelStudyOptions& options) {
   const auto count = static_cast<double>(study.sequences), mean_length = static_cast<double>(tokens) / count;
   const bool causal = config.objective == "causal";
   std::vector<ChartSeries> series;

@@ -35,8 +35,8 @@ struct ModelStudy {
 // many keys a query looks at; uniform_error the error of looking at all of them alike. The advice is the kind
 // with the fewest features whose error is within the tolerance, and exact where none is, or where sequences
 // are so short that exact attention is also cheaper (fewer tokens than 2 M, or 4 M when causal: 4 T^2 D
-// against 8 T M D operations). `reader` reads with the vocabulary of the model; `source` is what messages call
-// it. Throws what the reader throws, InputError when no sequence is short enough, UsageError for a model
+// against 8 T M D operations). `reader` reads with the vocabulary of the model; `source` is what messages
+// call it. Throws what the reader throws, InputError when no sequence is short enough, UsageError for a model
 // without queries and keys (identity).
 ModelStudy model_study(LanguageModel& model, data::Reader& reader, const std::string& source,
                        const ModelStudyOptions& options, const Progress& progress = {});

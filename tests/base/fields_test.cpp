@@ -54,6 +54,8 @@ TEST(Fields, AreSetFromText) {
   EXPECT_EQ(example.heads, 1000);
   EXPECT_EQ(example.rate, 1e-3);
   EXPECT_EQ(example.kind, "b");
+  set_field("model", example, "heads", "010");
+  EXPECT_EQ(example.heads, 10);
   set_field("model", example, "heads", "1e6");
   EXPECT_EQ(example.heads, 1000000);
 }
@@ -63,7 +65,8 @@ TEST(Fields, BadValuesAreNamedWithWhatWasExpected) {
   EXPECT_EQ(message_of("heads", "4.5"), "model.heads must be a whole number, but is '4.5'");
   EXPECT_EQ(message_of("heads", ""), "model.heads must be a whole number, but is ''");
   EXPECT_EQ(message_of("heads", "99999999999999999999"),
-            "model.heads must be a whole number, but is '99999999999999999999'");
+            "model.heads must be a whole number between -9223372036854775808 and 9223372036854775807, but is "
+            "'99999999999999999999'");
   EXPECT_EQ(message_of("rate", "nan"), "model.rate must be a number, but is 'nan'");
   EXPECT_EQ(message_of("kind", "c"), "model.kind must be one of a, b, but is 'c'");
 }

@@ -5,12 +5,14 @@
 #include <charconv>
 
 #include "performer/base/error.h"
+#include "performer/base/printable.h"
 #include "performer/data/record_id.h"
 
 namespace performer::data {
 namespace {
 
 constexpr size_t kMostBytes = size_t{1} << 28;  // of a picture file
+constexpr size_t kLongestName = 200;            // that is shown of an archive's names
 
 std::string_view without_packing(std::string_view name) {
   for (const std::string_view ending : {".gz", ".zst"}) {
@@ -107,13 +109,17 @@ std::optional<ImageReader::Found> TarImageReader::read() {
       report_.add(1, "files of archives passed over, which are no PNG or JPEG pictures");
       continue;
     }
-    const std::string name = fmt::format("{}: {}", name_, entry.name);
+    const std::string name = fmt::format("{}: {}", name_, shown(entry.name, kLongestName));
     check<InputError>(entry.size <= static_cast<int64_t>(kMostBytes),
                       "{} has {} bytes: no picture is that large", name, entry.size);
     bytes += archive_.read(kMostBytes);
     return Found{decode_picture(bytes, name), name, record_id(entry.name)};
   }
-  check<InputError>(report_.records > 0, "{} is a tar archive without a PNG or JPEG picture", name_);
+  check<InputError>(
+      report_.records > 0,
+      "{} is a tar archive without a PNG or JPEG picture; if it holds sequences or text, unpack it with "
+      "tar -xf and give the files in it",
+      name_);
   return std::nullopt;
 }
 

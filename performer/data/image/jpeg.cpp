@@ -7,6 +7,7 @@
 #include <jpeglib.h>
 
 #include <csetjmp>
+#include <cstdio>
 
 #include "performer/base/error.h"
 #include "performer/data/image/picture.h"
@@ -22,6 +23,7 @@ struct JpegFile {
 
   jpeg_decompress_struct jpeg{};
   jpeg_error_mgr errors{};
+  jpeg_progress_mgr progress{};
   std::jmp_buf place;
   char problem[JMSG_LENGTH_MAX] = {};
   std::vector<uint8_t> values;
@@ -38,6 +40,15 @@ void meet_message(j_common_ptr jpeg, int level) {
   if (level < 0) fail_jpeg(jpeg);
 }
 
+// A progressive picture may have any number of passes over all pixels, each of a few bytes in the file.
+void check_passes(j_common_ptr jpeg) {
+  constexpr int kMostPasses = 500;
+  auto& file = *static_cast<JpegFile*>(jpeg->client_data);
+  if (file.jpeg.input_scan_number <= kMostPasses) return;
+  std::snprintf(file.problem, sizeof(file.problem), "it has more than %d passes", kMostPasses);
+  std::longjmp(file.place, 1);
+}
+
 JpegFile::JpegFile() {
   jpeg.err = jpeg_std_error(&errors);
   errors.error_exit = fail_jpeg;
@@ -49,6 +60,8 @@ JpegFile::JpegFile() {
 bool read_header(JpegFile& file, std::string_view bytes) {
   if (setjmp(file.place) != 0) return false;
   jpeg_create_decompress(&file.jpeg);
+  file.progress.progress_monitor = check_passes;
+  file.jpeg.progress = &file.progress;
   jpeg_mem_src(&file.jpeg, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
   jpeg_read_header(&file.jpeg, TRUE);
   return true;

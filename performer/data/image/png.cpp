@@ -15,6 +15,9 @@ namespace performer::data {
 namespace {
 
 constexpr size_t kSignature = 8;
+// Of what a file says beside the pixels (text, profiles), packed in it: unpacked no more than this is kept.
+constexpr int kMostChunks = 1000;
+constexpr size_t kMostChunkBytes = 8'000'000;
 
 struct PngFile {
   PngFile() = default;
@@ -46,19 +49,27 @@ void read_bytes(png_structp png, png_bytep buffer, png_size_t size) {
   file.left.remove_prefix(size);
 }
 
-// Reads what comes before the pixels, and asks for 8-bit channels. False: file.problem says why.
+// Reads what comes before the pixels. False: file.problem says why.
 bool read_header(PngFile& file) {
   if (setjmp(png_jmpbuf(file.png)) != 0) return false;
   png_set_read_fn(file.png, &file, read_bytes);
   png_set_user_limits(file.png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the caller has a limit of its own
+  png_set_chunk_cache_max(file.png, kMostChunks);
+  png_set_chunk_malloc_max(file.png, kMostChunkBytes);
   png_read_info(file.png, file.info);
+  file.height = png_get_image_height(file.png, file.info);
+  file.width = png_get_image_width(file.png, file.info);
+  return true;
+}
+
+// Asks for 8-bit channels. Takes memory for a row: the size is checked before. False as above.
+bool begin_pixels(PngFile& file) {
+  if (setjmp(png_jmpbuf(file.png)) != 0) return false;
   file.bits = png_get_bit_depth(file.png, file.info);
   png_set_expand(file.png);  // palettes to colours, few bits to 8, named transparent colours to opacity
   png_set_scale_16(file.png);
   png_set_interlace_handling(file.png);
   png_read_update_info(file.png, file.info);
-  file.height = png_get_image_height(file.png, file.info);
-  file.width = png_get_image_width(file.png, file.info);
   file.channels = png_get_channels(file.png, file.info);
   return true;
 }
@@ -107,6 +118,7 @@ Picture decode_png(std::string_view bytes, const std::string& name) {
   };
   check_whole(read_header(file));
   check_picture_size(file.height, file.width, name);
+  check_whole(begin_pixels(file));
   file.values.resize(static_cast<size_t>(file.height * file.width * file.channels));
   for (int64_t row = 0; row < file.height; ++row) {
     file.rows.push_back(file.values.data() + row * file.width * file.channels);

@@ -34,16 +34,20 @@ Documents documents_from_name(const std::string& name) {
 }
 
 TextReader::TextReader(std::unique_ptr<ByteSource> source, const std::string& name, Documents documents,
-                       const Vocabulary& vocabulary)
-    : source_(unpack(std::move(source), name)), name_(name), documents_(documents), vocabulary_(vocabulary) {
+                       const Vocabulary& vocabulary, int64_t longest)
+    : source_(unpack(std::move(source), name)),
+      name_(name),
+      documents_(documents),
+      vocabulary_(vocabulary),
+      longest_(static_cast<size_t>(longest)) {
   check<UsageError>(vocabulary != Vocabulary::pixels(),
                     "the vocabulary pixels cannot be read from text: choose another data.vocabulary or "
                     "data.format");
 }
 
-bool TextReader::read_line(std::string& line) {
-  line.clear();
-  while (line.empty() || line.back() != '\n') {
+bool TextReader::read_line(std::string& text) {
+  const size_t before = text.size();
+  while (text.size() == before || text.back() != '\n') {
     if (begin_ == buffer_.size()) {
       buffer_.resize(kBuffer);
       buffer_.resize(source_->read(buffer_.data(), kBuffer));
@@ -51,24 +55,26 @@ bool TextReader::read_line(std::string& line) {
       if (buffer_.empty()) break;
     }
     const size_t end = std::min(buffer_.find('\n', begin_), buffer_.size() - 1) + 1;
-    line.append(buffer_, begin_, end - begin_);
+    text.append(buffer_, begin_, end - begin_);
     begin_ = end;
+    check<InputError>(text.size() <= longest_,
+                      "{}: document {} has more than {} bytes: split it, or set data.documents = blank-line",
+                      name_, records_ + 1, longest_);
   }
-  if (line.empty()) return false;
+  if (text.size() == before) return false;
   ++lines_;
   return true;
 }
 
 bool TextReader::read_document(std::string& text, int64_t& line) {
   text.clear();
-  std::string next;
-  while (read_line(next)) {
-    if (documents_ == Documents::blank_line && is_blank(next)) {
+  for (size_t before = 0; read_line(text); before = text.size()) {
+    if (documents_ == Documents::blank_line && is_blank(std::string_view(text).substr(before))) {
+      text.resize(before);
       if (!text.empty()) break;
       continue;
     }
-    if (text.empty()) line = lines_;
-    text += next;
+    if (before == 0) line = lines_;
   }
   if (documents_ == Documents::blank_line) {
     if (text.ends_with('\n')) text.pop_back();

@@ -23,9 +23,9 @@ Documents documents_from_name(const std::string& name);  // UsageError for other
 // the vocabulary pixels.
 class TextReader final : public Reader {
  public:
-  // `name` is used in messages.
+  // `name` is used in messages. A document of more than `longest` bytes is an error.
   TextReader(std::unique_ptr<ByteSource> source, const std::string& name, Documents documents,
-             const Vocabulary& vocabulary = Vocabulary::bytes());
+             const Vocabulary& vocabulary = Vocabulary::bytes(), int64_t longest = kLongestRecord);
 
   bool next(Record& record) override;
   ReadReport report() const override;
@@ -33,8 +33,8 @@ class TextReader final : public Reader {
   std::string format() const override { return "text"; }
 
  private:
-  // The next line with its end; false when there is none.
-  bool read_line(std::string& line);
+  // Appends the next line with its end to the document; false when there is none.
+  bool read_line(std::string& text);
   // The next document as it is in the file, and its first line; false when there is none.
   bool read_document(std::string& text, int64_t& line);
   void encode(const std::string& text, Record& record);
@@ -43,6 +43,7 @@ class TextReader final : public Reader {
   std::string name_;
   Documents documents_;
   Vocabulary vocabulary_;
+  size_t longest_;
   std::string buffer_;  // read from the source, not yet handed out: from begin_ on
   size_t begin_ = 0;
   int64_t lines_ = 0;  // read so far
