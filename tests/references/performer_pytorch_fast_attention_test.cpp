@@ -10,9 +10,10 @@
 
 #include "performer/base/error.h"
 #include "performer/ops/composed.h"
+#include "tests/references/differences.h"
 
 namespace performer::references::performer_pytorch {
-namespace lucidrains_tests {
+namespace {
 
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
@@ -20,10 +21,6 @@ using ::testing::ThrowsMessage;
 at::Tensor normal(at::IntArrayRef shape, uint64_t seed) {
   at::manual_seed(seed);
   return at::randn(shape, at::kDouble);
-}
-
-double gap(const at::Tensor& a, const at::Tensor& b) {
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }
 
 double at4(const at::Tensor& x, int64_t b, int64_t t, int64_t h, int64_t d) {
@@ -242,5 +239,5 @@ TEST(PerformerPytorchRotary, TurnsNeighbouringPairs) {
       ThrowsMessage<UsageError>(HasSubstr("even head size")));
 }
 
-}  // namespace lucidrains_tests
+}  // namespace
 }  // namespace performer::references::performer_pytorch

@@ -8,7 +8,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer::nn::feed_forward_test {
+namespace performer::references::performer_pytorch {
 namespace {
 
 FeedForwardOptions options_of(bool glu, int64_t chunks = 1, double dropout = 0) {
@@ -66,4 +66,4 @@ TEST(FeedForward, RefusesImpossibleOptions) {
 }
 
 }  // namespace
-}  // namespace performer::nn::feed_forward_test
+}  // namespace performer::references::performer_pytorch

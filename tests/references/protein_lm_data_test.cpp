@@ -11,7 +11,7 @@
 #include "performer/data/vocabulary.h"
 #include "tests/errors.h"
 
-namespace performer::protein_lm {
+namespace performer::references::protein_lm {
 namespace {
 
 using test::error_of;
@@ -110,4 +110,4 @@ TEST(ProteinLMExamples, MaskedOnesFollowTheirDraws) {
 }
 
 }  // namespace
-}  // namespace performer::protein_lm
+}  // namespace performer::references::protein_lm

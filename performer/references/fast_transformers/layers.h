@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Transformer encoders and decoders of pytorch-fast-transformers 0.4.0 over any attention of
-// transformer_layers_attention.h: post-norm layers, biased projections, an optional final norm; parameter
+// layers_attention.h: post-norm layers, biased projections, an optional final norm; parameter
 // names are that library's, so its weights import by name. Each model has its recurrent form as methods of
 // its own (step), on the same weights and projections.
 #pragma once
@@ -29,8 +29,7 @@ struct AttentionEvent {
   std::string layer;  // the attention's name in its model, such as "layers.0.attention"
   bool recurrent = false;
   at::Tensor query, key, value;
-  at::Tensor
-      weights;  // attention matrix [B, H, L, S] of full and exact-topk, batch form only; else undefined
+  at::Tensor weights;  // attention matrix [B, H, L, S] of full and exact-topk, batch form only; else undefined
   at::Tensor output;
 };
 using AttentionObserver = std::function<void(const AttentionEvent&)>;
@@ -161,7 +160,6 @@ class TransformerEncoderImpl : public torch::nn::Module {
   at::Tensor step(const at::Tensor& x, std::vector<AttentionState>& state);
 
   void observe(const AttentionObserver& observer);  // of all attentions
-  void redraw(int64_t index);                       // of attentions whose draws are named by an index (favor)
   const std::vector<TransformerEncoderLayer>& layers() const { return layers_; }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 
@@ -187,7 +185,6 @@ class TransformerDecoderImpl : public torch::nn::Module {
                   const OptionalMask& memory_lengths = {});
 
   void observe(const AttentionObserver& observer);
-  void redraw(int64_t index);
   const std::vector<TransformerDecoderLayer>& layers() const { return layers_; }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 

@@ -5,12 +5,11 @@
 
 #include "performer/references/jax/attention.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
+#include "tests/golden/cases.h"
 
-namespace performer::google_features_golden {
+namespace performer::golden {
+namespace {
 
-using golden::Case;
-using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace jax = references::jax;
 
 at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) {
@@ -28,19 +27,19 @@ at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) 
   }
   EXPECT_EQ(kind, "generalized") << item.id;
   return jax::generalized_features(
-      x, w, golden::google_recordings::google_function(item.option<std::string>("kernel_fn")),
+      x, w, function_name(item.option<std::string>("kernel_fn")),
       item.option<double>("kernel_epsilon"), normalize_data);
 }
 
 TEST(Golden, JaxFeatures) {
-  golden::run_group("jax_features", [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(
+  run_group("jax_features", [&](Group& group, const Case& item) {
+    expect_known_options(
         item, {"kind", "is_query", "normalize_data", "eps", "attn_axes", "m", "projection", "ortho_scaling",
                "input_std", "kernel_fn", "kernel_epsilon"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
-      const at::Tensor x = golden::google_recordings::leaf(item, "x", type);
-      const at::Tensor phi = features(item, x, golden::google_recordings::leaf(item, "W", type, false));
+    for (const at::ScalarType type : run_types(item)) {
+      const at::Tensor x = leaf(item, "x", type);
+      const at::Tensor phi = features(item, x, leaf(item, "W", type, false));
       group.expect(item, "features", phi);
       phi.backward(item.tensor("ct").to(type));
       group.expect(item, "dx", x.grad());
@@ -48,4 +47,5 @@ TEST(Golden, JaxFeatures) {
   });
 }
 
-}  // namespace performer::google_features_golden
+}  // namespace
+}  // namespace performer::golden

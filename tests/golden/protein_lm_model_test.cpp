@@ -9,16 +9,19 @@
 
 #include "performer/data/vocabulary.h"
 #include "performer/references/protein_lm/import.h"
+#include "performer/references/register.h"
 #include "performer/train/loss.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
+#include "tests/golden/cases.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
+
+namespace protein_lm = references::protein_lm;
 
 // A causal model of the reference whose attention was built without `unidirectional` sees the future; its
 // weights make a model of objective `masked` here.
-ModelConfig model_config(const golden::Case& item) {
+ModelConfig model_config(const Case& item) {
   ModelConfig model;
   const bool exact = item.option<std::string>("attention") == "exact";
   model.objective = item.option<bool>(exact ? "causal" : "unidirectional") ? "causal" : "masked";
@@ -27,7 +30,7 @@ ModelConfig model_config(const golden::Case& item) {
 
 // "exact", or what one of fast_attention's factories makes: "favor_softmax", "favor_trig", and "favor_" with
 // the name of a kernel function, whose features there have 1e-3 added.
-AttentionConfig attention_config(const golden::Case& item) {
+AttentionConfig attention_config(const Case& item) {
   const auto name = item.option<std::string>("attention");
   AttentionConfig attention;
   if (name == "exact") {
@@ -35,25 +38,26 @@ AttentionConfig attention_config(const golden::Case& item) {
   } else if (name == "favor_softmax" || name == "favor_trig") {
     attention.kind = "jax-" + name.substr(6);
   } else {
-    attention.kind = "favor-" + golden::google_recordings::google_function(name.substr(name.find('_') + 1));
-    attention.epsilon = 1e-3;
+    attention.kind = "favor-" + function_name(name.substr(name.find('_') + 1));
+    attention.set("epsilon", 1e-3);
   }
   return attention;
 }
 
-LanguageModel import_model(const golden::Case& item) {
+LanguageModel import_model(const Case& item) {
+  references::register_all();
   std::map<std::string, at::Tensor> parameters;
   for (const std::string& name : item.inputs) {
     if (name.starts_with("param/")) parameters[name.substr(6)] = item.tensor(name);
   }
-  LanguageModel model = import_protein_lm(parameters, model_config(item), attention_config(item),
+  LanguageModel model = protein_lm::import_protein_lm(parameters, model_config(item), attention_config(item),
                                           item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
   model->eval();
   return model;
 }
 
 // Exact attention masks padding there; FAVOR ignores it, which a batch without a mask expresses.
-SequenceBatch import_batch(const golden::Case& item) {
+SequenceBatch import_batch(const Case& item) {
   SequenceBatch batch;
   const at::Tensor inputs = item.tensor(item.has("model_inputs") ? "model_inputs" : "inputs");
   const bool soft = item.option<bool>("soft_inputs");  // [B, T, vocabulary]
@@ -65,7 +69,7 @@ SequenceBatch import_batch(const golden::Case& item) {
 }
 
 // In double the result is held to the double tolerance, which float32 weights and projections allow.
-void compare(golden::Group& group, const golden::Case& item, at::ScalarType type) {
+void compare(Group& group, const Case& item, at::ScalarType type) {
   LanguageModel model = import_model(item);
   model->to(type);
   const SequenceBatch batch = import_batch(item);
@@ -93,7 +97,7 @@ void compare(golden::Group& group, const golden::Case& item, at::ScalarType type
   if (!item.option<bool>("grads")) return;
   (loss / weights.sum()).backward();
   auto parameters = model->named_parameters();
-  for (const ProteinLMParameter& entry : protein_lm_parameters(model->model_config())) {
+  for (const protein_lm::ProteinLMParameter& entry : protein_lm::protein_lm_parameters(model->model_config())) {
     const std::string name = "grad/" + entry.theirs;
     const at::Tensor& used = parameters[entry.ours];  // a head without a target has no gradient here, 0 there
     const at::Tensor gradient = used.grad().defined() ? used.grad() : at::zeros_like(used);
@@ -102,11 +106,11 @@ void compare(golden::Group& group, const golden::Case& item, at::ScalarType type
 }
 
 TEST(PlmModel, HiddenStatesLogitsLossAndGradients) {
-  golden::run_group("plm_model", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_model", [&](Group& group, const Case& item) {
     compare(group, item, at::kFloat);
     compare(group, item, at::kDouble);
   });
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

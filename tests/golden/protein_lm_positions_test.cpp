@@ -6,11 +6,11 @@
 #include "performer/nn/positions.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
 
 TEST(PlmPositions, Sinusoids) {
-  golden::run_group("plm_positions", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_positions", [&](Group& group, const Case& item) {
     const auto length = item.option<int64_t>("max_len"), width = item.option<int64_t>("emb");
     const at::Tensor table = nn::sinusoids(at::arange(length), width, item.option<bool>("concatenate"));
     group.expect(item, "pe", table);
@@ -19,4 +19,4 @@ TEST(PlmPositions, Sinusoids) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

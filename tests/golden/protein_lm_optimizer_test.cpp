@@ -6,16 +6,16 @@
 #include "performer/train/adam.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
 
 // Constant, or t times the base in step t (from 1).
-double learning_rate(const golden::Case& item, int step) {
+double learning_rate(const Case& item, int step) {
   const double base = item.option<double>("learning_rate");
   return item.options.value("vary_lr", false) ? base * (step + 1) : base;
 }
 
-void run_adam(golden::Group& group, const golden::Case& item, at::ScalarType type) {
+void run_adam(Group& group, const Case& item, at::ScalarType type) {
   std::vector<train::NamedParameter> parameters;
   for (const std::string& input : item.inputs) {
     if (input.starts_with("p/"))
@@ -45,11 +45,11 @@ void run_adam(golden::Group& group, const golden::Case& item, at::ScalarType typ
 }
 
 TEST(Golden, AdamAndClipping) {
-  golden::run_group("plm_optimizer", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_optimizer", [&](Group& group, const Case& item) {
     run_adam(group, item, at::kFloat);
     run_adam(group, item, at::kDouble);
   });
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

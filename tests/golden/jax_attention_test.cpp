@@ -6,12 +6,11 @@
 #include "performer/references/jax/attention.h"
 #include "performer/references/jax/module.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
+#include "tests/golden/cases.h"
 
-namespace performer::google_attention_golden {
+namespace performer::golden {
+namespace {
 
-using golden::Case;
-using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace jax = references::jax;
 
 jax::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
@@ -29,13 +28,13 @@ jax::FastAttention softmax_attention(const Case& item, const at::Tensor& w) {
 jax::FastAttention generalized_attention(const Case& item, const at::Tensor& w) {
   jax::GeneralizedAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
-  options.features = golden::google_recordings::option_or<int64_t>(item, "m", 256);
+  options.features = option_or<int64_t>(item, "m", 256);
   const auto projection = item.option<std::string>("projection");
   options.features_type = projection == "none" ? "deterministic" : projection;
   options.renormalize = option_or(item, "renormalize", options.renormalize);
   options.stabilizer = option_or(item, "stabilizer", options.stabilizer);
   options.unidirectional = option_or(item, "unidirectional", options.unidirectional);
-  options.function = golden::google_recordings::google_function(item.option<std::string>("kernel_fn"));
+  options.function = function_name(item.option<std::string>("kernel_fn"));
   options.epsilon = option_or(item, "kernel_epsilon", options.epsilon);
   options.chunk = option_or(item, "unroll", options.chunk);
   return jax::make_fast_generalized_attention(options, w);
@@ -55,15 +54,15 @@ std::vector<int64_t> axis_of(const Case& item) {
   return found->get<std::vector<int64_t>>();
 }
 
-void expect_attention(golden::Group& group, const Case& item, at::ScalarType type) {
-  const at::Tensor q = golden::google_recordings::leaf(item, "q", type),
-                   k = golden::google_recordings::leaf(item, "k", type),
-                   v = golden::google_recordings::leaf(item, "v", type);
+void expect_attention(Group& group, const Case& item, at::ScalarType type) {
+  const at::Tensor q = leaf(item, "q", type),
+                   k = leaf(item, "k", type),
+                   v = leaf(item, "v", type);
   const jax::FastAttention attention =
-      attention_of(item, golden::google_recordings::leaf(item, "W", type, false));
+      attention_of(item, leaf(item, "W", type, false));
   const auto [out, denominator] = attention.attend(q, k, v, axis_of(item));
   group.expect(item, "out", out);
-  golden::google_recordings::expect_recorded(group, item, "R", denominator);
+  expect_recorded(group, item, "R", denominator);
   out.backward(item.tensor("ct").to(type));
   group.expect(item, "dq", q.grad());
   group.expect(item, "dk", k.grad());
@@ -71,12 +70,12 @@ void expect_attention(golden::Group& group, const Case& item, at::ScalarType typ
 }
 
 void run_attention_group(const char* name) {
-  golden::run_group(name, [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(
+  run_group(name, [&](Group& group, const Case& item) {
+    expect_known_options(
         item,
         {"family", "d", "m", "unidirectional", "renormalize", "stabilizer", "unroll", "projection",
          "input_std", "hostile", "nonnegative", "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
-    for (const at::ScalarType type : golden::google_recordings::run_types(item))
+    for (const at::ScalarType type : run_types(item))
       expect_attention(group, item, type);
   });
 }
@@ -91,8 +90,8 @@ TEST(Golden, JaxAttentionGeneralized) {
   run_attention_group("jax_attention_generalized");
 }
 
-nn::FastAttentionModule module_of(const Case& item) {
-  nn::FastAttentionModuleOptions options;
+jax::FastAttentionModule module_of(const Case& item) {
+  jax::FastAttentionModuleOptions options;
   options.heads = item.option<int64_t>("heads");
   options.query_size = item.tensor("inputs_q").size(-1);
   options.key_value_size = item.tensor("inputs_kv").size(-1);
@@ -104,7 +103,7 @@ nn::FastAttentionModule module_of(const Case& item) {
   attention.redraw = false;
   attention.unidirectional = item.option<bool>("unidirectional");
   options.attention = attention;
-  nn::FastAttentionModule module(options);
+  jax::FastAttentionModule module(options);
   std::map<std::string, at::Tensor> weights = {{"projection", item.tensor("W")}};
   for (const char* layer : {"query", "key", "value", "out"}) {
     for (const char* part : {"kernel", "bias"}) {
@@ -117,11 +116,11 @@ nn::FastAttentionModule module_of(const Case& item) {
 }
 
 TEST(Golden, JaxModule) {
-  golden::run_group("jax_module", [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
+  run_group("jax_module", [&](Group& group, const Case& item) {
+    expect_known_options(item, {"heads", "d_head", "m", "unidirectional", "mask"});
     EXPECT_EQ(item.has("mask_k"), item.option<bool>("mask")) << item.id;
-    nn::FastAttentionModule module = module_of(item);
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+    jax::FastAttentionModule module = module_of(item);
+    for (const at::ScalarType type : run_types(item)) {
       module->to(type);
       std::optional<at::Tensor> mask;
       if (item.has("mask_k")) mask = item.tensor("mask_k");
@@ -132,4 +131,5 @@ TEST(Golden, JaxModule) {
   });
 }
 
-}  // namespace performer::google_attention_golden
+}  // namespace
+}  // namespace performer::golden

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests against google-research's recordings share.
+// What the tests against recordings share.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,7 +11,7 @@
 
 #include "tests/golden/golden.h"
 
-namespace performer::golden::google_recordings {
+namespace performer::golden {
 
 // A test failure for an option that the test does not know: a recording whose option was ignored would prove
 // nothing.
@@ -49,9 +49,9 @@ inline std::vector<at::ScalarType> run_types(const Case& item) {
   return {at::kFloat};
 }
 
-// Our name of a kernel function of theirs.
-inline std::string google_function(const std::string& name) {
+// Our name of a kernel function of google-research's.
+inline std::string function_name(const std::string& name) {
   return name == "shiftedelu" ? "elu+1" : name;
 }
 
-}  // namespace performer::golden::google_recordings
+}  // namespace performer::golden

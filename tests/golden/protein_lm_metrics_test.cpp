@@ -5,16 +5,18 @@
 #include "performer/references/protein_lm/metrics.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
 
-std::optional<at::Tensor> optional_input(const golden::Case& item, const char* name, at::ScalarType type) {
+namespace protein_lm = references::protein_lm;
+
+std::optional<at::Tensor> optional_input(const Case& item, const char* name, at::ScalarType type) {
   std::optional<at::Tensor> input;
   if (item.has(name)) input = item.tensor(name).to(type);
   return input;
 }
 
-void run_token_metrics(golden::Group& group, const golden::Case& item, at::ScalarType type) {
+void run_token_metrics(Group& group, const Case& item, at::ScalarType type) {
   const at::Tensor logits = item.tensor("logits").to(type).clone().requires_grad_(true);
   const at::Tensor targets = item.tensor("targets").to(at::kLong);
   const protein_lm::Weights weights{.tokens = optional_input(item, "weights", type),
@@ -44,14 +46,14 @@ void run_token_metrics(golden::Group& group, const golden::Case& item, at::Scala
   }
 }
 
-void run_squared_error(golden::Group& group, const golden::Case& item, at::ScalarType type) {
+void run_squared_error(Group& group, const Case& item, at::ScalarType type) {
   const protein_lm::Sums error = protein_lm::squared_error(
       item.tensor("predictions").to(type), item.tensor("targets").to(type), item.tensor("weights").to(type));
   group.expect(item, "loss_sum", error.sum);
   group.expect(item, "normalizer", error.normalizer);
 }
 
-void run_combination(golden::Group& group, const golden::Case& item, at::ScalarType type) {
+void run_combination(Group& group, const Case& item, at::ScalarType type) {
   std::map<std::string, at::Tensor> steps;
   for (const std::string& name : item.inputs) steps[name] = item.tensor(name).to(type);
   for (const auto& [name, value] : protein_lm::combine_metrics(steps))
@@ -59,7 +61,7 @@ void run_combination(golden::Group& group, const golden::Case& item, at::ScalarT
 }
 
 TEST(Golden, LossesAndMetrics) {
-  golden::run_group("plm_metrics", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_metrics", [&](Group& group, const Case& item) {
     for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
       if (item.has("logits")) {
         run_token_metrics(group, item, type);
@@ -73,4 +75,4 @@ TEST(Golden, LossesAndMetrics) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

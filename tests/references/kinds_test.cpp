@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every preset: what it computes is the function that is held to the reference's recordings, in each
-// direction that the reference has, with the mask and the prefix property that its traits state.
-#include "performer/references/presets.h"
+// Every kind that reproduces a reference: what it computes is the function that is held to the reference's
+// recordings, in each direction that the reference has, with the mask and the prefix property that its row
+// states; and in a layer it behaves as any kind.
+#include "performer/references/reference_kind.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -14,19 +15,21 @@
 #include <set>
 
 #include "performer/base/error.h"
+#include "performer/nn/attention/kind.h"
 #include "performer/references/darkformer/attention.h"
 #include "performer/references/fast_transformers/attention.h"
 #include "performer/references/jax/attention.h"
 #include "performer/references/keras/attention.h"
 #include "performer/references/performer_pytorch/fast_attention.h"
+#include "performer/references/register.h"
 #include "performer/references/slim/attention.h"
 #include "performer/references/tensorflow/attention.h"
 #include "performer/references/trax/attention.h"
 
-namespace performer::preset_tests {
+namespace performer::references {
+namespace {
 
 using at::Tensor;
-using references::KeyMask;
 
 Tensor normal(at::IntArrayRef sizes, int64_t seed) {
   return at::randn(sizes, at::detail::createCPUGenerator(static_cast<uint64_t>(seed)), at::kDouble);
@@ -36,95 +39,110 @@ struct Inputs {
   Tensor q = normal({2, 6, 3, 8}, 1), k = normal({2, 6, 3, 8}, 2), v = normal({2, 6, 3, 5}, 3);
 };
 
-std::optional<Tensor> drawn(const std::string& preset, int64_t features = 0) {
-  const Tensor w = references::preset_projection(preset, 3, features, 8, 7, 1, 0);
+Tensor projection(const std::string& kind, int64_t heads, int64_t features, int64_t head_size, int64_t seed,
+                  int64_t layer, int64_t redraw) {
+  return draw_projection(find_reference_kind(kind), {heads, features, head_size, seed, layer, redraw});
+}
+
+Tensor call(const std::string& kind, const Tensor& q, const Tensor& k, const Tensor& v,
+            const std::optional<Tensor>& w, bool causal, const std::optional<Tensor>& mask = {}) {
+  return attend(find_reference_kind(kind), {q, k, v, w, causal, mask});
+}
+
+int64_t default_features(const std::string& kind, int64_t head_size) {
+  const ReferenceKind& row = find_reference_kind(kind);
+  return row.features ? row.features(head_size) : 0;
+}
+
+std::optional<Tensor> drawn(const std::string& kind, int64_t features = 0) {
+  const Tensor w = projection(kind, 3, features, 8, 7, 1, 0);
   return w.defined() ? std::optional<Tensor>(w.to(at::kDouble)) : std::nullopt;
 }
 
-// The same numbers by the functions that the presets stand for.
+// The same numbers by the functions that the kinds stand for.
 using Direct = std::function<Tensor(const Inputs&, const Tensor& w, bool causal)>;
 
-Direct google_direct(bool nonnegative, references::jax::KeyShift shift) {
+Direct jax_direct(bool nonnegative, jax::KeyShift shift) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    references::jax::SoftmaxAttentionOptions options;
+    jax::SoftmaxAttentionOptions options;
     options.head_size = 8;
     options.nonnegative = nonnegative;
     options.key_shift = shift;
     options.unidirectional = causal;
-    return references::jax::make_fast_softmax_attention(options, w)(in.q, in.k, in.v);
+    return jax::make_fast_softmax_attention(options, w)(in.q, in.k, in.v);
   };
 }
 
 Direct keras_direct(const std::string& transform) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    references::keras::AttentionOptions options;
+    keras::AttentionOptions options;
     options.feature_transform = transform;
     options.scale = 1 / std::sqrt(8.0);
     if (causal) {
       options.window.emplace();
       options.window->window_length = 6;
     }
-    return references::keras::compute_attention(in.q, in.k, in.v, options, w, {});
+    return keras::compute_attention(in.q, in.k, in.v, options, w, {});
   };
 }
 
-Direct lucid_direct(bool generalized, bool no_projection) {
+Direct performer_pytorch_direct(bool generalized, bool no_projection) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    return references::performer_pytorch::fast_attention(
+    return performer_pytorch::fast_attention(
         in.q, in.k, in.v, w, {.causal = causal, .generalized = generalized, .no_projection = no_projection});
   };
 }
 
 Direct tensorflow_direct(const std::string& kernel) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    return references::tensorflow::favor_attention(in.q, in.k, in.v, w, {.kernel = kernel, .causal = causal})
+    return tensorflow::favor_attention(in.q, in.k, in.v, w, {.kernel = kernel, .causal = causal})
         .output;
   };
 }
 
 Direct slim_direct(const std::string& type) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    return references::slim::attention(in.q, in.k, in.v, type, w, causal);
+    return slim::attention(in.q, in.k, in.v, type, w, causal);
   };
 }
 
-Tensor idiap_linear(references::fast_transformers::FeatureMap& map, const Inputs& in, bool causal) {
+Tensor linear_by_map(fast_transformers::FeatureMap& map, const Inputs& in, bool causal) {
   const Tensor phi_q = map->forward(in.q), phi_k = map->forward(in.k);
-  return causal ? references::fast_transformers::causal_linear_attention(phi_q, phi_k, in.v)
-                : references::fast_transformers::linear_attention(phi_q, phi_k, in.v);
+  return causal ? fast_transformers::causal_linear_attention(phi_q, phi_k, in.v)
+                : fast_transformers::linear_attention(phi_q, phi_k, in.v);
 }
 
 std::map<std::string, Direct> direct_functions() {
-  using references::jax::KeyShift;
+  using jax::KeyShift;
   std::map<std::string, Direct> all = {
-      {"jax-softmax", google_direct(true, KeyShift::sequence)},
-      {"jax-trig", google_direct(false, KeyShift::sequence)},
-      {"jax-2020-softmax", google_direct(true, KeyShift::tensor)},
+      {"jax-softmax", jax_direct(true, KeyShift::sequence)},
+      {"jax-trig", jax_direct(false, KeyShift::sequence)},
+      {"jax-2020-softmax", jax_direct(true, KeyShift::tensor)},
       {"jax-relu",
        [](const Inputs& in, const Tensor& w, bool causal) {
-         references::jax::GeneralizedAttentionOptions options;
+         jax::GeneralizedAttentionOptions options;
          options.head_size = 8;
          options.unidirectional = causal;
-         return references::jax::make_fast_generalized_attention(options, w)(in.q, in.k, in.v);
+         return jax::make_fast_generalized_attention(options, w)(in.q, in.k, in.v);
        }},
       {"tensorflow-softmax", tensorflow_direct("softmax")},
       {"tensorflow-relu", tensorflow_direct("relu")},
       {"trax-relu",
        [](const Inputs& in, const Tensor&, bool causal) {
-         return causal ? references::trax::causal_favor_attention(in.q, in.k, in.v)
-                       : references::trax::favor_attention(in.q, in.k, in.v);
+         return causal ? trax::causal_favor_attention(in.q, in.k, in.v)
+                       : trax::favor_attention(in.q, in.k, in.v);
        }},
       {"trax-softmax",
        [](const Inputs& in, const Tensor& w, bool) {
-         return references::trax::favor_attention(in.q, in.k, in.v, {.approximate_softmax = true}, w);
+         return trax::favor_attention(in.q, in.k, in.v, {.approximate_softmax = true}, w);
        }},
-      {"performer-pytorch-softmax", lucid_direct(false, false)},
-      {"performer-pytorch-generalised", lucid_direct(true, false)},
-      {"performer-pytorch-no-projection", lucid_direct(false, true)},
+      {"performer-pytorch-softmax", performer_pytorch_direct(false, false)},
+      {"performer-pytorch-generalised", performer_pytorch_direct(true, false)},
+      {"performer-pytorch-no-projection", performer_pytorch_direct(false, true)},
       {"slim-favor", slim_direct("favor+")},
       {"slim-relu", slim_direct("relu")},
       {"darkformer", [](const Inputs& in, const Tensor& w, bool causal) {
-         return references::darkformer::attention(in.q, in.k, in.v, {w, {}, {}}, {.causal = causal});
+         return darkformer::attention(in.q, in.k, in.v, {w, {}, {}}, {.causal = causal});
        }}};
   for (const char* transform : {"exp", "expmod", "relu", "elu", "square", "identity", "expplus"}) {
     all[std::string("keras-") + transform] = keras_direct(transform);
@@ -135,75 +153,81 @@ std::map<std::string, Direct> direct_functions() {
                                           {"rff", "random-fourier"},
                                           {"smoothed-rff", "smoothed-random-fourier"},
                                           {"generalised", "generalized"}}) {
-    // The map with its own draw, which the test hands to the preset as a projection.
-    all["idiap-" + name] = [map = map](const Inputs& in, const Tensor& w, bool causal) {
-      references::fast_transformers::FeatureMapOptions options;
+    // The map with its own draw, which the test hands to the kind as a projection.
+    all["fast-transformers-" + name] = [map = map](const Inputs& in, const Tensor& w, bool causal) {
+      fast_transformers::FeatureMapOptions options;
       options.map = map;
-      references::fast_transformers::FeatureMap made(options, 8);
+      fast_transformers::FeatureMap made(options, 8);
       made->to(at::kDouble);
       if (w.defined()) {
         const at::NoGradGuard no_grad;
         EXPECT_EQ(made->omega().sizes(), w.t().sizes());
         made->named_buffers()["omega"].copy_(w.t());
       }
-      return idiap_linear(made, in, causal);
+      return linear_by_map(made, in, causal);
     };
   }
   return all;
 }
 
-std::vector<bool> directions(const std::string& preset) {
-  const references::PresetTraits& traits = references::preset_traits(preset);
+std::vector<bool> directions(const std::string& kind) {
+  const ReferenceKind& row = find_reference_kind(kind);
   std::vector<bool> all;
-  if (traits.bidirectional) all.push_back(false);
-  if (traits.causal) all.push_back(true);
+  if (row.bidirectional) all.push_back(false);
+  if (row.causal) all.push_back(true);
   return all;
 }
 
-class Presets : public ::testing::TestWithParam<std::string> {};
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const ReferenceKind& kind : reference_kinds()) all.push_back(kind.name);
+  return all;
+}
 
-TEST_P(Presets, AreTheFunctionsHeldToRecordings) {
+class ReferenceKinds : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ReferenceKinds, AreTheFunctionsHeldToRecordings) {
   const Inputs in;
   const auto w = drawn(GetParam());
   const auto all = direct_functions();
   ASSERT_TRUE(all.contains(GetParam()));
   for (const bool causal : directions(GetParam())) {
     const Tensor expected = all.at(GetParam())(in, w.value_or(Tensor()), causal);
-    const Tensor out = references::preset_attention(GetParam(), in.q, in.k, in.v, w, causal);
+    const Tensor out = call(GetParam(), in.q, in.k, in.v, w, causal);
     EXPECT_TRUE(out.isfinite().all().item<bool>());
     EXPECT_TRUE(out.equal(expected)) << (out - expected).abs().max();
   }
 }
 
-TEST_P(Presets, PrefixesAreWhatTheTraitsSay) {
-  const references::PresetTraits& traits = references::preset_traits(GetParam());
-  if (!traits.causal) return;
+TEST_P(ReferenceKinds, PrefixesAreWhatTheRowSays) {
+  const ReferenceKind& row = find_reference_kind(GetParam());
+  if (!row.causal) return;
   const Inputs in;
   const auto w = drawn(GetParam());
   Tensor later = in.k.clone();
   later.select(1, 5).mul_(4);
   const auto first = [&](const Tensor& k) {
-    return references::preset_attention(GetParam(), in.q, k, in.v, w, true).narrow(1, 0, 5);
+    return call(GetParam(), in.q, k, in.v, w, true).narrow(1, 0, 5);
   };
   const double change = (first(in.k) - first(later)).abs().max().item<double>();
-  if (traits.prefix_invariant) {
+  if (row.prefix_invariant) {
     EXPECT_LT(change, 1e-10);
   } else {
     EXPECT_GT(change, 1e-9);
   }
 }
 
-TEST_P(Presets, MasksAreWhatTheTraitsSay) {
-  const references::PresetTraits& traits = references::preset_traits(GetParam());
+TEST_P(ReferenceKinds, MasksAreWhatTheRowSays) {
+  const ReferenceKind& row = find_reference_kind(GetParam());
   const Inputs in;
   const auto w = drawn(GetParam());
   const Tensor mask = at::tensor({1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0}).to(at::kBool).view({2, 6});
   const bool causal = directions(GetParam()).front();
   const Tensor q = in.q / 4, k = in.k / 4, ones = at::ones_like(in.v);
   const auto attend = [&](const Tensor& v) {
-    return references::preset_attention(GetParam(), q, k, v, w, causal, mask);
+    return call(GetParam(), q, k, v, w, causal, mask);
   };
-  if (traits.key_mask == KeyMask::none) {
+  if (row.key_mask == KeyMask::none) {
     EXPECT_THROW(attend(ones), UsageError);
     return;
   }
@@ -212,25 +236,25 @@ TEST_P(Presets, MasksAreWhatTheTraitsSay) {
   EXPECT_TRUE(attend(hidden).allclose(attend(in.v), 1e-10, 1e-12));
   // Values of 1 tell whether masked keys are in the denominator.
   const Tensor kept = attend(ones);
-  if (traits.key_mask == KeyMask::features) {
+  if (row.key_mask == KeyMask::features) {
     EXPECT_TRUE(kept.allclose(at::ones_like(kept), 0.05)) << (kept - 1).abs().max();
   } else {
     EXPECT_FALSE(kept.allclose(at::ones_like(kept), 0.05));
   }
-  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)),
+  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)),
                UsageError);
-  EXPECT_THROW(references::preset_attention(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)),
+  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)),
                UsageError);
 }
 
-TEST_P(Presets, AreDifferentiableInFloat) {
+TEST_P(ReferenceKinds, AreDifferentiableInFloat) {
   const Inputs in;
   auto w = drawn(GetParam());
   if (w) w = w->to(at::kFloat);
   const auto leaf = [](const Tensor& x) { return (x / 2).to(at::kFloat).set_requires_grad(true); };
   for (const bool causal : directions(GetParam())) {
     const Tensor q = leaf(in.q), k = leaf(in.k), v = leaf(in.v);
-    const Tensor out = references::preset_attention(GetParam(), q, k, v, w, causal);
+    const Tensor out = call(GetParam(), q, k, v, w, causal);
     EXPECT_EQ(out.scalar_type(), at::kFloat);
     out.square().sum().backward();
     for (const Tensor& x : {q, k, v}) {
@@ -240,49 +264,48 @@ TEST_P(Presets, AreDifferentiableInFloat) {
   }
 }
 
-TEST_P(Presets, RefuseWhatTheReferenceDoesNotHave) {
-  const references::PresetTraits& traits = references::preset_traits(GetParam());
+TEST_P(ReferenceKinds, RefuseWhatTheReferenceDoesNotHave) {
+  const ReferenceKind& row = find_reference_kind(GetParam());
   const Inputs in;
   const auto w = drawn(GetParam());
-  if (!traits.causal) {
-    EXPECT_THROW(references::preset_attention(GetParam(), in.q, in.k, in.v, w, true), UsageError);
+  if (!row.causal) {
+    EXPECT_THROW(call(GetParam(), in.q, in.k, in.v, w, true), UsageError);
   }
-  if (!traits.bidirectional) {
-    EXPECT_THROW(references::preset_attention(GetParam(), in.q, in.k, in.v, w, false), UsageError);
+  if (!row.bidirectional) {
+    EXPECT_THROW(call(GetParam(), in.q, in.k, in.v, w, false), UsageError);
   }
   const bool causal = directions(GetParam()).front();
   const auto attend = [&](const std::optional<Tensor>& projection) {
-    return references::preset_attention(GetParam(), in.q, in.k, in.v, projection, causal);
+    return call(GetParam(), in.q, in.k, in.v, projection, causal);
   };
-  if (traits.projected && !traits.projection_optional) {
+  if (row.projected && !row.projection_optional) {
     EXPECT_THROW(attend({}), UsageError);
   }
-  if (traits.projection_optional) {
+  if (row.projection_optional) {
     EXPECT_FALSE(attend({}).allclose(attend(drawn(GetParam(), 12)), 1e-3));
   }
-  if (!traits.projected && !traits.projection_optional) {
+  if (!row.projected && !row.projection_optional) {
     EXPECT_THROW(attend(normal({8, 8}, 5)), UsageError);
-    EXPECT_THROW(references::preset_projection(GetParam(), 3, 16, 8, 1, 0, 0), UsageError);
+    EXPECT_THROW(projection(GetParam(), 3, 16, 8, 1, 0, 0), UsageError);
   } else {
     EXPECT_THROW(attend(normal({8, 7}, 5)), UsageError);
   }
-  EXPECT_THROW(references::preset_attention(GetParam(), in.q[0], in.k, in.v, w, causal), UsageError);
-  EXPECT_THROW(references::preset_attention(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal),
+  EXPECT_THROW(call(GetParam(), in.q[0], in.k, in.v, w, causal), UsageError);
+  EXPECT_THROW(call(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal),
                UsageError);
 }
 
-TEST_P(Presets, ProjectionsAreNamedDraws) {
-  const references::PresetTraits& traits = references::preset_traits(GetParam());
-  EXPECT_FALSE(traits.reproduces.empty());
-  EXPECT_FALSE(traits.instead.empty());
-  EXPECT_EQ(traits.projected, references::preset_features(GetParam(), 64) > 0);
-  EXPECT_EQ(traits.projection.empty(), !traits.projected && !traits.projection_optional);
-  if (!traits.projected && !traits.projection_optional) {
-    EXPECT_FALSE(references::preset_projection(GetParam(), 3, 0, 8, 1, 2, 3).defined());
+TEST_P(ReferenceKinds, ProjectionsAreNamedDraws) {
+  const ReferenceKind& row = find_reference_kind(GetParam());
+  EXPECT_FALSE(row.summary.empty());
+  EXPECT_EQ(row.projected, default_features(GetParam(), 64) > 0);
+  EXPECT_EQ(row.draw == nullptr, !row.projected && !row.projection_optional);
+  if (!row.projected && !row.projection_optional) {
+    EXPECT_FALSE(projection(GetParam(), 3, 0, 8, 1, 2, 3).defined());
     return;
   }
   const auto draw = [&](int64_t seed, int64_t layer, int64_t redraw) {
-    return references::preset_projection(GetParam(), 3, 16, 8, seed, layer, redraw);
+    return projection(GetParam(), 3, 16, 8, seed, layer, redraw);
   };
   const Tensor w = draw(1, 2, 3);
   EXPECT_EQ(w.scalar_type(), at::kFloat);
@@ -293,16 +316,66 @@ TEST_P(Presets, ProjectionsAreNamedDraws) {
   EXPECT_FALSE(w.equal(draw(1, 2, 4)));
 }
 
+// A layer of a kind, as a model makes it.
+std::shared_ptr<nn::Attention> make_layer(const std::string& kind, bool causal) {
+  register_all();
+  AttentionConfig config;
+  config.kind = kind;
+  config.seed = 5;
+  if (nn::has_option(nn::find_kind(kind), "features")) config.set("features", 12);
+  return nn::make_attention(config, {2, 6, causal, 1});
+}
+
+TEST_P(ReferenceKinds, RunInALayerPackedAsAlone) {
+  for (const bool causal : {true, false}) {
+    if (!(causal ? find_reference_kind(GetParam()).causal : find_reference_kind(GetParam()).bidirectional)) {
+      EXPECT_THROW(make_layer(GetParam(), causal), UsageError);
+      continue;
+    }
+    const auto layer = make_layer(GetParam(), causal);
+    const auto draw = [](int64_t seed) { return 0.7 * normal({1, 15, 2, 6}, seed).to(at::kFloat); };
+    ops::AttentionInputs inputs;
+    inputs.query = draw(1);
+    inputs.key = draw(2);
+    inputs.value = draw(3);
+    inputs.causal = causal;
+    const auto alone = [&](int64_t begin, int64_t length) {
+      ops::AttentionInputs part = inputs;
+      for (Tensor* x : {&part.query, &part.key, &part.value}) *x = x->narrow(1, begin, length);
+      return layer->forward(part);
+    };
+    const Tensor expected = at::cat({alone(0, 6), alone(6, 9)}, 1);
+    inputs.cu_query = at::tensor({0, 6, 6, 15}, at::kLong);
+    const Tensor together = layer->forward(inputs);
+    EXPECT_TRUE(together.allclose(expected, 1e-4, 1e-5));
+    EXPECT_TRUE(together.isfinite().all().item<bool>());
+  }
+}
+
+TEST_P(ReferenceKinds, AreRegisteredWithWhatTheyCanDo) {
+  register_all();
+  const ReferenceKind& row = find_reference_kind(GetParam());
+  const nn::AttentionKind& kind = nn::find_kind(GetParam());
+  EXPECT_EQ(kind.group, nn::KindGroup::reference);
+  EXPECT_FALSE(kind.capabilities.streams);
+  EXPECT_EQ(kind.capabilities.masks, row.key_mask != KeyMask::none);
+  EXPECT_EQ(kind.capabilities.redraws, row.projected);
+  EXPECT_EQ(nn::has_option(kind, "features"), row.projected);
+  EXPECT_EQ(nn::find_kind(row.instead).group, nn::KindGroup::own) << row.instead;
+  EXPECT_THAT(kind.summary, ::testing::HasSubstr(row.instead));
+  EXPECT_LE(kind.summary.size(), 140u) << "one line of `performer info --kinds`";
+}
+
 std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
-INSTANTIATE_TEST_SUITE_P(All, Presets, ::testing::ValuesIn(references::preset_names()), test_name);
+INSTANTIATE_TEST_SUITE_P(All, ReferenceKinds, ::testing::ValuesIn(names()), test_name);
 
-TEST(PresetTable, HasEveryReference) {
-  const std::vector<std::string> names = references::preset_names();
-  const std::set<std::string> all(names.begin(), names.end());
+TEST(ReferenceTable, HasEveryReference) {
+  const std::vector<std::string> listed = names();
+  const std::set<std::string> all(listed.begin(), listed.end());
   const std::set<std::string> expected = {"jax-softmax",
                                           "jax-trig",
                                           "jax-relu",
@@ -332,7 +405,7 @@ TEST(PresetTable, HasEveryReference) {
   EXPECT_EQ(all, expected);
 }
 
-TEST(PresetTable, DefaultFeatureCountsAreTheReferences) {
+TEST(ReferenceTable, DefaultFeatureCountsAreTheReferences) {
   const std::map<std::string, int64_t> expected = {{"jax-softmax", 256},
                                                    {"jax-relu", 0},
                                                    {"tensorflow-relu", 0},
@@ -343,22 +416,22 @@ TEST(PresetTable, DefaultFeatureCountsAreTheReferences) {
                                                    {"fast-transformers-elu", 0},
                                                    {"slim-favor", 64},
                                                    {"darkformer", 266}};
-  for (const auto& [preset, features] : expected)
-    EXPECT_EQ(references::preset_features(preset, 64), features) << preset;
-  EXPECT_EQ(references::preset_projection("fast-transformers-favor", 1, 0, 8, 0, 0, 0).size(0), 4);
-  EXPECT_EQ(references::preset_projection("fast-transformers-smoothed-rff", 1, 0, 8, 0, 0, 0).size(0), 3);
-  EXPECT_EQ(references::preset_projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(),
+  for (const auto& [kind, features] : expected) EXPECT_EQ(default_features(kind, 64), features) << kind;
+  EXPECT_EQ(projection("fast-transformers-favor", 1, 0, 8, 0, 0, 0).size(0), 4);
+  EXPECT_EQ(projection("fast-transformers-smoothed-rff", 1, 0, 8, 0, 0, 0).size(0), 3);
+  EXPECT_EQ(projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(),
             (at::IntArrayRef{3, 8, 8}));
-  EXPECT_EQ(references::preset_projection("jax-relu", 1, 12, 8, 0, 0, 0).size(0), 12);
+  EXPECT_EQ(projection("jax-relu", 1, 12, 8, 0, 0, 0).size(0), 12);
 }
 
-TEST(PresetTable, UnknownNamesAreAnsweredWithTheKnown) {
-  EXPECT_THAT([] { references::preset_traits("jax-softmaxx"); },
+TEST(ReferenceTable, UnknownNamesAreAnsweredWithTheKnown) {
+  EXPECT_THAT([] { find_reference_kind("jax-softmaxx"); },
               ::testing::ThrowsMessage<UsageError>(::testing::HasSubstr("performer-pytorch-softmax")));
-  EXPECT_THROW(references::preset_features("none", 8), UsageError);
-  EXPECT_THROW(references::preset_projection("fast-transformers-favor", 1, 7, 8, 0, 0, 0), UsageError);
-  EXPECT_THROW(references::preset_projection("slim-favor", 1, 12, 8, 0, 0, 0), UsageError);
-  EXPECT_THROW(references::preset_projection("fast-transformers-smoothed-rff", 1, 2, 8, 0, 0, 0), UsageError);
+  EXPECT_THROW(find_reference_kind("none"), UsageError);
+  EXPECT_THROW(projection("fast-transformers-favor", 1, 7, 8, 0, 0, 0), UsageError);
+  EXPECT_THROW(projection("slim-favor", 1, 12, 8, 0, 0, 0), UsageError);
+  EXPECT_THROW(projection("fast-transformers-smoothed-rff", 1, 2, 8, 0, 0, 0), UsageError);
 }
 
-}  // namespace performer::preset_tests
+}  // namespace
+}  // namespace performer::references

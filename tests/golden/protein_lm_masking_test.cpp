@@ -10,8 +10,10 @@
 #include "performer/references/protein_lm/data.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
+
+namespace protein_lm = references::protein_lm;
 
 template <class T>
 std::vector<T> values(const at::Tensor& tensor) {
@@ -19,12 +21,12 @@ std::vector<T> values(const at::Tensor& tensor) {
   return {typed.data_ptr<T>(), typed.data_ptr<T>() + typed.numel()};
 }
 
-data::Corruption mix_of(const golden::Case& item) {
+data::Corruption mix_of(const Case& item) {
   return {.mask = item.option<double>("mask_token_proportion"),
           .random = item.option<double>("random_token_proportion")};
 }
 
-void run_masking(golden::Group& group, const golden::Case& item) {
+void run_masking(Group& group, const Case& item) {
   const protein_lm::Vocabulary vocabulary;
   const at::Tensor tokens = item.tensor("tokens").to(at::kLong);
   std::optional<protein_lm::MaskDraws> draws;
@@ -54,7 +56,7 @@ void run_masking(golden::Group& group, const golden::Case& item) {
 
 // Counts of one draw without its tokens: positions, chosen, masked, visibly changed, kept. Ours from other
 // draws must be as probable.
-void run_counts(golden::Group& group, const golden::Case& item) {
+void run_counts(Group& group, const Case& item) {
   const std::vector<int64_t> theirs = values<int64_t>(item.tensor("counts"));
   const int64_t positions = theirs[0];
   const data::Vocabulary vocabulary = data::Vocabulary::protein();
@@ -77,7 +79,7 @@ void run_counts(golden::Group& group, const golden::Case& item) {
   group.known_other(item, "counts of one seeded draw of another generator; ours are within five deviations");
 }
 
-void run_causal(golden::Group& group, const golden::Case& item) {
+void run_causal(Group& group, const Case& item) {
   std::optional<int64_t> pad;
   if (!item.options.at("pad").is_null()) pad = item.option<int64_t>("pad");
   const protein_lm::Example example =
@@ -89,7 +91,7 @@ void run_causal(golden::Group& group, const golden::Case& item) {
 }
 
 TEST(GoldenMasking, AgreesWithTheReference) {
-  golden::run_group("plm_masking", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_masking", [&](Group& group, const Case& item) {
     if (item.has("masked_inputs")) {
       run_masking(group, item);
     } else if (item.has("counts")) {
@@ -101,4 +103,4 @@ TEST(GoldenMasking, AgreesWithTheReference) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

@@ -9,12 +9,10 @@
 
 #include "performer/infer/generate.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
+#include "tests/golden/cases.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
-
-using golden::google_recordings::option_or;
 
 std::vector<float> row(const at::Tensor& table, int64_t index) {
   const at::Tensor values = table[index].to(at::kFloat).contiguous();
@@ -27,7 +25,7 @@ std::vector<int64_t> integers(const at::Tensor& tensor) {
 }
 
 // Penalised logits of one row up to a constant: filter_logits normalises, and so is the reference here.
-at::Tensor penalized(const golden::Case& item) {
+at::Tensor penalized(const Case& item) {
   const at::Tensor given = item.tensor("logits"), sequences = item.tensor("sequences");
   // Normalising before the penalty is an option of the reference; here a caller may do it.
   const at::Tensor logits = item.option<bool>("normalize") ? at::log_softmax(given, 1) : given;
@@ -44,7 +42,7 @@ at::Tensor penalized(const golden::Case& item) {
   return at::stack(rows);
 }
 
-SamplingOptions sampling_options(const golden::Case& item) {
+SamplingOptions sampling_options(const Case& item) {
   SamplingOptions options;
   options.temperature = option_or(item, "temperature", 1.0);
   options.top_k = option_or<int64_t>(item, "top_k", 0);
@@ -54,7 +52,7 @@ SamplingOptions sampling_options(const golden::Case& item) {
 }
 
 // What is drawn after `tokens`.
-int64_t drawn(const golden::Case& item, const std::vector<int64_t>& tokens, double uniform) {
+int64_t drawn(const Case& item, const std::vector<int64_t>& tokens, double uniform) {
   SamplingOptions options = sampling_options(item);
   const auto forbidden = option_or(item, "masked_tokens", std::vector<int64_t>{});
   std::vector<float> logits = row(item.tensor("table"), tokens.back());
@@ -73,7 +71,7 @@ int64_t drawn(const golden::Case& item, const std::vector<int64_t>& tokens, doub
 // The sampling loop over a table of next-token logits. Step i fills place i + 1 of all sequences; while one
 // of them runs, the ended ones are padded, prompts and the last place included, which the reference fills
 // twice more.
-at::Tensor sampled(const golden::Case& item) {
+at::Tensor sampled(const Case& item) {
   const at::Tensor prompt = item.tensor("prompt"), uniforms = item.tensor("uniforms");
   const int64_t end = option_or<int64_t>(item, "eos_token", -1);
   const int64_t pad = option_or<int64_t>(item, "pad_token", end);
@@ -100,7 +98,7 @@ at::Tensor sampled(const golden::Case& item) {
 }
 
 TEST(GoldenSampling, AgreesWithTheReference) {
-  golden::run_group("plm_sampling", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_sampling", [&](Group& group, const Case& item) {
     if (item.has("penalized_logits")) {
       // Both normalised: the recorded logits are not, and a constant does not matter to what is drawn.
       const at::Tensor shift = at::logsumexp(item.tensor("penalized_logits64"), {1}, true);
@@ -109,7 +107,7 @@ TEST(GoldenSampling, AgreesWithTheReference) {
       // only.
       group.expect(item, "penalized_logits", item.option<bool>("normalize") ? result.to(at::kFloat) : result);
     } else if (item.has("table")) {
-      golden::google_recordings::expect_known_options(
+      expect_known_options(
           item, {"seed", "max_decode_len", "eos_token", "pad_token", "masked_tokens", "top_k", "temperature",
                  "repetition_penalty", "repetition_window", "repetition_penalty_normalize"});
       group.expect(item, "sequences", sampled(item));
@@ -132,4 +130,4 @@ TEST(GoldenSampling, AgreesWithTheReference) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

@@ -6,16 +6,15 @@
 
 #include "performer/references/jax/attention.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
+#include "tests/golden/cases.h"
 
-namespace performer::google_projection_golden {
+namespace performer::golden {
+namespace {
 
-using golden::Case;
-using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace jax = references::jax;
 
-void expect_redraw(golden::Group& group, const Case& item) {
-  golden::google_recordings::expect_known_options(item, {"d", "m", "redraw_features"});
+void expect_redraw(Group& group, const Case& item) {
+  expect_known_options(item, {"d", "m", "redraw_features"});
   jax::SoftmaxAttentionOptions options;
   options.head_size = item.option<int64_t>("d");
   options.features = item.option<int64_t>("m");
@@ -28,7 +27,7 @@ void expect_redraw(golden::Group& group, const Case& item) {
   group.expect(item, "out", attention(q, item.tensor("k"), item.tensor("v")));
 }
 
-void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType type) {
+void expect_orthogonal(Group& group, const Case& item, at::ScalarType type) {
   const auto rows = item.option<int64_t>("m"), scaling = item.option<int64_t>("scaling");
   std::vector<at::Tensor> blocks;
   for (int64_t block = 0; block < item.option<int64_t>("n_blocks"); ++block) {
@@ -38,18 +37,18 @@ void expect_orthogonal(golden::Group& group, const Case& item, at::ScalarType ty
     group.expect(item, fmt::format("R{}", block), r);
   }
   const jax::GaussianDraw draw{at::stack(blocks),
-                               golden::google_recordings::leaf(item, "gauss_norm", type, false)};
+                               leaf(item, "gauss_norm", type, false)};
   const at::Tensor w = jax::orthogonal_projection(draw, rows, scaling);
   group.expect(item, "W", w);
-  golden::google_recordings::expect_recorded(group, item, "row_norms", w.norm(2, {1}));
-  golden::google_recordings::expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
+  expect_recorded(group, item, "row_norms", w.norm(2, {1}));
+  expect_recorded(group, item, "f32only_gram", at::matmul(w, w.t()));
 }
 
 // The recorded Gaussians themselves are those of the recorded seed.
-void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
+void expect_drawn(Group& group, const Case& item, bool orthogonal) {
   const jax::JaxKey key = jax::jax_key(item.option<int32_t>("seed"));
   const jax::ProjectionOptions options{item.option<int64_t>("m"), item.option<int64_t>("d"), orthogonal,
-                                       golden::google_recordings::option_or<int64_t>(item, "scaling", 0)};
+                                       option_or<int64_t>(item, "scaling", 0)};
   group.expect(item, "W", jax::draw_jax_projection(options, key));
   const at::Tensor given = item.tensor(orthogonal ? "gauss_block0" : "gauss");
   const at::Tensor drawn = jax::jax_normal(orthogonal ? jax::jax_split(key).second : key, given.sizes());
@@ -57,15 +56,15 @@ void expect_drawn(golden::Group& group, const Case& item, bool orthogonal) {
 }
 
 TEST(Golden, JaxProjection) {
-  golden::run_group("jax_projection", [&](golden::Group& group, const Case& item) {
+  run_group("jax_projection", [&](Group& group, const Case& item) {
     if (item.options.contains("redraw_features")) {
       expect_redraw(group, item);
       return;
     }
-    golden::google_recordings::expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
+    expect_known_options(item, {"type", "m", "d", "seed", "scaling", "n_blocks"});
     const auto kind = item.option<std::string>("type");
     expect_drawn(group, item, kind == "ortho");
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+    for (const at::ScalarType type : run_types(item)) {
       if (kind == "ortho") {
         expect_orthogonal(group, item, type);
       } else if (kind == "iid") {
@@ -77,4 +76,5 @@ TEST(Golden, JaxProjection) {
   });
 }
 
-}  // namespace performer::google_projection_golden
+}  // namespace
+}  // namespace performer::golden

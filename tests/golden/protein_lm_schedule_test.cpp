@@ -8,11 +8,11 @@
 
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
 
 TEST(Golden, Schedules) {
-  golden::run_group("plm_schedule", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_schedule", [&](Group& group, const Case& item) {
     const auto& options = item.options;
     train::ScheduleOptions with;  // protein_lm's defaults
     with.base = options.value("base_learning_rate", with.base);
@@ -36,4 +36,4 @@ TEST(Golden, Schedules) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden

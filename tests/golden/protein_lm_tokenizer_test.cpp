@@ -9,8 +9,10 @@
 #include "performer/references/protein_lm/data.h"
 #include "tests/golden/golden.h"
 
-namespace performer {
+namespace performer::golden {
 namespace {
+
+namespace protein_lm = references::protein_lm;
 
 using Strings = std::vector<std::string>;
 
@@ -18,7 +20,7 @@ at::Tensor int32_of(const protein_lm::Tokens& tokens) {
   return at::tensor(tokens, at::kLong).to(at::kInt);
 }
 
-protein_lm::Vocabulary vocabulary_of(const golden::Case& item) {
+protein_lm::Vocabulary vocabulary_of(const Case& item) {
   protein_lm::VocabularyOptions with;
   with.anomalous = item.options.value("anomalous", with.anomalous);
   with.align = item.options.value("align", with.align);
@@ -39,7 +41,7 @@ bool accepts(const protein_lm::Vocabulary& vocabulary, const std::string& letter
 }
 
 // Our vocabulary is the reference's default one; J alone, which the reference refuses, is read as X.
-void expect_own_vocabulary(const golden::Case& item) {
+void expect_own_vocabulary(const Case& item) {
   const protein_lm::Vocabulary theirs = vocabulary_of(item);
   if (theirs.letters() != protein_lm::Vocabulary().letters()) return;
   const data::Vocabulary ours = data::Vocabulary::protein();
@@ -58,7 +60,7 @@ void expect_own_vocabulary(const golden::Case& item) {
   }
 }
 
-void run_domain(golden::Group& group, const golden::Case& item) {
+void run_domain(Group& group, const Case& item) {
   const protein_lm::Vocabulary vocabulary = vocabulary_of(item);
   const auto& strings = item.entry.at("strings");
   std::string letters;
@@ -96,7 +98,7 @@ void run_domain(golden::Group& group, const golden::Case& item) {
   expect_own_vocabulary(item);
 }
 
-void run_pipeline(golden::Group& group, const golden::Case& item) {
+void run_pipeline(Group& group, const Case& item) {
   const auto whole_number = [&](const char* name) {
     const auto found = item.options.find(name);
     return found == item.options.end() || found->is_null() ? int64_t{0} : found->get<int64_t>();
@@ -114,7 +116,7 @@ void run_pipeline(golden::Group& group, const golden::Case& item) {
 }
 
 TEST(GoldenTokenizer, AgreesWithTheReference) {
-  golden::run_group("plm_tokenizer", [&](golden::Group& group, const golden::Case& item) {
+  run_group("plm_tokenizer", [&](Group& group, const Case& item) {
     if (item.entry.at("strings").contains("vocab_tokens")) {
       run_domain(group, item);
     } else {
@@ -124,4 +126,4 @@ TEST(GoldenTokenizer, AgreesWithTheReference) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::golden
