@@ -34,6 +34,7 @@ struct TrainingCheckpoint {
 
 // The file of a run's checkpoint.
 std::string training_file(const std::string& directory);
+
 // Atomic. Throws Error when it cannot be written; the checkpoint before it then stays.
 void save_training(const std::string& directory, const TrainingCheckpoint& checkpoint);
 // Throws UsageError when the folder holds no checkpoint, InputError when it is damaged or of another

@@ -24,18 +24,18 @@ using Settings = std::map<std::string, std::string>;
 // What the loop must know of a batch. A task derives a class from it that holds the batch itself.
 struct Batch {
   virtual ~Batch() = default;
-  virtual std::string description() const { return "a batch"; }  // for messages: "a batch of 1 x 512 tokens"
+  virtual std::string description() const { return "a batch"; }  // for messages: "a batch of 2 x 512 tokens"
 
   int64_t tokens = 0;   // that the model reads, without padding
   int64_t targets = 0;  // predictions that the loss is made of
-  double weight = 0;    // of these targets: the loss of a step is the sum of their losses over their weights
+  double weight = 0;    // of these targets: a step's loss is the sum of all losses over the sum of weights
 };
 
 // What a batch contributes to the metrics of its step.
 struct BatchSums {
   double loss = 0;     // losses of the targets times their weights, over the divisor of the gradients
-  double correct = 0;  // weight of the targets that were predicted; NaN: the loss is no cross entropy of
-                       // targets that are right or wrong, so that there is no accuracy and no perplexity
+  double correct = 0;  // weight of the targets that were predicted; NaN: the loss is no cross entropy, so
+                       // that there is neither accuracy nor perplexity
 };
 
 // What an evaluation found, as it is recorded and told.
