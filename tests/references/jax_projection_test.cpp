@@ -124,7 +124,7 @@ TEST(JaxProjection, DrawsAreNamed) {
 TEST(JaxProjection, RefusesWhatTheReferenceRefuses) {
   const GaussianDraw draw = draw_gaussians(16, 8, {});
   EXPECT_THROW(orthogonal_projection(draw, 16, 2), UsageError);
-  EXPECT_THROW(orthogonal_projection(draw, 17, 1), UsageError);
+  EXPECT_THROW(orthogonal_projection(draw, 17, 1), c10::ValueError);
   EXPECT_THROW(orthogonal_projection({draw.blocks, {}}, 16, 0), UsageError);
   EXPECT_THROW(draw_projection({.rows = 0, .columns = 8}, {}), UsageError);
 }

@@ -21,7 +21,7 @@ namespace performer::references::fast_transformers {
 // Columns of random directions as fast-transformers draws them, from recorded Gaussian blocks [B, D, D]:
 // column j of a block is column j of Q (Householder QR, signs as LAPACK leaves them, so not Haar) times the
 // length of ROW j of the same block, so direction and length are not independent. -> [D, columns], in the
-// type of the blocks. Throws UsageError when B D < columns.
+// type of the blocks. Throws c10::ValueError when B D < columns.
 at::Tensor orthogonal_random_matrix(const at::Tensor& normal_blocks, int64_t columns);
 // The same from the values of `stream`; -> [rows, columns] float32.
 at::Tensor orthogonal_random_matrix(int64_t rows, int64_t columns, PhiloxStream& stream);
