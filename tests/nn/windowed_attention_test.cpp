@@ -182,8 +182,9 @@ TEST(WindowedAttentionKind, StatesStayFew) {
 
 TEST(WindowedAttentionKind, RefusesImpossibleOptions) {
   const auto message = [](Setting setting) {
-    return test::error_of<UsageError>(
-        [&] { make_attention(config_of(setting), {kHeads, kHeadSize, true, 0}); });
+    return test::error_of<UsageError>([&] {
+      make_attention(config_of(setting), {kHeads, kHeadSize, true, 0});
+    });
   };
   EXPECT_THAT(message({"softmax", 0, 0, 1}), HasSubstr("attention.chunk must be between 1"));
   EXPECT_THAT(message({"softmax", 1, -1, 1}), HasSubstr("attention.window must be between 0"));
@@ -191,9 +192,13 @@ TEST(WindowedAttentionKind, RefusesImpossibleOptions) {
   EXPECT_THAT(message({"tanh", 1, 0, 1}), HasSubstr("attention.map"));
   AttentionConfig config = config_of({});
   config.set("projection", "none");
-  EXPECT_THAT(test::error_of<UsageError>([&] { make_attention(config, {kHeads, kHeadSize, true, 0}); }),
+  EXPECT_THAT(test::error_of<UsageError>([&] {
+                make_attention(config, {kHeads, kHeadSize, true, 0});
+              }),
               HasSubstr("attention.kind = favor-windowed"));
-  EXPECT_THAT(test::error_of<UsageError>([] { make_attention(config_of({}), {kHeads, kHeadSize, false, 0}); }),
+  EXPECT_THAT(test::error_of<UsageError>([] {
+                make_attention(config_of({}), {kHeads, kHeadSize, false, 0});
+              }),
               HasSubstr("has no bidirectional form"));
 }
 

@@ -110,8 +110,7 @@ TEST(JaxAttention, GeneralizedByDefinition) {
     options.unidirectional = causal;
     const auto f = [](const Tensor& u) { return u.clamp_min(0) + 1e-3; };
     const Tensor plain = dense_attention(weights_of(f(in.q), f(in.k), causal), in.v, 0);
-    EXPECT_TRUE(
-        make_fast_generalized_attention(options)(in.q, in.k, in.v).allclose(plain, 1e-10, 1e-12));
+    EXPECT_TRUE(make_fast_generalized_attention(options)(in.q, in.k, in.v).allclose(plain, 1e-10, 1e-12));
     const Tensor drawn = dense_attention(
         weights_of(f(at::matmul(in.q, in.w.t())), f(at::matmul(in.k, in.w.t())), causal), in.v, 0);
     EXPECT_TRUE(

@@ -124,7 +124,8 @@ TEST(PerformerPytorchFeatures, GeneralizedTakesAnyFunction) {
     EXPECT_LT(gap(generalized_kernel(x, w, name, 0.5), ops::activation(name, u) + 0.5), 1e-12) << name;
   }
   EXPECT_LT(gap(generalized_kernel(x, std::nullopt, "relu", 1e-3, false), at::relu(x) + 1e-3), 1e-15);
-  EXPECT_THAT([&] { generalized_kernel(x, w, "swoosh"); }, ThrowsMessage<c10::ValueError>(HasSubstr("swoosh")));
+  EXPECT_THAT([&] { generalized_kernel(x, w, "swoosh"); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("swoosh")));
 }
 
 TEST(PerformerPytorchLinearAttention, CausalEpsilonStandsOnEveryFeatureOfTheKeySum) {
