@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// performer-pytorch's arithmetic against its formulas in plain loops, and its quirks one by one.
+// performer-pytorch's arithmetic against its formulas in plain loops, and its peculiarities one by one.
 #include "performer/references/performer_pytorch/fast_attention.h"
 
 #include <ATen/ATen.h>
