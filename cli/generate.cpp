@@ -19,11 +19,10 @@ namespace {
 struct GenerateOptions {
   CommonOptions common;
   std::string model, output = "-", prompt, prompt_image;
-  std::optional<int64_t> max_length, prompt_rows;
+  std::optional<int64_t> prompt_rows;
+  const CLI::Option* max_length = nullptr;  // tells whether it was given
   GenerateRequest request;
 };
-
-constexpr int64_t kDefaultLength = 512;
 
 // The first rows of a picture, whose shape is that of the model's images.
 std::vector<data::Token> first_rows(const std::string& path, const DataConfig& config,
@@ -42,7 +41,7 @@ std::vector<data::Token> first_rows(const std::string& path, const DataConfig& c
 // What every sample starts with, and how long samples are.
 void complete_request(GenerateRequest& request, const GenerateOptions& options, const ModelFolder& folder) {
   if (const auto shape = sample_shape(folder)) {
-    check<UsageError>(!options.max_length,
+    check<UsageError>(options.max_length->empty(),
                       "--max-length is not for images: those of this model have {} ({} values)",
                       folder.data.image_shape, shape->tokens());
     check<UsageError>(options.prompt.empty(),
@@ -59,7 +58,6 @@ void complete_request(GenerateRequest& request, const GenerateOptions& options, 
                     "{}: give --prompt TEXT",
                     folder.vocabulary.unit());
   request.prompt = encode_prompt(folder.vocabulary, options.prompt);
-  request.max_length = options.max_length.value_or(kDefaultLength);
 }
 
 void run(const GenerateOptions& options) {
@@ -116,8 +114,9 @@ Action generate_command(CLI::App& app) {
                  "image whose first rows every sample starts with (models of images)")
       ->type_name("FILE");
   app.add_option("--prompt-rows", options->prompt_rows, "how many rows of it; default: half of them");
-  app.add_option("--max-length", options->max_length,
-                 fmt::format("tokens at most, prompt included; default {} (not for images)", kDefaultLength));
+  options->max_length =
+      app.add_option("--max-length", request.max_length, "tokens at most, prompt included (not for images)")
+          ->capture_default_str();
   add_sampling(app, request.sampling);
   app.add_option("--batch-size", request.batch_size, "sequences sampled side by side")->capture_default_str();
   app.add_option("--seed", request.seed, "sequence i is drawn from stream (seed, i)")->capture_default_str();

@@ -75,24 +75,23 @@ std::unique_ptr<ByteSource> memory_bytes(std::string_view bytes) {
 }
 
 std::string_view PeekedSource::peek(size_t size) {
-  while (ahead_.size() - begin_ < size) {
-    const size_t before = ahead_.size(), wanted = size - (before - begin_);
-    ahead_.resize(before + wanted);
-    const size_t count = source_->read(ahead_.data() + before, wanted);
-    ahead_.resize(before + count);
+  if (ahead_.size() < begin_ + size) ahead_.resize(begin_ + size);
+  while (end_ - begin_ < size) {
+    const size_t count = source_->read(ahead_.data() + end_, begin_ + size - end_);
     if (count == 0) break;
+    end_ += count;
   }
-  return {ahead_.data() + begin_, std::min(size, ahead_.size() - begin_)};
+  return {ahead_.data() + begin_, std::min(size, end_ - begin_)};
 }
 
 size_t PeekedSource::read(char* buffer, size_t size) {
-  if (begin_ == ahead_.size()) return source_->read(buffer, size);
-  const size_t count = std::min(size, ahead_.size() - begin_);
+  if (begin_ == end_) return source_->read(buffer, size);
+  const size_t count = std::min(size, end_ - begin_);
   std::memcpy(buffer, ahead_.data() + begin_, count);
   begin_ += count;
-  if (begin_ == ahead_.size()) {
+  if (begin_ == end_) {
     ahead_ = {};
-    begin_ = 0;
+    begin_ = end_ = 0;
   }
   return count;
 }
@@ -100,14 +99,16 @@ size_t PeekedSource::read(char* buffer, size_t size) {
 std::string read_all(ByteSource& source, const std::string& name, size_t most) {
   constexpr size_t kStep = size_t{1} << 18;
   std::string bytes;
+  size_t size = 0;  // of what was read; the string has room for more
   while (true) {
-    const size_t before = bytes.size();
-    bytes.resize(before + kStep);
-    const size_t count = source.read(bytes.data() + before, kStep);
-    bytes.resize(before + count);
-    if (count == 0) return bytes;
-    check<InputError>(bytes.size() <= most, "{} has more than {} bytes: no picture is that large", name,
-                      most);
+    if (bytes.size() - size < kStep / 2) bytes.resize(size + std::max(kStep, size / 2));
+    const size_t count = source.read(bytes.data() + size, bytes.size() - size);
+    size += count;
+    check<InputError>(size <= most, "{} has more than {} bytes, which is more than a file of its kind has",
+                      name, most);
+    if (count > 0) continue;
+    bytes.resize(size);
+    return bytes;
   }
 }
 

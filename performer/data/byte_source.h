@@ -46,12 +46,11 @@ class PeekedSource final : public ByteSource {
 
  private:
   std::unique_ptr<ByteSource> source_;
-  std::vector<char> ahead_;  // read from the source, not yet handed out: from begin_ on
-  size_t begin_ = 0;
+  std::vector<char> ahead_;  // begin_ to end_: read from the source, not yet handed out
+  size_t begin_ = 0, end_ = 0;
 };
 
-// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes,
-// which no picture has.
+// Everything that is left of a source. Throws InputError naming `name` when that is more than `most` bytes.
 std::string read_all(ByteSource& source, const std::string& name, size_t most);
 
 }  // namespace performer::data

@@ -40,9 +40,9 @@ void check_not_empty(int64_t size, int64_t records, const HashSplit& split) {
   check<InputError>(split.side != HashSplit::Side::all, "no sequence is given");
   const char* part = split.side == HashSplit::Side::train ? "training" : "held-out";
   throw InputError(
-      fmt::format("no sequence is left in the {} part of {} sequences with a held-out fraction of {}: give "
-                  "more sequences, another "
-                  "fraction or seed, or a validation file of its own",
+      fmt::format("no sequence is left in the {} part: of {} sequences a fraction of {} is held out, by a "
+                  "hash of each; hold "
+                  "none out (data.holdout = 0), or give more sequences or a validation file of its own",
                   part, records, split.fraction));
 }
 

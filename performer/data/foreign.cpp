@@ -141,16 +141,25 @@ Foreign other(std::string_view what, std::string_view cure) {
   return {Kind::special, std::string(what), std::string(cure)};
 }
 
+// FASTQ, whose first line begins with '@': lines of letters follow, then one that begins with '+', unless the
+// look ends before.
+bool is_fastq(std::string_view text) {
+  constexpr size_t kLines = 1000;
+  const std::vector<std::string_view> lines = lines_of(text, kLines);
+  size_t at = 1;
+  while (at < lines.size() && consists_of(lines[at], kAnyCase)) ++at;
+  return at > 1 && (at < lines.size() ? lines[at].starts_with('+') : consists_of(lines[1], kUpper));
+}
+
 // Formats of sequences, alignments and structures.
 std::optional<Foreign> by_sequence_format(std::string_view text) {
-  const std::vector<std::string_view> lines = lines_of(text, 3);
-  const std::string_view first = lines.empty() ? "" : lines[0], second = lines.size() > 1 ? lines[1] : "";
+  const std::vector<std::string_view> lines = lines_of(text, 1);
+  const std::string_view first = lines.empty() ? "" : lines[0];
   const auto has = [&](std::string_view part) { return text.find(part) != std::string_view::npos; };
   const auto begins = [&](const auto&... starts) { return (first.starts_with(starts) || ...); };
   if (begins("@HD\t", "@SQ\t", "@RG\t", "@PG\t"))
     return other("SAM", "convert it to FASTA with samtools fasta");
-  if (begins("@") && consists_of(second, kAnyCase) && (lines.size() < 3 || lines[2].starts_with('+')))
-    return sequences("FASTQ", "fastq");
+  if (begins("@") && is_fastq(text)) return sequences("FASTQ", "fastq");
   if (begins("LOCUS  ")) return sequences("a GenBank flat file", "genbank");
   if (begins("ID   ") && (has("\nAC   ") || has("\nDE   ") || has("\nSQ   ") || has("\nXX"))) {
     return first.ends_with("AA.") || has("\nDT   ") ? sequences("a UniProt flat file", "swiss")
@@ -175,21 +184,28 @@ std::optional<Foreign> by_sequence_format(std::string_view text) {
   return std::nullopt;
 }
 
-// PHYLIP: the numbers of sequences and of columns, then names with letters.
+// PHYLIP: a line with the numbers of sequences and of columns, then lines of a name and letters.
 bool is_phylip(std::string_view text) {
+  constexpr std::string_view kBlanks = " \t", kDigits = "0123456789";
   const std::vector<std::string_view> lines = lines_of(text, 2);
-  if (lines.size() < 2 || !consists_of(lines[0], "0123456789 \t")) return false;
-  const size_t digits = lines[0].find_first_not_of(" \t");
-  if (digits == std::string_view::npos) return false;
-  const size_t blank = lines[0].find_first_of(" \t", digits);
-  if (blank == std::string_view::npos ||
-      lines[0].find_first_of("0123456789", blank) == std::string_view::npos)
-    return false;
-  const size_t name = lines[1].find_first_of(" \t");
-  const size_t letters = name == std::string_view::npos ? name : lines[1].find_first_not_of(" \t", name);
-  constexpr size_t kLong = 5;
-  return name != 0 && letters != std::string_view::npos && lines[1].size() - letters >= kLong &&
-         consists_of(lines[1].substr(letters), "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz*-.? ");
+  if (lines.size() < 2) return false;
+  std::vector<size_t> numbers;
+  for (std::string_view rest = lines[0]; rest.find_first_not_of(kBlanks) != std::string_view::npos;) {
+    rest.remove_prefix(rest.find_first_not_of(kBlanks));
+    const std::string_view word = rest.substr(0, rest.find_first_of(kBlanks));
+    constexpr size_t kMostDigits = 9;
+    if (!consists_of(word, kDigits) || word.size() > kMostDigits) return false;
+    size_t number = 0;
+    for (const char digit : word) number = 10 * number + static_cast<size_t>(digit - '0');
+    numbers.push_back(number);
+    rest.remove_prefix(word.size());
+  }
+  const size_t name = std::min(lines[1].find_first_of(kBlanks), lines[1].size());
+  std::string letters(lines[1].substr(name));
+  std::erase_if(letters, [&](char letter) { return kBlanks.find(letter) != std::string_view::npos; });
+  constexpr size_t kLong = 10;  // letters that a line has where there are as many columns
+  return numbers.size() == 2 && name > 0 && consists_of(letters, kAnyCase) && letters.size() <= numbers[1] &&
+         letters.size() >= std::min(kLong, numbers[1]);
 }
 
 // Whether a line names a column of sequences.
@@ -211,7 +227,7 @@ std::optional<Foreign> by_general_format(std::string_view text) {
   const auto has = [&](std::string_view part) { return start.find(part) != std::string::npos; };
   if (start.starts_with("<!doctype html") || start.starts_with("<html") ||
       (start.starts_with("<") && has("<html")))
-    return other("a web page (HTML)", "the download went wrong: download the file itself");
+    return other("a web page (HTML)", "download the file itself, in place of the page");
   const auto kind = [](bool special) { return special ? Kind::special : Kind::general; };
   if (start.starts_with("<?xml") || start.starts_with("<!doctype ")) {
     const bool special =

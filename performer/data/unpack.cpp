@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "performer/base/error.h"
 #include "performer/data/byte_source.h"
@@ -19,9 +18,10 @@ constexpr int kWindowLogMax = 27;  // 128 MiB: what `zstd -d` accepts by default
 // The packed bytes at hand: begin() .. begin() + size() of a source, topped up on demand.
 class Input {
  public:
-  explicit Input(std::unique_ptr<ByteSource> source) : source_(std::move(source)), buffer_(kChunk) {}
+  explicit Input(std::unique_ptr<ByteSource> source)
+      : source_(std::move(source)), buffer_(new char[kChunk]) {}
 
-  const char* begin() const { return buffer_.data() + begin_; }
+  const char* begin() const { return buffer_.get() + begin_; }
   size_t size() const { return end_ - begin_; }
   void drop(size_t count) {
     begin_ += count;
@@ -31,11 +31,11 @@ class Input {
   // Makes at least `wanted` bytes available; fewer only at the end of the source.
   bool require(size_t wanted) {
     if (size() >= wanted) return true;
-    std::memmove(buffer_.data(), begin(), size());
+    std::memmove(buffer_.get(), begin(), size());
     end_ = size();
     begin_ = 0;
     while (size() < wanted) {
-      const size_t count = source_->read(buffer_.data() + end_, buffer_.size() - end_);
+      const size_t count = source_->read(buffer_.get() + end_, kChunk - end_);
       if (count == 0) return false;
       end_ += count;
     }
@@ -47,7 +47,7 @@ class Input {
 
  private:
   std::unique_ptr<ByteSource> source_;
-  std::vector<char> buffer_;
+  std::unique_ptr<char[]> buffer_;  // of kChunk bytes
   size_t begin_ = 0, end_ = 0;
   uint64_t dropped_ = 0;
 };

@@ -7,13 +7,16 @@
 #include <unordered_map>
 
 #include "performer/base/error.h"
-#include "performer/base/files.h"
 #include "performer/base/printable.h"
+#include "performer/data/byte_source.h"
+#include "performer/data/detect.h"
+#include "performer/data/foreign.h"
 
 namespace performer::data {
 namespace {
 
-constexpr size_t kMostSymbols = 65'536 - 4;  // ids of 16 bits, four of them markers
+constexpr size_t kMostSymbols = 65'536 - 4;           // ids of 16 bits, four of them markers
+constexpr size_t kMostSymbolBytes = size_t{1} << 24;  // of a file of symbols
 
 bool is_utf8(std::string_view text) {
   while (!text.empty()) {
@@ -100,13 +103,21 @@ std::string escape(std::string_view symbol) {
 }
 
 std::vector<std::string> read_symbol_file(const std::string& path) {
-  const std::string text = read_file(path);
+  return symbols_of_text(read_all(*open_bytes(path), path, kMostSymbolBytes), path);
+}
+
+std::vector<std::string> symbols_of_text(std::string_view text, const std::string& source) {
+  const std::optional<Foreign> foreign = identify(text.substr(0, kLook));
+  check<InputError>(!foreign || foreign->kind != Foreign::Kind::binary,
+                    "{} is no list of symbols, one a line{}", source, looks_like(foreign));
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   std::vector<std::string> symbols;
   std::vector<int64_t> lines;  // of each
   int64_t number = 0;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    std::string_view line = std::string_view(text).substr(at, end - at);
+    std::string_view line = text.substr(at, end - at);
     at = end + 1;
     ++number;
     if (line.ends_with('\r')) line.remove_suffix(1);
@@ -116,11 +127,11 @@ std::vector<std::string> read_symbol_file(const std::string& path) {
         symbol.has_value(),
         "{}: line {}: unknown escape in \"{}\"; expected \\n \\t \\r \\s (space) \\\\ \\# or \\xHH with "
         "two hexadecimal digits",
-        path, number, line);
+        source, number, shown(line));
     symbols.push_back(std::move(*symbol));
     lines.push_back(number);
   }
-  check_symbols(symbols, path, [&](size_t index) { return fmt::format("line {}", lines[index]); });
+  check_symbols(symbols, source, [&](size_t index) { return fmt::format("line {}", lines[index]); });
   return symbols;
 }
 
@@ -135,7 +146,7 @@ void check_symbols(const std::vector<std::string>& symbols, const std::string& s
                       place(i));
     const auto [before, is_new] = seen.emplace(symbols[i], i);
     check<InputError>(is_new, "{}: {} gives the symbol \"{}\" a second time, after {}", source, place(i),
-                      escape(symbols[i]), place(before->second));
+                      shown(escape(symbols[i])), place(before->second));
   }
 }
 

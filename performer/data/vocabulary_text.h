@@ -15,8 +15,10 @@ namespace performer::data {
 // A symbol with \n \t \r \s \\ and \xHH for what is no plain visible text; UTF-8 is left as it is.
 std::string escape(std::string_view symbol);
 
-// The symbols of a file, read and checked as Vocabulary::from_file() says.
+// The symbols of a file of up to 16 MiB, read and checked as Vocabulary::from_file() says.
 std::vector<std::string> read_symbol_file(const std::string& path);
+// The same of its text; `source` is used in messages.
+std::vector<std::string> symbols_of_text(std::string_view text, const std::string& source);
 
 // Throws InputError where Vocabulary::of_symbols() does; `place` names the symbol of an index.
 void check_symbols(const std::vector<std::string>& symbols, const std::string& source,

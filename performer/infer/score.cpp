@@ -106,7 +106,7 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
   const at::NoGradGuard no_gradients;
   if (model->is_training()) model->eval();  // threads that score with one model write nothing to it
   const ModelConfig& config = model->model_config();
-  const data::Vocabulary& vocabulary = reader.vocabulary();
+  const data::Vocabulary vocabulary = reader.vocabulary();
   check<UsageError>(model->vocabulary() == vocabulary.size(),
                     "the model has {} tokens, the vocabulary {} has {} with its markers: read {} with the "
                     "vocabulary of the model's folder",

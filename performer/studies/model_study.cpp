@@ -144,7 +144,7 @@ class Measuring {
 // Reads the first sequences that are short enough, counts them in `study`, and returns their tokens.
 int64_t read_sequences(LanguageModel& model, data::Reader& reader, const std::string& source,
                        const ModelStudyOptions& options, const Progress& progress, ModelStudy& study) {
-  const data::Vocabulary& vocabulary = reader.vocabulary();
+  const data::Vocabulary vocabulary = reader.vocabulary();
   int64_t tokens = 0;
   data::Record record;
   while (study.sequences < options.sequences && reader.next(record)) {

@@ -23,8 +23,7 @@ void check_fraction(const char* key, double value) {
 }  // namespace
 
 void validate(const TrainConfig& config) {
-  // Configurations filled in by code have not been through the parser: checks the closed sets of words.
-  for (const FieldInfo& field : list_fields("train", config)) parse_field(field, to_text(field.value));
+  check_choices(list_fields("train", config));
   check_at_least("steps", config.steps, 1);
   check_at_least("accumulate", config.accumulate, 1);
   check_at_least("slim_chunk", config.slim_chunk, 0);

@@ -57,9 +57,11 @@ inline std::string png(const PngForm& form, const std::string& rows) {
   return file;
 }
 
-// A JPEG file of whole bytes; `components` 1 (grey), 3 (RGB) or 4 (CMYK).
+// A JPEG file of whole bytes; `components` 1 (grey), 3 (RGB) or 4 (CMYK). `passes`: those of a progressive
+// file, where not the usual ones.
 inline std::string jpeg(uint32_t height, uint32_t width, int components, const std::string& rows,
-                        int quality = 100, bool progressive = false) {
+                        int quality = 100, bool progressive = false,
+                        const std::vector<jpeg_scan_info>& passes = {}) {
   jpeg_compress_struct jpeg{};
   jpeg_error_mgr errors{};
   jpeg.err = jpeg_std_error(&errors);
@@ -74,6 +76,10 @@ inline std::string jpeg(uint32_t height, uint32_t width, int components, const s
   jpeg_set_defaults(&jpeg);
   jpeg_set_quality(&jpeg, quality, TRUE);
   if (progressive) jpeg_simple_progression(&jpeg);
+  if (!passes.empty()) {
+    jpeg.scan_info = passes.data();
+    jpeg.num_scans = static_cast<int>(passes.size());
+  }
   jpeg_start_compress(&jpeg, TRUE);
   while (jpeg.next_scanline < height) {
     auto* row =

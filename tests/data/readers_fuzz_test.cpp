@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fuzz entries on a few thousand damaged inputs each, the same ones in every run.
+// The fuzz entries of the readers on a few thousand damaged inputs each, the same ones in every run, and on
+// the inputs with which libFuzzer reached most of their code.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
+#include "performer/base/files.h"
 #include "performer/base/philox.h"
 #include "tests/data/packed_bytes.h"
 #include "tests/data/pictures.h"
@@ -16,6 +20,12 @@
 #undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_image
 #include "tests/fuzz/image_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_detect
+#include "tests/fuzz/detect_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_vocabulary
+#include "tests/fuzz/vocabulary_fuzz.cpp"
 #undef LLVMFuzzerTestOneInput
 
 namespace performer::data {
@@ -81,6 +91,42 @@ TEST(ImageFuzz, SurvivesDamagedInputs) {
                tar_entry("a.png", rgb) + tar_entry("note", "text") + tar_entry("b.jpg", baseline) + kTarEnd,
                tar_entry("long", std::string(120, 'n'), 'L') + tar_entry("x", rgb) + kTarEnd, gzip(rgb)},
               300, fuzz_image);
+}
+
+TEST(DetectFuzz, SurvivesDamagedInputs) {
+  std::string wide;
+  for (const char letter : std::string(">a\nMKT\n>b\nACD\n")) wide += {letter, '\0'};
+  run_damaged({kText, wide, "@r\nACGT\n+\nIIII\n", "ID   X; 9 AA.\nAC   P1;\nSQ   9 AA;\n//\n",
+               ">P1;X\nname\nMKT*\n", "<!DOCTYPE html><html>", "id\tsequence\na\tMKT\n",
+               "{\"sequence\": \"MKT\"}", " 2 9\na MKTAYIAKQ\nb MKTAYIAKQ\n", test::gzip(test::gzip(kText)),
+               "words in\n>a\nMKTAYIAKQRQISFVKSHFSRQ\n", ">a\rMKT\r>b\nMKT\nKilled by it\n"},
+              150, fuzz_detect);
+}
+
+TEST(VocabularyFuzz, SurvivesDamagedInputs) {
+  const Vocabulary own = Vocabulary::of_symbols("own", {"a", "b", "ab", "\n", "\xff"});
+  run_damaged({"a\nb\n# note\nab\n\\n\n\\xff\n\\s\n", own.to_json(), Vocabulary::protein().to_json(),
+               Vocabulary::of_symbols("x", {"7", "8"}).to_json()},
+              600, fuzz_vocabulary);
+}
+
+TEST(FuzzCorpus, Passes) {
+  const std::filesystem::path corpus = std::filesystem::path(PERFORMER_SOURCE_DIR) / "tests/fuzz/corpus";
+  const std::vector<std::pair<const char*, int (*)(const uint8_t*, size_t)>> entries = {
+      {"fasta", fuzz_fasta},
+      {"text", fuzz_text},
+      {"image", fuzz_image},
+      {"detect", fuzz_detect},
+      {"vocabulary", fuzz_vocabulary}};
+  for (const auto& [name, entry] : entries) {
+    int inputs = 0;
+    for (const auto& file : std::filesystem::directory_iterator(corpus / name)) {
+      const std::string input = read_file(file.path().string());
+      entry(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+      ++inputs;
+    }
+    EXPECT_GT(inputs, 0) << name;
+  }
 }
 
 }  // namespace

@@ -79,7 +79,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, Streams,
                          });
 
 TEST_P(Streams, InterleavedAcrossARedrawGiveWhatEachGivesAlone) {
-  LanguageModel model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam(), .projection = "orthogonal"});
   const bool redraws = nn::find_kind(GetParam()).capabilities.redraws;
   // Alone: the first with the projections of its beginning, the second with those after the redraw.
   const auto first_alone = Stream(model, 1).run().logits();
@@ -105,7 +105,7 @@ TEST_P(Streams, InterleavedAcrossARedrawGiveWhatEachGivesAlone) {
 }
 
 TEST_P(Streams, ThreadsStepTheirOwnStreamsOfOneModel) {
-  LanguageModel model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam(), .projection = "orthogonal"});
   constexpr int kThreads = 4;
   std::vector<std::vector<at::Tensor>> alone, found(kThreads);
   for (int i = 0; i < kThreads; ++i) alone.push_back(Stream(model, i).run().logits());
@@ -114,7 +114,7 @@ TEST_P(Streams, ThreadsStepTheirOwnStreamsOfOneModel) {
 }
 
 TEST_P(Streams, ThreadsScoreWithOneModel) {
-  LanguageModel model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam(), .projection = "orthogonal"});
   const data::Vocabulary vocabulary = data::Vocabulary::protein();
   const auto scores = [&](int number) {
     std::vector<data::Token> tokens;
@@ -139,7 +139,7 @@ TEST_P(Streams, ThreadsScoreWithOneModel) {
 }
 
 TEST_P(Streams, ThreadsGenerateWithOneModel) {
-  LanguageModel model = make_model({.kind = GetParam()});
+  LanguageModel model = make_model({.kind = GetParam(), .projection = "orthogonal"});
   const auto sample = [&](int number) {
     std::vector<std::vector<data::Token>> sequences;
     generate(model, data::Vocabulary::protein(),

@@ -19,6 +19,7 @@ namespace performer {
 struct TinyModel {
   std::string kind = "favor-relu", objective = "causal", positions = "rotary";
   int64_t max_length = 64;
+  std::string projection = "auto";  // for kinds with attention.projection
   data::Vocabulary vocabulary = data::Vocabulary::protein();
 };
 
@@ -36,6 +37,8 @@ inline LanguageModel make_model(const TinyModel& options = {}) {
   AttentionConfig attention;
   attention.kind = options.kind;
   if (nn::has_option(nn::find_kind(options.kind), "features")) attention.set("features", 24);
+  if (nn::has_option(nn::find_kind(options.kind), "projection"))
+    attention.set("projection", options.projection);
   LanguageModel result(model, attention, options.vocabulary.size());
   const at::NoGradGuard no_gradients;
   for (auto& parameter : result->parameters()) parameter.add_(at::randn_like(parameter), 0.1);

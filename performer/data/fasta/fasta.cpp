@@ -39,7 +39,7 @@ struct Alphabet {
   std::array<uint8_t, 256> group{};       // of a letter that is an alias: its place in `aliases`
   bool folds_case = false;                // some lower-case letter is read as upper case
   std::string accepted;                   // what messages call the letters
-  std::array<bool, 256> is_nucleotide{};  // of a token: whether it is A, C, G, T, U or N
+  std::array<uint8_t, 256> nucleotide{};  // of a token: a bit for A, C, G, T or U, N; 0 for others
 };
 
 Alphabet::Alphabet(const Vocabulary& vocabulary) : aliases(alias_groups(vocabulary.aliases())) {
@@ -80,9 +80,9 @@ Alphabet::Alphabet(const Vocabulary& vocabulary) : aliases(alias_groups(vocabula
     }
   }
   for (int64_t id = 0; id < vocabulary.symbols(); ++id) accepted += vocabulary.symbol_text(id);
-  for (const char letter : std::string_view("ACGTUN")) {
-    if (vocabulary.token_of(letter) >= 0)
-      is_nucleotide[static_cast<size_t>(vocabulary.token_of(letter))] = true;
+  for (const auto& [letter, bit] : {std::pair('A', 1), {'C', 2}, {'G', 4}, {'T', 8}, {'U', 8}, {'N', 16}}) {
+    const int token = vocabulary.token_of(letter);
+    if (token >= 0) nucleotide[static_cast<size_t>(token)] = static_cast<uint8_t>(bit);
   }
   for (size_t i = 0; i < aliases.size(); ++i) {
     accepted += fmt::format("{}{} (read as {})", i + 1 < aliases.size() ? ", " : " and ", aliases[i].letters,
@@ -106,7 +106,7 @@ struct FastaReader::Impl {
         alphabet(symbols),
         longest(most),
         source(unpack(std::move(bytes), name)),
-        buffer(kBuffer) {
+        buffer(new char[kBuffer]) {
     find_first_header();
   }
 
@@ -115,7 +115,7 @@ struct FastaReader::Impl {
 
   // Bytes at hand; false at the end of the input.
   bool fill();
-  std::string_view rest() const { return {buffer.data() + begin, end - begin}; }
+  std::string_view rest() const { return {buffer.get() + begin, end - begin}; }
   // The bytes at hand of the present line, without its end.
   std::string_view line_part() const { return rest().substr(0, rest().find('\n')); }
   // Passes `count` bytes of the present line, and the line's end when that is what follows.
@@ -133,6 +133,7 @@ struct FastaReader::Impl {
   // Ends a line of a sequence, of which line_head holds the first `known` bytes or more.
   void end_line(const Record& record, size_t known = kShownLine);
   void note(const Record& record);
+  bool looks_like_nucleotides(const std::vector<Token>& sequence) const;
   // The bytes at hand from `at` on, at least four where the input has them. Only before an error: it reads
   // ahead.
   std::string following(size_t at);
@@ -144,7 +145,7 @@ struct FastaReader::Impl {
   Alphabet alphabet;
   int64_t longest;
   PeekedSource source;
-  std::vector<char> buffer;
+  std::unique_ptr<char[]> buffer;  // of kBuffer bytes
   size_t begin = 0, end = 0;
   int64_t line = 1, column = 1;            // of buffer[begin]
   bool line_start = true;                  // nothing but white space so far in this line
@@ -162,7 +163,7 @@ struct FastaReader::Impl {
 bool FastaReader::Impl::fill() {
   if (begin < end) return true;
   begin = 0;
-  end = source.read(buffer.data(), buffer.size());
+  end = source.read(buffer.get(), kBuffer);
   return end > 0;
 }
 
@@ -230,7 +231,7 @@ void FastaReader::Impl::fail(const Record& record, int64_t at_line, const std::s
 
 std::string FastaReader::Impl::following(size_t at) {
   constexpr size_t kCharacter = 4;
-  std::string bytes(buffer.data() + at, std::min(kCharacter, end - at));
+  std::string bytes(buffer.get() + at, std::min(kCharacter, end - at));
   while (bytes.size() < kCharacter) {
     char next = 0;
     if (source.read(&next, 1) == 0) break;
@@ -242,7 +243,7 @@ std::string FastaReader::Impl::following(size_t at) {
 void FastaReader::Impl::fail_at_letter(const Record& record, std::string_view part, size_t at) {
   const char letter = part[at];
   const bool nucleotides = vocabulary == Vocabulary::dna() || vocabulary == Vocabulary::rna();
-  std::string note = character_note(following(static_cast<size_t>(part.data() - buffer.data()) + at));
+  std::string note = character_note(following(static_cast<size_t>(part.data() - buffer.get()) + at));
   std::string cure;
   if (letter == '>') {
     note = " (the line end before a header is missing, or is a bare carriage return: begin a new line there)";
@@ -415,11 +416,18 @@ void FastaReader::Impl::note(const Record& record) {
   joined_headers += record.header.find(kEntryEnd) != std::string::npos;
   control_names += std::ranges::any_of(
       record.id, [](char letter) { return static_cast<unsigned char>(letter) < ' ' || letter == 127; });
-  constexpr size_t kLongEnough =
-      30;  // hardly a protein of that length consists of four or five amino acids only
-  if (record.tokens.size() < kLongEnough || vocabulary != Vocabulary::protein()) return;
-  nucleotides +=
-      std::ranges::all_of(record.tokens, [this](Token token) { return alphabet.is_nucleotide[token]; });
+  nucleotides += looks_like_nucleotides(record.tokens);
+}
+
+bool FastaReader::Impl::looks_like_nucleotides(const std::vector<Token>& sequence) const {
+  constexpr size_t kLongEnough = 30;  // hardly a protein of that length has these amino acids only
+  if (sequence.size() < kLongEnough || vocabulary != Vocabulary::protein()) return false;
+  int met = 0;
+  for (const Token token : sequence) {
+    if (alphabet.nucleotide[token] == 0) return false;
+    met |= alphabet.nucleotide[token];
+  }
+  return (met & 15) == 15;  // A, C, G and T or U; antifreeze proteins of A and T exist
 }
 
 ReadReport FastaReader::Impl::report() const {
