@@ -38,11 +38,9 @@ Tensor local_attention(const Tensor& query, const Tensor& key, const Tensor& val
   k = windows.gather(windows.split(k, 0), 0);
   const Tensor v = windows.gather(windows.split(value, 0), 0);
   const Tensor scores = window_scores(q, k);
-  const Tensor hidden =
-      windows.hidden_keys(options.causal, mask, /*padding_is_hidden=*/true, query.device());
+  const Tensor hidden = windows.hidden_keys(options.causal, mask, /*padding_is_hidden=*/true, query.device());
   // Weights of hidden keys are 0 already, except for queries that see no key at all, where all are equal.
-  const Tensor weights =
-      scores.masked_fill(hidden, most_negative(scores)).softmax(-1).masked_fill(hidden, 0);
+  const Tensor weights = scores.masked_fill(hidden, most_negative(scores)).softmax(-1).masked_fill(hidden, 0);
   Tensor out = windows.join(at::matmul(ops::dropout(weights, options.dropout), v.transpose(2, 3)));
   if (mask) out = out.masked_fill(mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
   return out;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention kinds that reproduce a reference system: what a model that was trained there continues with, and what
-// a comparison is made against. A kind computes the reference's own numbers with the reference's defaults; its
-// epsilons, shifts, guards and masks are those of the system. Each system's folder has its rows in kinds.cpp.
+// Attention kinds that reproduce a reference system: what a model that was trained there continues with, and
+// what a comparison is made against. A kind computes the reference's own numbers with the reference's
+// defaults; its epsilons, shifts, guards and masks are those of the system. Each system's folder has its rows
+// in kinds.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,8 +15,8 @@
 
 namespace performer::references {
 
-// What a mask of keys does: it is refused, as the reference has none; or the values of masked keys are zero, but
-// the keys stay in the denominator and in maxima; or the features of masked keys are zero.
+// What a mask of keys does: it is refused, as the reference has none; or the values of masked keys are zero,
+// but the keys stay in the denominator and in maxima; or the features of masked keys are zero.
 enum class KeyMask : uint8_t { none, values, features };
 
 // A checked call: query [B, T, H, D], key [B, S, H, D], value [B, S, H, E].
@@ -34,14 +35,14 @@ struct ReferenceDraw {
 
 struct ReferenceKind {
   std::string name;
-  std::string summary;  // the system, the call, and what it computes
-  std::string instead;  // the kind of ours that a new model should use
-  bool projected = false;            // draws a projection
-  bool projection_optional = false;  // works with and without one
-  bool projection_each_head = false; // it is [heads, rows, head_size], else [rows, head_size] for all heads
+  std::string summary;                // the system, the call, and what it computes
+  std::string instead;                // the kind of ours that a new model should use
+  bool projected = false;             // draws a projection
+  bool projection_optional = false;   // works with and without one
+  bool projection_each_head = false;  // it is [heads, rows, head_size], else [rows, head_size] for all heads
   bool causal = true, bidirectional = true;
-  // Causal outputs do not depend on later tokens. Where false, the largest feature of the whole sequence reaches
-  // the past through an epsilon or a guard.
+  // Causal outputs do not depend on later tokens. Where false, the largest feature of the whole sequence
+  // reaches the past through an epsilon or a guard.
   bool prefix_invariant = true;
   KeyMask key_mask = KeyMask::none;
 
@@ -53,16 +54,16 @@ struct ReferenceKind {
   std::function<at::Tensor(const ReferenceCall&)> attend = {};
 };
 
-// Throws UsageError for sizes below 1, and for features of a kind that has no projection. `features` 0 asks for
-// the default number; undefined where that is none.
+// Throws UsageError for sizes below 1, and for features of a kind that has no projection. `features` 0 asks
+// for the default number; undefined where that is none.
 at::Tensor draw_projection(const ReferenceKind& kind, ReferenceDraw draw);
-// -> [B, T, H, E]; a key mask is bool [B, S], true keeps. Differentiable. Throws UsageError for shapes that do
-// not fit, a projection that is missing or has no use, and for a mask or a direction that the reference does not
-// have.
+// -> [B, T, H, E]; a key mask is bool [B, S], true keeps. Differentiable. Throws UsageError for shapes that
+// do not fit, a projection that is missing or has no use, and for a mask or a direction that the reference
+// does not have.
 at::Tensor attend(const ReferenceKind& kind, const ReferenceCall& call);
 
-// Rows of several systems: blocks of orthogonal rows by a QR decomposition whose signs are not corrected, times
-// the lengths of Gaussian rows; one projection for all heads.
+// Rows of several systems: blocks of orthogonal rows by a QR decomposition whose signs are not corrected,
+// times the lengths of Gaussian rows; one projection for all heads.
 at::Tensor uncorrected_rows(const ReferenceDraw& draw);
 
 // Rows to fill in: an approximation of softmax, whose shift by the whole sequence reaches the past through an

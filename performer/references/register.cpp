@@ -26,7 +26,8 @@ struct ReferenceOptions {
 // A reference's attention with its defaults. It has no state: whoever generates reads the prefix again.
 class ReferenceAttention final : public nn::Attention {
  public:
-  ReferenceAttention(const ReferenceKind& kind, const AttentionConfig& config, const nn::AttentionShape& shape)
+  ReferenceAttention(const ReferenceKind& kind, const AttentionConfig& config,
+                     const nn::AttentionShape& shape)
       : kind_(kind),
         features_(nn::read_options<ReferenceOptions>(config).features),
         seed_(config.seed),
@@ -65,8 +66,7 @@ class ReferenceAttention final : public nn::Attention {
 
  private:
   at::Tensor draw(int64_t index) const {
-    return draw_projection(kind_,
-                           {shape_.heads, features_, shape_.head_size, seed_, shape_.layer, index});
+    return draw_projection(kind_, {shape_.heads, features_, shape_.head_size, seed_, shape_.layer, index});
   }
 
   const ReferenceKind& kind_;  // a row of reference_kinds(), which are never removed
@@ -106,8 +106,9 @@ nn::AttentionKind attention_kind(const ReferenceKind& row) {
 const std::vector<ReferenceKind>& reference_kinds() {
   static const std::vector<ReferenceKind> all = [] {
     std::vector<ReferenceKind> rows;
-    for (const auto& kinds : {jax::kinds, tensorflow::kinds, trax::kinds, keras::kinds, performer_pytorch::kinds,
-                              fast_transformers::kinds, slim::kinds, darkformer::kinds}) {
+    for (const auto& kinds :
+         {jax::kinds, tensorflow::kinds, trax::kinds, keras::kinds, performer_pytorch::kinds,
+          fast_transformers::kinds, slim::kinds, darkformer::kinds}) {
       for (ReferenceKind& row : kinds()) rows.push_back(std::move(row));
     }
     return rows;

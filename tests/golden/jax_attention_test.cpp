@@ -5,8 +5,8 @@
 
 #include "performer/references/jax/attention.h"
 #include "performer/references/jax/module.h"
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {
@@ -55,11 +55,8 @@ std::vector<int64_t> axis_of(const Case& item) {
 }
 
 void expect_attention(Group& group, const Case& item, at::ScalarType type) {
-  const at::Tensor q = leaf(item, "q", type),
-                   k = leaf(item, "k", type),
-                   v = leaf(item, "v", type);
-  const jax::FastAttention attention =
-      attention_of(item, leaf(item, "W", type, false));
+  const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+  const jax::FastAttention attention = attention_of(item, leaf(item, "W", type, false));
   const auto [out, denominator] = attention.attend(q, k, v, axis_of(item));
   group.expect(item, "out", out);
   expect_recorded(group, item, "R", denominator);
@@ -71,12 +68,10 @@ void expect_attention(Group& group, const Case& item, at::ScalarType type) {
 
 void run_attention_group(const char* name) {
   run_group(name, [&](Group& group, const Case& item) {
-    expect_known_options(
-        item,
-        {"family", "d", "m", "unidirectional", "renormalize", "stabilizer", "unroll", "projection",
-         "input_std", "hostile", "nonnegative", "ortho_scaling", "axis", "kernel_fn", "kernel_epsilon"});
-    for (const at::ScalarType type : run_types(item))
-      expect_attention(group, item, type);
+    expect_known_options(item, {"family", "d", "m", "unidirectional", "renormalize", "stabilizer", "unroll",
+                                "projection", "input_std", "hostile", "nonnegative", "ortho_scaling", "axis",
+                                "kernel_fn", "kernel_epsilon"});
+    for (const at::ScalarType type : run_types(item)) expect_attention(group, item, type);
   });
 }
 

@@ -4,8 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "performer/references/jax/attention.h"
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {
@@ -26,16 +26,14 @@ at::Tensor features(const Case& item, const at::Tensor& x, const at::Tensor& w) 
     return jax::trigonometric_features(x, w, item.option<int64_t>("attn_axes"), normalize_data);
   }
   EXPECT_EQ(kind, "generalized") << item.id;
-  return jax::generalized_features(
-      x, w, function_name(item.option<std::string>("kernel_fn")),
-      item.option<double>("kernel_epsilon"), normalize_data);
+  return jax::generalized_features(x, w, function_name(item.option<std::string>("kernel_fn")),
+                                   item.option<double>("kernel_epsilon"), normalize_data);
 }
 
 TEST(Golden, JaxFeatures) {
   run_group("jax_features", [&](Group& group, const Case& item) {
-    expect_known_options(
-        item, {"kind", "is_query", "normalize_data", "eps", "attn_axes", "m", "projection", "ortho_scaling",
-               "input_std", "kernel_fn", "kernel_epsilon"});
+    expect_known_options(item, {"kind", "is_query", "normalize_data", "eps", "attn_axes", "m", "projection",
+                                "ortho_scaling", "input_std", "kernel_fn", "kernel_epsilon"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
     for (const at::ScalarType type : run_types(item)) {
       const at::Tensor x = leaf(item, "x", type);

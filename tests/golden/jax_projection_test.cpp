@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "performer/references/jax/attention.h"
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {
@@ -36,8 +36,7 @@ void expect_orthogonal(Group& group, const Case& item, at::ScalarType type) {
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  const jax::GaussianDraw draw{at::stack(blocks),
-                               leaf(item, "gauss_norm", type, false)};
+  const jax::GaussianDraw draw{at::stack(blocks), leaf(item, "gauss_norm", type, false)};
   const at::Tensor w = jax::orthogonal_projection(draw, rows, scaling);
   group.expect(item, "W", w);
   expect_recorded(group, item, "row_norms", w.norm(2, {1}));

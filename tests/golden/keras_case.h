@@ -113,9 +113,9 @@ inline reference::AttentionOptions attention_options(const Case& item) {
   with.scale_by_length = option_or(item, "scale_by_length", false);
   if (option_or(item, "use_causal_windowed", false)) {
     with.window = reference::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
-                                            option_or<int64_t>(item, "causal_window_length", 3),
-                                            optional<double>(item, "causal_window_decay"),
-                                            option_or<std::string>(item, "causal_padding", "none")};
+                                    option_or<int64_t>(item, "causal_window_length", 3),
+                                    optional<double>(item, "causal_window_decay"),
+                                    option_or<std::string>(item, "causal_padding", "none")};
   }
   return with;
 }

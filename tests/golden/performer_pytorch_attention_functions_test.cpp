@@ -77,7 +77,8 @@ TEST(PerformerPytorchGolden, LinearAttention) {
     expect_known_options(item,
                          {"B", "H", "L", "S", "m", "dv", "small_features", "chunk_size", "eps", "inputs"});
     for (const at::ScalarType type : kBothTypes) {
-      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type), v = pair_of_leaves(item, "v", type);
+      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type),
+                 v = pair_of_leaves(item, "v", type);
       at::Tensor out;
       if (item.function == "linear_attention") {
         out = linear_attention(q.ours, k.ours, v.ours);
@@ -113,7 +114,8 @@ TEST(PerformerPytorchGolden, FastAttention) {
       EXPECT_EQ(default_features(item.option<int64_t>("d")), item.option<int64_t>("resolved_nb_features"));
     }
     for (const at::ScalarType type : kBothTypes) {
-      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type), v = pair_of_leaves(item, "v", type);
+      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type),
+                 v = pair_of_leaves(item, "v", type);
       const auto projection = projection_of(item, type);
       if (projection) {
         EXPECT_EQ(projection->size(0), item.option<int64_t>("resolved_nb_features"));

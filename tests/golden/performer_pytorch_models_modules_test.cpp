@@ -35,8 +35,7 @@ struct Around : torch::nn::Module {
       const std::string kind = item.function == "PreScaleNorm"   ? "scale-norm"
                                : item.function == "PreLayerNorm" ? "layer-norm"
                                                                  : "rezero";
-      norm = register_module(
-          "norm", BranchNorm(kind, dim, item.options.value("eps", kScaleNormEpsilon)));
+      norm = register_module("norm", BranchNorm(kind, dim, item.options.value("eps", kScaleNormEpsilon)));
     }
     inner = register_module("inner", torch::nn::Linear(dim, dim));
   }
@@ -68,8 +67,7 @@ void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
   options.dim = item.option<int64_t>("dim");
   options.mult = item.options.value("mult", options.mult);
   options.glu = item.options.value("glu", false);
-  options.activation =
-      kernel_name(item.options.value("activation", nlohmann::json()), "gelu");
+  options.activation = kernel_name(item.options.value("activation", nlohmann::json()), "gelu");
   options.chunks = item.options.value("chunks", options.chunks);
   const int64_t along = item.options.value("along_dim", 1);  // of [B, T, dim]
   const bool along_batch = along == 0 || along == -3;

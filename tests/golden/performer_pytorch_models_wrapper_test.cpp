@@ -77,8 +77,7 @@ void expect_rules(Group& group, const Case& item) {
   const auto kept = [](const at::Tensor& filtered) { return filtered.isfinite().to(at::kInt); };
   group.expect(item, "top_k_kept", kept(keep_top_k(logits, threshold)));
   group.expect(item, "top_p_kept", kept(keep_top_p(logits, threshold)));
-  group.expect(item, "out_penalised",
-               penalize_repetition(logits, integer(item, "ctx"), theta));
+  group.expect(item, "out_penalised", penalize_repetition(logits, integer(item, "ctx"), theta));
 }
 
 // Gradients of these cases were recorded in float32 without a tolerance: they are held to a part in 10^4, and

@@ -46,10 +46,11 @@ void run_masking(Group& group, const Case& item) {
   }
   if (!draws) return;
   // The rule that our own objective shares.
+  const data::Vocabulary ours = data::Vocabulary::protein();
   std::vector<int64_t> inputs = values<int64_t>(tokens);
   const std::vector<float> weights =
       data::corrupt(inputs, values<float>(draws->choose), values<float>(draws->mix),
-                    values<int64_t>(draws->replacement), rate, mix);
+                    values<int64_t>(draws->replacement), rate, mix, {ours.pad(), ours.mask()});
   group.expect(item, "masked_inputs", at::tensor(inputs, at::kLong).view_as(tokens));
   group.expect(item, "weights", at::tensor(weights).view_as(tokens));
 }

@@ -11,8 +11,8 @@
 #include "performer/references/protein_lm/import.h"
 #include "performer/references/register.h"
 #include "performer/train/loss.h"
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {
@@ -50,8 +50,9 @@ LanguageModel import_model(const Case& item) {
   for (const std::string& name : item.inputs) {
     if (name.starts_with("param/")) parameters[name.substr(6)] = item.tensor(name);
   }
-  LanguageModel model = protein_lm::import_protein_lm(parameters, model_config(item), attention_config(item),
-                                          item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
+  LanguageModel model =
+      protein_lm::import_protein_lm(parameters, model_config(item), attention_config(item),
+                                    item.has("W") ? std::optional(item.tensor("W")) : std::nullopt);
   model->eval();
   return model;
 }
@@ -97,7 +98,8 @@ void compare(Group& group, const Case& item, at::ScalarType type) {
   if (!item.option<bool>("grads")) return;
   (loss / weights.sum()).backward();
   auto parameters = model->named_parameters();
-  for (const protein_lm::ProteinLMParameter& entry : protein_lm::protein_lm_parameters(model->model_config())) {
+  for (const protein_lm::ProteinLMParameter& entry :
+       protein_lm::protein_lm_parameters(model->model_config())) {
     const std::string name = "grad/" + entry.theirs;
     const at::Tensor& used = parameters[entry.ours];  // a head without a target has no gradient here, 0 there
     const at::Tensor gradient = used.grad().defined() ? used.grad() : at::zeros_like(used);

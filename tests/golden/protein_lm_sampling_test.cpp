@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "performer/infer/generate.h"
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {

@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "tests/golden/golden.h"
 #include "tests/golden/cases.h"
+#include "tests/golden/golden.h"
 
 namespace performer::golden {
 namespace {
@@ -23,9 +23,8 @@ at::Tensor qr_projection(Group& group, const Case& item, at::ScalarType type) {
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  return jax::orthogonal_projection(
-      {at::stack(blocks), leaf(item, "gauss_norm", type, false)},
-      item.option<int64_t>("m"), item.option<int64_t>("scaling"));
+  return jax::orthogonal_projection({at::stack(blocks), leaf(item, "gauss_norm", type, false)},
+                                    item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
 at::Tensor givens_projection(Group& group, const Case& item, at::ScalarType type) {
@@ -37,8 +36,7 @@ at::Tensor givens_projection(Group& group, const Case& item, at::ScalarType type
                                  {item.tensor("uniform64"), item.tensor("index_pairs")})
           .to(type);
   group.expect(item, "givens_product", product);
-  return tensorflow::givens_projection(product,
-                                       leaf(item, "gauss_norm", type, false),
+  return tensorflow::givens_projection(product, leaf(item, "gauss_norm", type, false),
                                        item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
@@ -55,17 +53,14 @@ TEST(Golden, TensorflowProjection) {
 
 TEST(Golden, TensorflowFeatures) {
   run_group("tf_features", [&](Group& group, const Case& item) {
-    expect_known_options(
-        item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
+    expect_known_options(item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
     const auto kernel = item.option<std::string>("kernel");
     for (const at::ScalarType type : run_types(item)) {
-      const at::Tensor x = leaf(item, "x", type),
-                       w = leaf(item, "W", type, false);
+      const at::Tensor x = leaf(item, "x", type), w = leaf(item, "W", type, false);
       at::Tensor phi;
       if (kernel == "softmax") {
-        phi = tensorflow::softmax_features(x, item.option<bool>("is_query"), w,
-                                           option_or(item, "eps", 1e-6));
+        phi = tensorflow::softmax_features(x, item.option<bool>("is_query"), w, option_or(item, "eps", 1e-6));
       } else {
         EXPECT_EQ(kernel, "relu") << item.id;
         phi = tensorflow::relu_features(x, w, option_or(item, "eps", 1e-3));
@@ -79,19 +74,16 @@ TEST(Golden, TensorflowFeatures) {
 
 TEST(Golden, TensorflowAttention) {
   run_group("tf_attention", [&](Group& group, const Case& item) {
-    expect_known_options(
-        item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
+    expect_known_options(item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
     tensorflow::FavorOptions options;
     options.kernel = item.option<std::string>("kernel");
     options.causal = item.option<bool>("causal");
     if (item.options.contains("eps") && !item.options["eps"].is_null())
       options.epsilon = item.option<double>("eps");
     for (const at::ScalarType type : run_types(item)) {
-      const at::Tensor q = leaf(item, "q", type),
-                       k = leaf(item, "k", type),
-                       v = leaf(item, "v", type);
-      const auto [out, denominator] = tensorflow::favor_attention(
-          q, k, v, leaf(item, "W", type, false), options);
+      const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+      const auto [out, denominator] =
+          tensorflow::favor_attention(q, k, v, leaf(item, "W", type, false), options);
       group.expect(item, "out", out);
       // [B, T, H] here and in the recording
       expect_recorded(group, item, "R", denominator);

@@ -185,7 +185,8 @@ TEST(LocalAttention, GradientsAreThoseOfTheFunction) {
         return loss({all[0], all[1], all[2]}).item<double>();
       };
       const double expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-      EXPECT_NEAR((gradients[i] * direction[i]).sum().item<double>(), expected, 1e-7) << i << " causal " << causal;
+      EXPECT_NEAR((gradients[i] * direction[i]).sum().item<double>(), expected, 1e-7)
+          << i << " causal " << causal;
     }
   }
 }

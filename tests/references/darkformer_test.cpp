@@ -25,8 +25,7 @@ struct Inputs {
   Tensor q = normal({2, 7, 3, 4}, 1), k = normal({2, 7, 3, 4}, 2), v = normal({2, 7, 3, 6}, 3);
   Tensor key_mask = at::tensor({0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1}).to(at::kBool).view({2, 7});
   Tensor query_mask = at::tensor({1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0}).to(at::kBool).view({2, 7});
-  FeatureMap map{draw_projection(10, 2, 4, 0, 0).to(at::kDouble), normal({3, 2, 4}, 5),
-                       normal({3, 10}, 6)};
+  FeatureMap map{draw_projection(10, 2, 4, 0, 0).to(at::kDouble), normal({3, 2, 4}, 5), normal({3, 10}, 6)};
 };
 
 // phi = exp(W M x' - |M x'|^2/2 + log weight) + epsilon, nothing shifted.
@@ -98,7 +97,7 @@ TEST(Darkformer, LargeInputsStayFiniteInFloat) {
   for (const bool causal : {false, true}) {
     const Tensor q = (in.q * 40).to(at::kFloat).set_requires_grad(true);
     const Tensor out = attention(q, (in.k * 40).to(at::kFloat), in.v.to(at::kFloat), map,
-                                       {.causal = causal, .key_mask = in.key_mask});
+                                 {.causal = causal, .key_mask = in.key_mask});
     out.sum().backward();
     EXPECT_TRUE(out.isfinite().all().item<bool>());
     EXPECT_TRUE(q.grad().isfinite().all().item<bool>());
@@ -174,11 +173,9 @@ TEST(Darkformer, DefaultsAndErrors) {
   const Inputs in;
   EXPECT_THROW(attention(in.q, in.k.narrow(1, 0, 5), in.v.narrow(1, 0, 5), in.map, {.causal = true}),
                UsageError);
-  EXPECT_THROW(attention(in.q, in.k, in.v, in.map, {.key_mask = in.key_mask.to(at::kFloat)}),
-               UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, in.map, {.key_mask = in.key_mask.to(at::kFloat)}), UsageError);
   EXPECT_THROW(attention(in.q, in.k, in.v, {}, {}), UsageError);
-  EXPECT_THROW(attention(in.q, in.k, in.v, {in.map.projection, normal({2, 2, 4}, 1), {}}, {}),
-               UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, {in.map.projection, normal({2, 2, 4}, 1), {}}, {}), UsageError);
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ namespace performer::references::fast_transformers {
 inline at::Tensor normal(at::IntArrayRef sizes, uint32_t name, double deviation = 1) {
   PhiloxStream stream(23, name);
   at::Tensor values = at::empty(sizes, at::kDouble);
-  for (int64_t i = 0; i < values.numel(); ++i) values.mutable_data_ptr<double>()[i] = deviation * stream.normal();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    values.mutable_data_ptr<double>()[i] = deviation * stream.normal();
   return values;
 }
 

@@ -95,8 +95,7 @@ Direct performer_pytorch_direct(bool generalized, bool no_projection) {
 
 Direct tensorflow_direct(const std::string& kernel) {
   return [=](const Inputs& in, const Tensor& w, bool causal) {
-    return tensorflow::favor_attention(in.q, in.k, in.v, w, {.kernel = kernel, .causal = causal})
-        .output;
+    return tensorflow::favor_attention(in.q, in.k, in.v, w, {.kernel = kernel, .causal = causal}).output;
   };
 }
 
@@ -224,9 +223,7 @@ TEST_P(ReferenceKinds, MasksAreWhatTheRowSays) {
   const Tensor mask = at::tensor({1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0}).to(at::kBool).view({2, 6});
   const bool causal = directions(GetParam()).front();
   const Tensor q = in.q / 4, k = in.k / 4, ones = at::ones_like(in.v);
-  const auto attend = [&](const Tensor& v) {
-    return call(GetParam(), q, k, v, w, causal, mask);
-  };
+  const auto attend = [&](const Tensor& v) { return call(GetParam(), q, k, v, w, causal, mask); };
   if (row.key_mask == KeyMask::none) {
     EXPECT_THROW(attend(ones), UsageError);
     return;
@@ -241,10 +238,8 @@ TEST_P(ReferenceKinds, MasksAreWhatTheRowSays) {
   } else {
     EXPECT_FALSE(kept.allclose(at::ones_like(kept), 0.05));
   }
-  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)),
-               UsageError);
-  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)),
-               UsageError);
+  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.to(at::kFloat)), UsageError);
+  EXPECT_THROW(call(GetParam(), q, k, ones, w, causal, mask.narrow(1, 0, 5)), UsageError);
 }
 
 TEST_P(ReferenceKinds, AreDifferentiableInFloat) {
@@ -291,8 +286,7 @@ TEST_P(ReferenceKinds, RefuseWhatTheReferenceDoesNotHave) {
     EXPECT_THROW(attend(normal({8, 7}, 5)), UsageError);
   }
   EXPECT_THROW(call(GetParam(), in.q[0], in.k, in.v, w, causal), UsageError);
-  EXPECT_THROW(call(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal),
-               UsageError);
+  EXPECT_THROW(call(GetParam(), in.q, in.k.narrow(3, 0, 4), in.v, w, causal), UsageError);
 }
 
 TEST_P(ReferenceKinds, ProjectionsAreNamedDraws) {
@@ -419,8 +413,7 @@ TEST(ReferenceTable, DefaultFeatureCountsAreTheReferences) {
   for (const auto& [kind, features] : expected) EXPECT_EQ(default_features(kind, 64), features) << kind;
   EXPECT_EQ(projection("fast-transformers-favor", 1, 0, 8, 0, 0, 0).size(0), 4);
   EXPECT_EQ(projection("fast-transformers-smoothed-rff", 1, 0, 8, 0, 0, 0).size(0), 3);
-  EXPECT_EQ(projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(),
-            (at::IntArrayRef{3, 8, 8}));
+  EXPECT_EQ(projection("slim-favor", 3, 0, 8, 0, 0, 0).sizes(), (at::IntArrayRef{3, 8, 8}));
   EXPECT_EQ(projection("jax-relu", 1, 12, 8, 0, 0, 0).size(0), 12);
 }
 

@@ -206,7 +206,7 @@ TEST(PerformerAttention, RefusesImpossibleOptions) {
                 o.generalized = true;
                 o.kernel = "swoosh";
               }),
-              ThrowsMessage<UsageError>(HasSubstr("swoosh")));
+              ThrowsMessage<c10::ValueError>(HasSubstr("swoosh")));
   EXPECT_THAT(made_with([](Options& o) { o.dropout = 1; }), ThrowsMessage<UsageError>(HasSubstr("below 1")));
 }
 

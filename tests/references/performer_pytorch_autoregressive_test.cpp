@@ -63,12 +63,9 @@ TEST(Decoding, RefusesImpossibleOptions) {
 TEST(Sampling, ThresholdsKeepTheRest) {
   const at::Tensor logits = at::tensor({0.1f, 0.5f, 0.15f, 0.25f}).log().unsqueeze(0);
   const auto kept = [](const at::Tensor& x) { return x.isfinite()[0]; };
-  EXPECT_TRUE(
-      at::equal(kept(keep_top_k(logits, 0.5)), at::tensor({0, 1, 0, 1}).to(at::kBool)));
-  EXPECT_TRUE(
-      at::equal(kept(keep_top_p(logits, 0.4)), at::tensor({0, 1, 0, 1}).to(at::kBool)));
-  EXPECT_TRUE(
-      at::equal(kept(keep_top_p(logits, 0.6)), at::tensor({0, 1, 0, 0}).to(at::kBool)));
+  EXPECT_TRUE(at::equal(kept(keep_top_k(logits, 0.5)), at::tensor({0, 1, 0, 1}).to(at::kBool)));
+  EXPECT_TRUE(at::equal(kept(keep_top_p(logits, 0.4)), at::tensor({0, 1, 0, 1}).to(at::kBool)));
+  EXPECT_TRUE(at::equal(kept(keep_top_p(logits, 0.6)), at::tensor({0, 1, 0, 0}).to(at::kBool)));
   EXPECT_FALSE(kept(keep_top_k(logits, 0.9)).any().item<bool>()) << "int(0.1 * 4) tokens";
   EXPECT_THROW(keep_top_k(logits, -0.5), UsageError);
 }
@@ -119,8 +116,7 @@ TEST(Autoregressive, RowsGoOnAfterTheirOwnEnd) {
 TEST(Autoregressive, PenaltySeesRowsOfTheBatch) {
   Autoregressive model = small_generator();
   const at::Tensor logits = at::tensor({2.0f, -2.0f, 1.0f}).unsqueeze(0);
-  const at::Tensor penalised =
-      penalize_repetition(logits, at::tensor({1, 2}, at::kLong), 2);
+  const at::Tensor penalised = penalize_repetition(logits, at::tensor({1, 2}, at::kLong), 2);
   EXPECT_TRUE(at::equal(penalised, at::tensor({2.0f, -1.0f, 0.5f}).unsqueeze(0)));
   // A window of one holds the last row only, whatever row a token is drawn for.
   force_token(model, 1);

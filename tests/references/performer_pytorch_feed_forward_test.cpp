@@ -56,7 +56,7 @@ TEST(FeedForward, DropsInTrainingOnly) {
 TEST(FeedForward, RefusesImpossibleOptions) {
   FeedForwardOptions options;
   options.activation = "gelou";
-  EXPECT_THROW(FeedForward{options}, UsageError);
+  EXPECT_THROW(FeedForward{options}, c10::ValueError);
   options = {};
   options.chunks = 0;
   EXPECT_THROW(FeedForward{options}, UsageError);

@@ -70,8 +70,8 @@ TEST(Slim, FeaturesByDefinition) {
       {"favor+_2", favor}};
   for (const auto& [type, feature] : types) {
     for (const bool causal : {true, false}) {
-      EXPECT_TRUE(attention(q, k, v, type, w, causal)
-                      .allclose(dense(feature(q), feature(k), v, causal), 1e-9, 1e-11))
+      EXPECT_TRUE(
+          attention(q, k, v, type, w, causal).allclose(dense(feature(q), feature(k), v, causal), 1e-9, 1e-11))
           << type;
     }
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal linear attention to a window of the past. Sequences are cut into chunks of C tokens; token i sees the
-// tokens up to itself in its own chunk and all tokens of the W - 1 chunks before, those of a chunk d chunks
-// back weighted by decay^d. The state of a window is merged from the states of its chunks: nothing is obtained
-// by subtraction, so what left the window leaves no rounding behind.
+// Causal linear attention to a window of the past. Sequences are cut into chunks of C tokens; token i sees
+// the tokens up to itself in its own chunk and all tokens of the W - 1 chunks before, those of a chunk d
+// chunks back weighted by decay^d. The state of a window is merged from the states of its chunks: nothing is
+// obtained by subtraction, so what left the window leaves no rounding behind.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,8 +21,8 @@ struct WindowOptions {
 };
 
 // Query, key [B, T, H, D] and value [B, T, H, E], with the masks of `inputs`, -> [B, T, H, E]. The decay is
-// added to the log-scales of exponential maps and multiplies the sums of the others, where what is so old that
-// its weight is below the smallest float counts as 0. Differentiable in query, key and value.
+// added to the log-scales of exponential maps and multiplies the sums of the others, where what is so old
+// that its weight is below the smallest float counts as 0. Differentiable in query, key and value.
 at::Tensor windowed_attention(const ops::AttentionInputs& inputs, const ops::PreparedMap& map,
                               const WindowOptions& options);
 
@@ -36,8 +36,8 @@ struct WindowState {
   WindowState select(const at::Tensor& rows) const;
 };
 
-// The next token: query, key [B, H, D], value [B, H, E] -> [B, H, E], as windowed_attention() of all tokens so
-// far gives it. `state` moves on. Without gradients.
+// The next token: query, key [B, H, D], value [B, H, E] -> [B, H, E], as windowed_attention() of all tokens
+// so far gives it. `state` moves on. Without gradients.
 at::Tensor windowed_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const ops::PreparedMap& map, const WindowOptions& options, WindowState& state);
 

@@ -7,8 +7,9 @@ namespace performer::references::darkformer {
 
 // Its geometry is the identity, as at the start of training; when causal the shifts run along.
 std::vector<ReferenceKind> kinds() {
-  ReferenceKind kind = function_row(
-      "darkformer", "darkformer-pytorch: positive features of a geometry that is the identity", "favor-geometry");
+  ReferenceKind kind =
+      function_row("darkformer", "darkformer-pytorch: positive features of a geometry that is the identity",
+                   "favor-geometry");
   kind.projected = true;
   kind.key_mask = KeyMask::features;
   kind.features = default_features;

@@ -41,8 +41,8 @@ PhiloxStream stream_of(const ReferenceDraw& draw) {
                       static_cast<uint32_t>(draw.redraw));
 }
 
-// Directions of a QR without sign correction, whose lengths are those of the same block's rows; one projection
-// for all heads.
+// Directions of a QR without sign correction, whose lengths are those of the same block's rows; one
+// projection for all heads.
 at::Tensor orthogonal_rows(const ReferenceDraw& draw, int64_t rows) {
   PhiloxStream stream = stream_of(draw);
   return orthogonal_random_matrix(draw.head_size, rows, stream).t().contiguous();
@@ -58,9 +58,10 @@ at::Tensor pairs_of_rows(const ReferenceDraw& draw) {
 auto fourier_rows(int64_t fewer) {
   return [=](const ReferenceDraw& draw) {
     const int64_t rows = (draw.features - fewer) / 2;
-    check<UsageError>(draw.features % 2 == 0 && rows >= 1,
-                      "random Fourier features of fast-transformers are an even number of at least {}, found {}",
-                      fewer + 2, draw.features);
+    check<UsageError>(
+        draw.features % 2 == 0 && rows >= 1,
+        "random Fourier features of fast-transformers are an even number of at least {}, found {}", fewer + 2,
+        draw.features);
     return jax::draw_projection({rows, draw.head_size, /*orthogonal=*/false},
                                 {draw.seed, draw.layer, 0, draw.redraw});
   };
@@ -68,8 +69,7 @@ auto fourier_rows(int64_t fewer) {
 
 ReferenceKind row(const std::string& name, const std::string& what, const std::string& instead,
                   const std::string& map, std::function<at::Tensor(const ReferenceDraw&)> draw) {
-  ReferenceKind kind =
-      function_row("fast-transformers-" + name, "fast-transformers 0.4.0 " + what, instead);
+  ReferenceKind kind = function_row("fast-transformers-" + name, "fast-transformers 0.4.0 " + what, instead);
   kind.key_mask = KeyMask::features;
   kind.attend = attention_of(map);
   kind.projected = draw != nullptr;
@@ -83,14 +83,15 @@ ReferenceKind row(const std::string& name, const std::string& what, const std::s
 // All add 1e-6 to the denominator. With a projection, M features come of M/2 rows (favor, rff), of M/2 - 1
 // (smoothed-rff), or of M (generalised).
 std::vector<ReferenceKind> kinds() {
-  return {row("favor", "Favor: exp(u) and exp(-u), without a shift", "favor-hyperbolic", "favor", pairs_of_rows),
-          row("elu", "linear attention: elu + 1 of unscaled inputs", "favor-elu+1", "elu", nullptr),
-          row("rff", "RandomFourierFeatures: the RBF kernel by signed features", "favor-softmax",
-              "random-fourier", fourier_rows(0)),
-          row("smoothed-rff", "SmoothedRandomFourierFeatures: those of rff and a constant 1", "favor-softmax",
-              "smoothed-random-fourier", fourier_rows(2)),
-          row("generalised", "GeneralizedRandomFeatures: relu(W x) of unscaled inputs", "favor-relu",
-              "generalized", [](const ReferenceDraw& draw) { return orthogonal_rows(draw, draw.features); })};
+  return {
+      row("favor", "Favor: exp(u) and exp(-u), without a shift", "favor-hyperbolic", "favor", pairs_of_rows),
+      row("elu", "linear attention: elu + 1 of unscaled inputs", "favor-elu+1", "elu", nullptr),
+      row("rff", "RandomFourierFeatures: the RBF kernel by signed features", "favor-softmax",
+          "random-fourier", fourier_rows(0)),
+      row("smoothed-rff", "SmoothedRandomFourierFeatures: those of rff and a constant 1", "favor-softmax",
+          "smoothed-random-fourier", fourier_rows(2)),
+      row("generalised", "GeneralizedRandomFeatures: relu(W x) of unscaled inputs", "favor-relu",
+          "generalized", [](const ReferenceDraw& draw) { return orthogonal_rows(draw, draw.features); })};
 }
 
 }  // namespace performer::references::fast_transformers

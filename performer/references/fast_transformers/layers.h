@@ -29,7 +29,8 @@ struct AttentionEvent {
   std::string layer;  // the attention's name in its model, such as "layers.0.attention"
   bool recurrent = false;
   at::Tensor query, key, value;
-  at::Tensor weights;  // attention matrix [B, H, L, S] of full and exact-topk, batch form only; else undefined
+  at::Tensor
+      weights;  // attention matrix [B, H, L, S] of full and exact-topk, batch form only; else undefined
   at::Tensor output;
 };
 using AttentionObserver = std::function<void(const AttentionEvent&)>;

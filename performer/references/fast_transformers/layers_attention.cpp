@@ -43,8 +43,8 @@ class LinearInner : public InnerAttention {
       : InnerAttention(causal ? "causal-linear" : "linear"), causal_(causal), eps_(request.options.eps) {
     auto shared = std::dynamic_pointer_cast<FeatureMapImpl>(request.shared);
     if (!shared) {
-      shared = std::make_shared<FeatureMapImpl>(request.options.feature_map,
-                                                    request.sizes.query_dimensions, request.sizes.layer);
+      shared = std::make_shared<FeatureMapImpl>(request.options.feature_map, request.sizes.query_dimensions,
+                                                request.sizes.layer);
     }
     map_ = register_module("feature_map", std::move(shared));
   }
@@ -69,8 +69,7 @@ class LinearInner : public InnerAttention {
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   AttentionState& state) override {
     if (!state.defined()) map_->new_feature_map();
-    return recurrent_linear_attention(map_->forward(query), map_->forward(key), value, state.linear,
-                                          eps_);
+    return recurrent_linear_attention(map_->forward(query), map_->forward(key), value, state.linear, eps_);
   }
 
   AttentionState summarize(const at::Tensor& key, const at::Tensor& value,

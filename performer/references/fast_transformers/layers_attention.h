@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attentions that the layers of pytorch-fast-transformers 0.4.0 (layers.h) are built over, each in up to
-// three forms: all tokens at once, one token of self-attention with a state, one query of cross-attention with a
-// summary of the memory. One module has all its forms, so batch and recurrent use share weights and projections.
-// Letters: B batch, L queries, S keys, H heads, D head size, E value size.
+// three forms: all tokens at once, one token of self-attention with a state, one query of cross-attention
+// with a summary of the memory. One module has all its forms, so batch and recurrent use share weights and
+// projections. Letters: B batch, L queries, S keys, H heads, D head size, E value size.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -110,8 +110,8 @@ struct AttentionRequest {
 using AttentionFactory = std::function<InnerAttentionPtr(const AttentionRequest&)>;
 
 // Kinds: linear, causal-linear, full, conditional-full, aft-simple, aft-full, local, exact-topk, and what
-// register_attention() added. Adding a known name replaces it. A query that sees no key gets NaN from full and
-// exact-topk, and from local the sum of the values around it divided by the context, as in the library.
+// register_attention() added. Adding a known name replaces it. A query that sees no key gets NaN from full
+// and exact-topk, and from local the sum of the values around it divided by the context, as in the library.
 std::vector<std::string> attention_kinds();
 void register_attention(const std::string& kind, AttentionFactory factory);
 

@@ -25,8 +25,8 @@ at::Tensor relu_attention(const ReferenceCall& call) {
 }  // namespace
 
 std::vector<ReferenceKind> kinds() {
-  // make_fast_softmax_attention: epsilon 1e-6 inside 1/sqrt(M), keys shifted by their largest u, denominator +
-  // 2e-6 where at most 1e-6; a mask as MultiHeadDotProductFastAttention has it.
+  // make_fast_softmax_attention: epsilon 1e-6 inside 1/sqrt(M), keys shifted by their largest u, denominator
+  // + 2e-6 where at most 1e-6; a mask as MultiHeadDotProductFastAttention has it.
   ReferenceKind softmax =
       softmax_row("jax-softmax", "google-research fast_attention (JAX): positive features of softmax");
   softmax.key_mask = KeyMask::values;

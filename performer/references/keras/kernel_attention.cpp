@@ -180,9 +180,10 @@ AttentionOptions KernelAttentionImpl::attention_options() const {
 
 KernelAttentionImpl::Parts KernelAttentionImpl::attend(const KernelAttentionInputs& inputs, bool training) {
   const bool begins = options_.begin_kernel > 0;
-  check<UsageError>(!begins || !options_.use_causal_windowed,
-                    "begin_kernel with use_causal_windowed always raises in KernelAttention: leave one of them "
-                    "out");
+  check<UsageError>(
+      !begins || !options_.use_causal_windowed,
+      "begin_kernel with use_causal_windowed always raises in KernelAttention: leave one of them "
+      "out");
   // In double like the attention itself, which can magnify the rounding of heads a thousandfold.
   const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
   const Tensor queries = query_(wide(inputs.query)), keys = key_(wide(inputs.key.value_or(inputs.value))),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Keras KernelAttention layer (TensorFlow Model Garden 2.19): multi-head attention by kernel features with
-// all its options. It computes what that layer computes, its faults included, and raises UsageError where it
-// raises; docs/kernel_attention.md lists the faults and what of the core does what was meant. Sources: Performers
-// (arXiv 2009.14794: exp, relu), linear transformers (2006.16236: elu), Chefs' Random Tables (2205.15317:
-// expplus).
+// The Keras KernelAttention layer (TensorFlow Model Garden 2.19): multi-head attention by kernel features
+// with all its options. It computes what that layer computes, its faults included, and raises UsageError
+// where it raises; docs/kernel_attention.md lists the faults and what of the core does what was meant.
+// Sources: Performers (arXiv 2009.14794: exp, relu), linear transformers (2006.16236: elu), Chefs' Random
+// Tables (2205.15317: expplus).
 #pragma once
 
 #include <torch/nn/module.h>
@@ -33,10 +33,10 @@ struct KernelAttentionOptions {
   std::string feature_transform = "exp";  // elu, exp, expmod, expplus, identity, relu, square
   int64_t num_random_features = 256;      // 0: no projection, features of the queries and keys themselves
   int64_t seed = 0;
-  bool redraw = false;        // a new projection in every training call
-  bool is_short_seq = false;  // softmax over keys of phi(q).phi(k)
-  int64_t begin_kernel = 0;   // that many first queries use softmax attention and an output projection of
-                              // their own
+  bool redraw = false;           // a new projection in every training call
+  bool is_short_seq = false;     // softmax over keys of phi(q).phi(k)
+  int64_t begin_kernel = 0;      // that many first queries use softmax attention and an output projection of
+                                 // their own
   std::optional<double> scale;   // none: key_dim^(-1/2)
   bool scale_by_length = false;  // times ln(valid keys) / ln 512
   bool use_causal_windowed = false;
@@ -113,8 +113,8 @@ class KernelAttentionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(KernelAttention);
 
-// Weights of the layer by its names: the last two components of "w.query.kernel" or "layer/query/kernel:0", and
-// "W" [M, D] for the projection. Layouts are the same. Throws InputError as import_weights() does.
+// Weights of the layer by its names: the last two components of "w.query.kernel" or "layer/query/kernel:0",
+// and "W" [M, D] for the projection. Layouts are the same. Throws InputError as import_weights() does.
 void import_kernel_attention(KernelAttention& layer, const std::map<std::string, at::Tensor>& weights);
 
 }  // namespace performer::references::keras

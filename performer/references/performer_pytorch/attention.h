@@ -18,9 +18,9 @@ struct PerformerAttentionOptions {
   int64_t local_heads = 0;  // the last heads; the others are global
   int64_t local_window_size = 256;
   int64_t features = 0;  // M of the global heads; 0: int(d ln d)
-  // The projection is replaced in every (interval + 1)-th forward call in training mode; 0: in each, negative:
-  // never. A module whose forward runs twice a step (recomputation, reversible layers) needs a negative value
-  // and redraw() between steps.
+  // The projection is replaced in every (interval + 1)-th forward call in training mode; 0: in each,
+  // negative: never. A module whose forward runs twice a step (recomputation, reversible layers) needs a
+  // negative value and redraw() between steps.
   int64_t redraw_interval = 1000;
   bool causal = false;
   bool generalized = false;    // features f(W x) + 1e-3 instead of positive softmax features
@@ -43,10 +43,10 @@ struct PerformerAttentionInputs {
   std::optional<at::Tensor> context_mask = {};  // bool [B, S], true keeps
 };
 
-// performer-pytorch 1.1.4 and local-attention 1.11.2, questionable behaviour included: one projection [M, D] for
-// all heads whose QR signs are left alone, feature epsilons, masks that only set the values of global heads to
-// zero, `mask` without effect in cross-attention, a causal form cut to the shorter of queries and keys. In
-// self-attention the global heads prefer `context_mask` to `mask`.
+// performer-pytorch 1.1.4 and local-attention 1.11.2, questionable behaviour included: one projection [M, D]
+// for all heads whose QR signs are left alone, feature epsilons, masks that only set the values of global
+// heads to zero, `mask` without effect in cross-attention, a causal form cut to the shorter of queries and
+// keys. In self-attention the global heads prefer `context_mask` to `mask`.
 //
 // State: to_q, to_k, to_v, to_out (weight, bias), fast_attention.projection_matrix, and with local heads
 // local_attn.rel_pos.inv_freq. With redraw_interval >= 0 also fast_attention.calls_since_last_redraw and

@@ -16,7 +16,7 @@ struct DecodingOptions {
   int64_t end_token = -1;         // -1: none
   double repetition_penalty = 1;  // no effect up to 1
   int64_t repetition_window = 32;
-  std::string filter = "top_k";   // or top_p, see sampling.h
+  std::string filter = "top_k";  // or top_p, see sampling.h
   double filter_threshold = 0.9;
 };
 void validate(const DecodingOptions& options);  // throws UsageError naming the option
@@ -31,10 +31,10 @@ struct AutoregressiveOptions {
 // changes attention only.
 //
 // Generation reads the whole window of the last max_length tokens again for each token; repetition penalty,
-// filter and temperature follow in this order; draws come from LibTorch's default generator. The last logits of
-// each row count, so shorter prompts must be padded on the left. The penalty counts the tokens of the last
-// `repetition_window` rows of the batch, not of the last tokens. It stops early only when all rows draw the end
-// token in the same step; a row goes on after its end token.
+// filter and temperature follow in this order; draws come from LibTorch's default generator. The last logits
+// of each row count, so shorter prompts must be padded on the left. The penalty counts the tokens of the last
+// `repetition_window` rows of the batch, not of the last tokens. It stops early only when all rows draw the
+// end token in the same step; a row goes on after its end token.
 class AutoregressiveImpl : public torch::nn::Module {
  public:
   // Throws UsageError for a model that is not causal or has no output layer.

@@ -11,10 +11,12 @@
 
 namespace performer::references::performer_pytorch {
 
-// Arguments and result of nn::local_attention(), with which it agrees when causal and without mask. Elsewhere:
+// Arguments and result of nn::local_attention(), with which it agrees when causal and without mask.
+// Elsewhere:
 // - Positions count from the first key of the windows that a query sees, and queries take the last of these
 //   positions: with look_forward they are turned as if they stood look_forward windows later.
-// - The sequence is padded to whole windows by zero keys and values, which take part unless a mask is given or
+// - The sequence is padded to whole windows by zero keys and values, which take part unless a mask is given
+// or
 //   attention is causal.
 // - Beyond the ends stand windows of keys and values -1, whose scores, like those of all hidden keys, are the
 //   most negative number: a query whose keys are all hidden averages the values of all windows it looks at,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rules of performer-pytorch 1.1.4 for the next token, questionable behaviour included; logits [B, V] float ->
-// [B, V]. The project's own rules are performer/infer/generate.h.
+// Rules of performer-pytorch 1.1.4 for the next token, questionable behaviour included; logits [B, V] float
+// -> [B, V]. The project's own rules are performer/infer/generate.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -71,8 +71,8 @@ PerformerBlockImpl::PerformerBlockImpl(const PerformerStackOptions& options, int
     : cross_(cross) {
   if (options.shift_tokens && !cross) shifts_ = nn::stack_shifts(options.causal);
   attention_norm_ = register_module("attention_norm", BranchNorm(options.norm, options.dim));
-  attention_ = register_module(
-      "attention", PerformerAttention(attention_options(options, layer, local_heads, cross)));
+  attention_ =
+      register_module("attention", PerformerAttention(attention_options(options, layer, local_heads, cross)));
   feed_forward_norm_ = register_module("feed_forward_norm", BranchNorm(options.norm, options.dim));
   feed_forward_ = register_module("feed_forward", FeedForward(feed_forward_options(options)));
 }

@@ -17,7 +17,7 @@ namespace performer::references::performer_pytorch {
 
 struct PerformerStackOptions {
   int64_t dim = 512, depth = 6, heads = 8;
-  int64_t dim_head = 64;  // 0: dim / heads
+  int64_t dim_head = 64;                   // 0: dim / heads
   std::vector<int64_t> local_heads = {0};  // with windowed softmax: one number for all layers or one a layer
   int64_t local_window_size = 256;
   bool causal = false;
@@ -33,9 +33,9 @@ struct PerformerStackOptions {
   bool shift_tokens = false;  // nn::shift_tokens before every branch but those of cross-attention blocks
   bool cross_attend = false;  // after each block one that attends to a context
   bool reversible = false;    // two streams, both starting as x; the result is their sum
-  // Random projections are replaced in every (interval + 1)-th forward call of the whole stack in training mode;
-  // negative: never. With auto_redraw false only redraw() replaces them: for data-parallel training, and when
-  // several forward calls make one optimizer step.
+  // Random projections are replaced in every (interval + 1)-th forward call of the whole stack in training
+  // mode; negative: never. With auto_redraw false only redraw() replaces them: for data-parallel training,
+  // and when several forward calls make one optimizer step.
   int64_t redraw_interval = 1000;
   bool auto_redraw = true;
   int64_t seed = 0;  // names the projections, together with layer and redraw index

@@ -38,7 +38,8 @@ std::vector<ReferenceKind> kinds() {
   exponential.draw = rows_of_heads;
   exponential.attend = favor;
 
-  ReferenceKind relu = function_row("slim-relu", "SLiM Performer relu: relu(x), without epsilon", "favor-relu");
+  ReferenceKind relu =
+      function_row("slim-relu", "SLiM Performer relu: relu(x), without epsilon", "favor-relu");
   relu.bidirectional = false;
   relu.attend = [](const ReferenceCall& call) {
     return attention(call.query, call.key, call.value, "relu", {}, call.causal);

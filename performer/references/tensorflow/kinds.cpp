@@ -24,8 +24,8 @@ std::vector<ReferenceKind> kinds() {
   softmax.attend = attention_of("softmax");
 
   // With a projection relu(W x / sqrt(M)) + 1e-3.
-  ReferenceKind relu =
-      function_row("tensorflow-relu", "google-research fast_attention (TensorFlow): relu + 1e-3", "favor-relu");
+  ReferenceKind relu = function_row("tensorflow-relu",
+                                    "google-research fast_attention (TensorFlow): relu + 1e-3", "favor-relu");
   relu.projection_optional = true;
   relu.draw = uncorrected_rows;
   relu.attend = attention_of("relu");
