@@ -43,7 +43,9 @@ void prepare_t2r(PreparedMap& result, const MapProblem& problem) {
 }
 
 MapWeights start_geometry(const FeatureMapOptions&, int64_t heads, int64_t head_size) {
-  return {.matrix = at::eye(head_size, at::kFloat).repeat({heads, 1, 1})};
+  MapWeights weights;
+  weights.matrix = at::eye(head_size, at::kFloat).repeat({heads, 1, 1});
+  return weights;
 }
 
 MapWeights start_hedgehog(const FeatureMapOptions& options, int64_t heads, int64_t head_size) {
@@ -55,8 +57,10 @@ MapWeights start_hedgehog(const FeatureMapOptions& options, int64_t heads, int64
 // Xavier-uniform rows.
 MapWeights start_t2r(const FeatureMapOptions& options, int64_t heads, int64_t head_size) {
   const double bound = std::sqrt(6.0 / static_cast<double>(head_size + options.features));
-  return {.matrix = at::empty({heads, options.features, head_size}, at::kFloat).uniform_(-bound, bound),
-          .bias = at::zeros({heads, options.features}, at::kFloat)};
+  MapWeights weights;
+  weights.matrix = at::empty({heads, options.features, head_size}, at::kFloat).uniform_(-bound, bound);
+  weights.bias = at::zeros({heads, options.features}, at::kFloat);
+  return weights;
 }
 
 constexpr MapRow kLearnedMaps[] = {
