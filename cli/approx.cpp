@@ -14,6 +14,7 @@
 #include "cli/output.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/reader.h"
 #include "performer/models/folder.h"
 #include "performer/studies/model_study.h"
 #include "performer/studies/studies.h"
@@ -73,7 +74,9 @@ void run_studies(const ApproxOptions& options, const Folder& folder, Output& out
 
 void run_on_model(const ApproxOptions& options, const Folder& folder, Output& out) {
   ModelFolder model = load_model(options.model);
-  const studies::ModelStudy found = studies::model_study(model.model, options.input, options.on_model, note);
+  const auto reader = data::open_reader(options.input, model.data, model.vocabulary);
+  const studies::ModelStudy found =
+      studies::model_study(model.model, *reader, data::source_name(options.input), options.on_model, note);
   folder.add(found.heads);
   folder.add(found.errors);
   folder.add(found.charts);
@@ -139,7 +142,8 @@ Action approx_command(CLI::App& app) {
   app.add_flag("--causal", study.causal, "attention of each token to those before it only");
   app.add_option("--model", options->model, "measure on the queries and keys of this model folder instead")
       ->type_name("DIR");
-  app.add_option("--input", options->input, "FASTA that --model reads; - is standard input")
+  app.add_option("--input", options->input,
+                 "data that --model reads, as it was trained on; - is standard input")
       ->type_name("FILE");
   app.add_option("--sequences", on_model.sequences, "sequences of --input to measure on")
       ->capture_default_str();

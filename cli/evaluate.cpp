@@ -11,7 +11,7 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/report.h"
-#include "performer/base/error.h"
+#include "performer/data/store.h"
 #include "performer/models/folder.h"
 #include "performer/train/evaluation.h"
 
@@ -26,19 +26,16 @@ struct EvaluateOptions {
   bool json = false;
 };
 
-nlohmann::ordered_json to_json(const data::Score& score) {
-  if (score.tokens == 0) return nullptr;
-  return {{"accuracy", score.accuracy()}, {"perplexity", score.perplexity()}, {"tokens", score.tokens}};
-}
-
-std::string as_json(const Evaluation& evaluation, const ModelFolder& folder) {
-  nlohmann::ordered_json json = {{"model", to_json(evaluation.model)},
-                                 {"unigram", to_json(evaluation.unigram)},
-                                 {"bigram", to_json(evaluation.bigram)},
-                                 {"end_marker", to_json(evaluation.end_marker)},
-                                 {"sequences", evaluation.sequences},
-                                 {"seconds", evaluation.seconds},
-                                 {"objective", folder.model->model_config().objective}};
+std::string as_json(const train::Evaluation& evaluation, const ModelFolder& folder) {
+  const nlohmann::ordered_json found = train::to_json(evaluation);
+  nlohmann::ordered_json json;
+  for (const char* part : {"model", "unigram", "bigram", "end_marker"}) {  // null: nothing was scored
+    json[part] = nullptr;
+    if (found.contains(part) && found[part]["tokens"] > 0) json[part] = found[part];
+  }
+  json["sequences"] = evaluation.sequences;
+  json["seconds"] = evaluation.seconds;
+  json["objective"] = folder.model->model_config().objective;
   if (folder.model->model_config().objective == "masked") {
     json["corruption"] = folder.data.corruption;
     json["mask_rate"] = folder.data.mask_rate;
@@ -46,17 +43,23 @@ std::string as_json(const Evaluation& evaluation, const ModelFolder& folder) {
   return json.dump(2) + "\n";
 }
 
-std::string as_table(const Evaluation& evaluation, const ModelFolder& folder) {
-  std::string text = fmt::format("{:<12}{:>10}{:>12}{:>12}\n", "", "accuracy", "perplexity", "tokens");
-  const auto row = [&](const char* name, const data::Score& score) {
+std::string as_table(const train::Evaluation& evaluation, const ModelFolder& folder) {
+  const std::string& key = evaluation.bits_key;
+  const std::string bits = key.empty() ? "" : key == "bits_per_byte" ? "bits/byte" : "bits/dimension";
+  const auto bits_column = [&](const std::string& cell) {
+    return bits.empty() ? "" : fmt::format("{:>16}", cell);
+  };
+  std::string text =
+      fmt::format("{:<12}{:>10}{:>12}{}{:>12}\n", "", "accuracy", "perplexity", bits_column(bits), "tokens");
+  const auto row = [&](const char* name, const data::Score& score, bool of_symbols = true) {
     if (score.tokens == 0) return;
-    text += fmt::format("{:<12}{:>10.4f}{:>12.4f}{:>12}\n", name, score.accuracy(), score.perplexity(),
-                        score.tokens);
+    text += fmt::format("{:<12}{:>10.4f}{:>12.4f}{}{:>12}\n", name, score.accuracy(), score.perplexity(),
+                        bits_column(of_symbols ? fmt::format("{:.4f}", score.bits()) : ""), score.tokens);
   };
   row("model", evaluation.model);
   row("unigram", evaluation.unigram);
   row("bigram", evaluation.bigram);
-  row("end marker", evaluation.end_marker);
+  row("end marker", evaluation.end_marker, false);
   text += fmt::format("{} sequences, {:.1f} s", evaluation.sequences, evaluation.seconds);
   if (folder.model->model_config().objective == "masked") {
     text += fmt::format("; masked with mix {} at rate {}", folder.data.corruption, folder.data.mask_rate);
@@ -68,9 +71,10 @@ void run(const EvaluateOptions& options) {
   options.common.apply();
   Output out(options.output);
   ModelFolder folder = load_model(options.model);
-  const data::SequenceStore store(options.files, std::filesystem::temp_directory_path().string());
-  report_changes(store.counts());
-  const Evaluation evaluation = evaluate(folder.model, store, folder.data, folder.baselines);
+  const data::SequenceStore corpus(options.files, std::filesystem::temp_directory_path().string(),
+                                   folder.data, {}, folder.vocabulary);
+  report_changes(corpus.report());
+  const train::Evaluation evaluation = train::evaluate(folder.model, corpus, folder.data, folder.baselines);
   out.write(options.json ? as_json(evaluation, folder) : as_table(evaluation, folder));
   out.finish();
 }
@@ -80,7 +84,11 @@ void run(const EvaluateOptions& options) {
 Action evaluate_command(CLI::App& app) {
   auto options = std::make_shared<EvaluateOptions>();
   app.add_option("MODEL", options->model, "model folder")->required();
-  app.add_option("FILE", options->files, "FASTA, plain, gzip or zstd; - is standard input")->required();
+  app.add_option(
+         "FILE", options->files,
+         "sequences of the kind the model was trained on, as files (plain, gzip or zstd) or folders; - is "
+         "standard input")
+      ->required();
   app.add_flag("--json", options->json, "JSON instead of a table");
   app.add_option("-o,--output", options->output, "where to write; - is standard output")
       ->type_name("FILE")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// performer generate: new sequences as FASTA.
+// performer generate: new sequences as FASTA, text or PNG.
 #include "performer/infer/generate.h"
 
 #include <fmt/format.h>
@@ -8,8 +8,8 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "cli/output.h"
-#include "performer/data/fasta.h"
+#include "cli/samples.h"
+#include "performer/base/error.h"
 #include "performer/models/folder.h"
 
 namespace performer::cli {
@@ -18,26 +18,87 @@ namespace {
 
 struct GenerateOptions {
   CommonOptions common;
-  std::string model, output = "-";
+  std::string model, output = "-", prompt, prompt_image;
+  std::optional<int64_t> prompt_rows;
+  const CLI::Option* max_length = nullptr;  // tells whether it was given
   GenerateRequest request;
 };
 
-std::string record(const GeneratedSequence& sequence) {
-  const double mean =
-      sequence.sampled > 0 ? sequence.log_likelihood / static_cast<double>(sequence.sampled) : 0;
-  return data::format_fasta(
-      fmt::format("generated_{} length={} mean_log_likelihood={:.4f} ended={}", sequence.index + 1,
-                  sequence.residues.size(), mean, sequence.ended ? "yes" : "no"),
-      sequence.residues);
+// The first rows of a picture, whose shape is that of the model's images.
+std::vector<data::Token> first_rows(const std::string& path, const DataConfig& config,
+                                    const data::ImageShape& shape, std::optional<int64_t> rows) {
+  const int64_t wanted = rows.value_or(shape.height / 2);
+  check<UsageError>(wanted >= 0 && wanted < shape.height,
+                    "--prompt-rows must be between 0 and {}, one less than an image has rows, but is {}",
+                    shape.height - 1, wanted);
+  const auto reader = data::open_reader(path, config, data::Vocabulary::pixels());
+  data::Record record;
+  check<InputError>(reader->next(record), "{}: there is no image in it", path);
+  record.tokens.resize(static_cast<size_t>(wanted * shape.width * shape.channels));
+  return record.tokens;
+}
+
+// What every sample starts with, and how long samples are.
+void complete_request(GenerateRequest& request, const GenerateOptions& options, const ModelFolder& folder) {
+  if (const auto shape = sample_shape(folder)) {
+    check<UsageError>(options.max_length->empty(),
+                      "--max-length is not for images: those of this model have {} ({} values)",
+                      folder.data.image_shape, shape->tokens());
+    check<UsageError>(options.prompt.empty(),
+                      "this model makes images, which cannot begin with text: give --prompt-image FILE");
+    request.exact_length = true;
+    request.max_length = shape->tokens();
+    if (!options.prompt_image.empty()) {
+      request.prompt = first_rows(options.prompt_image, folder.data, *shape, options.prompt_rows);
+    }
+    return;
+  }
+  check<UsageError>(options.prompt_image.empty() && !options.prompt_rows,
+                    "--prompt-image and --prompt-rows are for models of images, but this one was trained on "
+                    "{}: give --prompt TEXT",
+                    folder.vocabulary.unit());
+  request.prompt = encode_prompt(folder.vocabulary, options.prompt);
 }
 
 void run(const GenerateOptions& options) {
   options.common.apply();
-  Output out(options.output);
+  check<UsageError>(!options.prompt_rows || !options.prompt_image.empty(),
+                    "--prompt-rows needs --prompt-image FILE, whose rows it counts");
+  SamplePlace place(options.output);
   ModelFolder folder = load_model(options.model);
-  generate(folder.model, options.request,
-           [&](const GeneratedSequence& sequence) { out.write(record(sequence)); });
-  out.finish();
+  GenerateRequest request = options.request;
+  complete_request(request, options, folder);
+  const auto writer = place.writer(folder, request.count);
+  generate(folder.model, folder.vocabulary, request,
+           [&](const GeneratedSequence& sequence) { writer->write(sequence); });
+  writer->finish();
+}
+
+constexpr const char* kFooter =
+    "What is written depends on what the model was trained on:\n"
+    "  FASTA   headers give the length, the mean log-likelihood of what was drawn (natural logarithm, under "
+    "the model\n"
+    "          itself) and whether the sequence ended by itself or was stopped by --max-length\n"
+    "  text    several documents have a blank line between them\n"
+    "  images  PNG; exactly as many values are drawn as an image has; several need -o DIR\n"
+    "With -o DIR, a folder or a name that ends with '/', each sequence has a file of its own, "
+    "generated_1.txt "
+    "and so on,\n"
+    "byte for byte what was drawn. For text and images the log says what FASTA headers say.";
+
+void add_sampling(CLI::App& app, SamplingOptions& sampling) {
+  app.add_option("--temperature", sampling.temperature,
+                 "divides the logits; 0: always the most probable token")
+      ->capture_default_str();
+  app.add_option("--top-k", sampling.top_k, "draw from the K most probable; 0: from all")
+      ->capture_default_str();
+  app.add_option("--top-p", sampling.top_p, "draw from the smallest set with at least this probability")
+      ->capture_default_str();
+  app.add_option("--repetition-penalty", sampling.repetition_penalty,
+                 "for tokens among the last few: positive logits divided by it, others multiplied")
+      ->capture_default_str();
+  app.add_option("--repetition-window", sampling.repetition_window, "how many tokens the penalty looks back")
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -47,34 +108,23 @@ Action generate_command(CLI::App& app) {
   GenerateRequest& request = options->request;
   app.add_option("MODEL", options->model, "model folder (causal)")->required();
   app.add_option("-n,--count", request.count, "number of sequences")->capture_default_str();
-  app.add_option("--prompt", request.prompt, "residues that every sequence starts with")
+  app.add_option("--prompt", options->prompt, "what every sequence starts with, in the model's vocabulary")
       ->type_name("SEQUENCE");
-  app.add_option("--max-length", request.max_length, "residues at most, prompt included")
-      ->capture_default_str();
-  app.add_option("--temperature", request.sampling.temperature,
-                 "divides the logits; 0: always the most probable residue")
-      ->capture_default_str();
-  app.add_option("--top-k", request.sampling.top_k, "draw from the K most probable; 0: from all")
-      ->capture_default_str();
-  app.add_option("--top-p", request.sampling.top_p,
-                 "draw from the smallest set with at least this probability")
-      ->capture_default_str();
-  app.add_option("--repetition-penalty", request.sampling.repetition_penalty,
-                 "for residues among the last few: positive logits divided by it, others multiplied")
-      ->capture_default_str();
-  app.add_option("--repetition-window", request.sampling.repetition_window,
-                 "how many residues the penalty looks back")
-      ->capture_default_str();
+  app.add_option("--prompt-image", options->prompt_image,
+                 "image whose first rows every sample starts with (models of images)")
+      ->type_name("FILE");
+  app.add_option("--prompt-rows", options->prompt_rows, "how many rows of it; default: half of them");
+  options->max_length =
+      app.add_option("--max-length", request.max_length, "tokens at most, prompt included (not for images)")
+          ->capture_default_str();
+  add_sampling(app, request.sampling);
   app.add_option("--batch-size", request.batch_size, "sequences sampled side by side")->capture_default_str();
   app.add_option("--seed", request.seed, "sequence i is drawn from stream (seed, i)")->capture_default_str();
-  app.add_option("-o,--output", options->output, "FASTA; - is standard output")
-      ->type_name("FILE")
+  app.add_option("-o,--output", options->output, "file, or folder with a file each; - is standard output")
+      ->type_name("FILE|DIR")
       ->capture_default_str();
   options->common.add_to(app);
-  app.footer(
-      "Headers give the length, the mean log-likelihood of what was drawn (natural logarithm, under the "
-      "model itself)\n"
-      "and whether the sequence ended by itself or was stopped by --max-length.");
+  app.footer(kFooter);
   return [options] { run(*options); };
 }
 

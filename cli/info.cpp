@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// performer info: what this build and machine offer, and what a model is.
+// performer info: what this build and machine offer, what a model is, and which attention kinds there are.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <fmt/format.h>
@@ -7,11 +7,14 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cli/commands.h"
+#include "cli/kinds.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/process.h"
+#include "performer/base/error.h"
 #include "performer/kernels/favor.h"
 #include "performer/models/folder.h"
 
@@ -24,6 +27,7 @@ using Json = nlohmann::ordered_json;
 struct InfoOptions {
   CommonOptions common;
   std::string model;
+  std::optional<std::string> kind;  // empty: all kinds
   bool json = false;
 };
 
@@ -67,29 +71,57 @@ std::string program_text(const Json& json) {
                             words(json["available_targets"]));
 }
 
+Json model_json(const std::string& path, const ModelFolder& folder) {
+  const data::Vocabulary& vocabulary = folder.vocabulary;
+  return {{"path", path},
+          {"parameters", folder.model->parameter_count()},
+          {"note", folder.objective_note},
+          {"format", folder.data.format},
+          {"vocabulary",
+           {{"name", vocabulary.name()}, {"symbols", vocabulary.symbols()}, {"unit", vocabulary.unit()}}},
+          {"image_shape", folder.data.image_shape.empty() ? Json() : Json(folder.data.image_shape)},
+          {"model", section_json(list_fields("model", folder.model->model_config()))},
+          {"attention", section_json(list_fields("attention", folder.model->attention_config()))},
+          {"data", section_json(list_fields("data", folder.data))}};
+}
+
+std::string model_text(const std::string& path, const ModelFolder& folder) {
+  const data::Vocabulary& vocabulary = folder.vocabulary;
+  std::string text =
+      fmt::format("\nmodel           {}\nparameters      {}\n", path, folder.model->parameter_count());
+  text += fmt::format("format          {}\n", folder.data.format);
+  text += fmt::format("vocabulary      {} ({} symbols, {})\n", vocabulary.name(), vocabulary.symbols(),
+                      vocabulary.unit());
+  if (!folder.data.image_shape.empty()) text += fmt::format("image shape     {}\n", folder.data.image_shape);
+  if (!folder.objective_note.empty()) text += fmt::format("objective       {}\n", folder.objective_note);
+  return text + "\n" + section_to_toml("model", folder.model->model_config()) + "\n" +
+         section_to_toml("attention", folder.model->attention_config()) + "\n" +
+         section_to_toml("data", folder.data);
+}
+
+void print(const InfoOptions& options, const Json& json, const std::string& text) {
+  Output out("-");
+  out.write(options.json ? json.dump(2) + "\n" : text);
+  out.finish();
+}
+
 void run(const InfoOptions& options) {
   options.common.apply();
-  Output out("-");
+  if (options.kind) {
+    check<UsageError>(options.model.empty(), "--kinds is about all models: leave out the model {}",
+                      options.model);
+    if (options.kind->empty()) return print(options, {{"kinds", kinds_json()}}, kinds_text());
+    const nn::AttentionKind& kind = nn::find_kind(*options.kind);
+    return print(options, kind_json(kind), kind_text(kind));
+  }
   Json json = program_json();
   std::string text = program_text(json);
   if (!options.model.empty()) {
     const ModelFolder folder = load_model(options.model);
-    const ModelConfig& model = folder.model->model_config();
-    const AttentionConfig& attention = folder.model->attention_config();
-    const int64_t parameters = folder.model->parameter_count();
-    json["model"] = {{"path", options.model},
-                     {"parameters", parameters},
-                     {"note", folder.objective_note},
-                     {"model", section_json(list_fields("model", model))},
-                     {"attention", section_json(list_fields("attention", attention))},
-                     {"data", section_json(list_fields("data", folder.data))}};
-    text += fmt::format("\nmodel           {}\nparameters      {}\n", options.model, parameters);
-    if (!folder.objective_note.empty()) text += fmt::format("objective       {}\n", folder.objective_note);
-    text += "\n" + section_to_toml("model", model) + "\n" + section_to_toml("attention", attention) + "\n" +
-            section_to_toml("data", folder.data);
+    json["model"] = model_json(options.model, folder);
+    text += model_text(options.model, folder);
   }
-  out.write(options.json ? json.dump(2) + "\n" : text);
-  out.finish();
+  print(options, json, text);
 }
 
 }  // namespace
@@ -97,6 +129,10 @@ void run(const InfoOptions& options) {
 Action info_command(CLI::App& app) {
   auto options = std::make_shared<InfoOptions>();
   app.add_option("MODEL", options->model, "model folder");
+  app.add_option("--kinds", options->kind,
+                 "list the attention kinds by group, or show what one of them can do and its options")
+      ->type_name("[NAME]")
+      ->expected(0, 1);
   app.add_flag("--json", options->json, "JSON instead of text");
   options->common.add_to(app);
   return [options] { run(*options); };

@@ -1,160 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The program: a table of commands, and the one place where errors become exit codes:
-// 0 done, 1 failed, 2 usage, 3 bad input, 130 interrupted after writing a checkpoint.
-#include <c10/util/Exception.h>
-#include <fmt/format.h>
+// The program's set-up: signals, the log, memory, and the one door to the reference systems.
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include <cstdio>
-#include <new>
-#include <stdexcept>
-
-#include "cli/commands.h"
-#include "cli/output.h"
 #include "cli/process.h"
-#include "performer/base/error.h"
-#include "performer/base/fields.h"
+#include "cli/program.h"
 #ifdef PERFORMER_WITH_REFERENCES
 #include "performer/references/register.h"
 #endif
-
-namespace performer::cli {
-
-namespace {
-
-struct Command {
-  const char* name;
-  const char* summary;
-  Action (*setup)(CLI::App&);
-};
-
-constexpr Command kCommands[] = {
-    {"train", "train a protein language model on FASTA", train_command},
-    {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
-    {"score", "log-likelihoods of sequences, whole or residue by residue", score_command},
-    {"generate", "sample new sequences from a causal model", generate_command},
-    {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
-     approx_command},
-    {"info", "this build, this machine, or a model", info_command},
-};
-
-constexpr const char* kOutOfMemory =
-    "out of memory{}: use shorter sequences, smaller batches (data.batch_tokens) or a smaller model, or a "
-    "machine with "
-    "more memory";
-
-int fail(int exit_code, const std::string& message) {
-  fmt::print(stderr, "performer: {}\n", message);
-  return exit_code;
-}
-
-// LibTorch's errors: running out of memory is told apart by its allocator's message, the only mark it leaves.
-int fail(const c10::Error& error) {
-  const std::string message = error.what_without_backtrace();
-  const size_t place = message.find("you tried to allocate ");
-  if (place != std::string::npos) {
-    const size_t number = place + std::string_view("you tried to allocate ").size();
-    const double bytes = std::strtod(message.c_str() + number, nullptr);
-    return fail(1, fmt::format(fmt::runtime(kOutOfMemory),
-                               fmt::format(" (a tensor of {:.1f} GiB)", bytes / (1 << 30))));
-  }
-  return fail(1, fmt::format("LibTorch reports: {}", message));
-}
-
-void check_command_name(const std::string& word) {
-  std::vector<std::string> names;
-  for (const auto& command : kCommands) {
-    if (word == command.name) return;
-    names.emplace_back(command.name);
-  }
-  const std::string near = nearest(word, names);
-  throw UsageError(near.empty()
-                       ? fmt::format("unknown command '{}'; commands are {}", word, fmt::join(names, ", "))
-                       : fmt::format("unknown command '{}': did you mean '{}'?", word, near));
-}
-
-// An argument that no option took: most often a misspelt option.
-[[noreturn]] void throw_unexpected(const CLI::App& command) {
-  const std::vector<std::string> rest = command.remaining();
-  std::vector<std::string> names;
-  for (const CLI::Option* option : command.get_options()) {
-    for (const auto& name : option->get_lnames()) names.push_back("--" + name);
-  }
-  const std::string word = rest.empty() ? "" : rest.front().substr(0, rest.front().find('='));
-  const std::string near = word.starts_with("-") ? nearest(word, names) : "";
-  throw UsageError(fmt::format("unexpected argument '{}'{}; see performer {} --help", word,
-                               near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near),
-                               command.get_name()));
-}
-
-void print(const std::string& text) {
-  Output out("-");
-  out.write(text);
-  out.finish();
-}
-
-int run(int argc, char** argv) {
-  CLI::App app("Performers: linear-attention language models of proteins");
-  app.name("performer");
-  app.set_version_flag("--version", "performer " PERFORMER_VERSION);
-  app.footer("performer COMMAND --help shows the options of a command with their defaults.");
-  std::vector<std::pair<CLI::App*, Action>> actions;
-  for (const auto& command : kCommands) {
-    CLI::App* sub = app.add_subcommand(command.name, command.summary)->group("Commands");
-    actions.emplace_back(sub, command.setup(*sub));
-  }
-  if (argc < 2) {
-    print(app.help());
-    return 0;
-  }
-  if (argv[1][0] != '-') check_command_name(argv[1]);
-  const auto chosen = [&]() -> CLI::App* {
-    for (const auto& [sub, action] : actions) {
-      if (sub->parsed()) return sub;
-    }
-    return nullptr;
-  };
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    print(app.help());
-    return 0;
-  } catch (const CLI::CallForVersion& version) {
-    print(std::string(version.what()) + "\n");
-    return 0;
-  } catch (const CLI::ExtrasError&) {
-    throw_unexpected(chosen() != nullptr ? *chosen() : app);
-  } catch (const CLI::ParseError& error) {
-    throw UsageError(
-        fmt::format("{}; see performer {} --help", error.what(), chosen() ? chosen()->get_name() : ""));
-  }
-  for (const auto& [sub, action] : actions) {
-    if (sub->parsed()) action();
-  }
-  return 0;
-}
-
-int run_and_report(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const Error& error) {
-    return fail(error.exit_code(), error.what());
-  } catch (const c10::Error& error) {
-    return fail(error);
-  } catch (const std::bad_alloc&) {
-    return fail(1, fmt::format(fmt::runtime(kOutOfMemory), ""));
-  } catch (const std::length_error&) {  // a container asked for more than the address space
-    return fail(1, fmt::format(fmt::runtime(kOutOfMemory), ""));
-  } catch (const std::exception& error) {
-    return fail(1, fmt::format("unexpected error: {}", error.what()));
-  }
-}
-
-}  // namespace
-
-}  // namespace performer::cli
 
 int main(int argc, char** argv) {
   signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error like a full disk, not a death without a message
@@ -165,5 +19,5 @@ int main(int argc, char** argv) {
   performer::references::register_all();
 #endif
   performer::cli::limit_memory();
-  return performer::cli::run_and_report(argc, argv);
+  return performer::cli::run_program(argc, argv);
 }

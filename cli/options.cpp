@@ -216,8 +216,12 @@ std::string to_toml(const RunConfig& config) {
 }
 
 std::string describe_keys(const RunConfig& config) {
+  return describe_fields(all_fields(config));
+}
+
+std::string describe_fields(const std::vector<FieldInfo>& fields) {
   std::string text;
-  for (const auto& field : all_fields(config)) {
+  for (const auto& field : fields) {
     text += fmt::format("  {} = {}", field.key(), to_text(field.value));
     if (!field.choices.empty()) text += fmt::format("  {{{}}}", fmt::join(field.choices, ", "));
     text += fmt::format("\n      {}\n", field.help);

@@ -64,6 +64,7 @@ std::string fields_to_toml(const std::string& name, const std::vector<FieldInfo>
 
 // Every key with its present value, choices and meaning, for --help.
 std::string describe_keys(const RunConfig& config);
+std::string describe_fields(const std::vector<FieldInfo>& fields);
 
 template <class Section>
 std::string section_to_toml(const std::string& name, const Section& section) {

@@ -61,4 +61,18 @@ void Output::finish() {
   if (file_) file_->commit();
 }
 
+OutputFolder::OutputFolder(const std::string& path) : path_(path), made_(!fs::exists(path)) {
+  make_directories(path_);
+}
+
+OutputFolder::~OutputFolder() {
+  std::error_code ignored;  // somebody else may have put a file into it: then it stays
+  if (made_ && empty_) fs::remove(path_, ignored);
+}
+
+void OutputFolder::write(const std::string& name, std::string_view text) {
+  write_file((fs::path(path_) / name).string(), text);
+  empty_ = false;
+}
+
 }  // namespace performer::cli

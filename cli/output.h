@@ -32,4 +32,21 @@ class Output {
   std::string buffer_;
 };
 
+// A folder for several files. It is made before the work starts, so that an unwritable place is found at
+// once, and removed again when it was made here and no file was written into it. Throws as Output does.
+class OutputFolder {
+ public:
+  explicit OutputFolder(const std::string& path);
+  ~OutputFolder();
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+
+  // A file that is complete or not there.
+  void write(const std::string& name, std::string_view text);
+
+ private:
+  std::string path_;
+  bool made_, empty_ = true;
+};
+
 }  // namespace performer::cli

@@ -2,11 +2,11 @@
 // What several commands say about their inputs.
 #pragma once
 
-#include "performer/data/fasta.h"
+#include "performer/data/reader.h"
 
 namespace performer::cli {
 
-// Logs what the reader changed (docs/formats.md), if anything: nothing is altered silently.
-void report_changes(const data::FastaCounts& counts);
+// Logs how much was read and what the reader changed (docs/formats.md): nothing is altered silently.
+void report_changes(const data::ReadReport& report);
 
 }  // namespace performer::cli

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// performer train: from FASTA to a model folder.
+// performer train: from sequences to a model folder.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -12,7 +12,7 @@
 #include "cli/process.h"
 #include "performer/base/error.h"
 #include "performer/models/sizes.h"
-#include "performer/train/run_folder.h"
+#include "performer/train/language_model_run.h"
 
 namespace performer::cli {
 
@@ -33,7 +33,7 @@ RunConfig configure(const TrainOptions& options) {
   ConfigSources sources = options.sources;
   if (options.resume) {
     check<UsageError>(!options.output.empty(), "--resume needs the folder of the run: give -o DIR");
-    sources.base = load_training(options.output).settings;
+    sources.base = train::load_training(options.output).settings;
   }
   RunConfig config = resolve(sources);
   if (options.steps) config.train.steps = *options.steps;
@@ -57,20 +57,23 @@ void run(const TrainOptions& options) {
     return out.finish();
   }
   check<UsageError>(!options.train_files.empty(),
-                    "training needs sequences: give --train FILE... (FASTA, plain, gzip or zstd)");
+                    "training needs sequences: give --train FILE... (FASTA, text or images)");
   check<UsageError>(!options.output.empty(), "training needs a place for the model: give -o DIR");
-  TrainRequest request{.model = config.model,
-                       .attention = config.attention,
-                       .data = config.data,
-                       .train = config.train,
-                       .train_files = options.train_files,
-                       .valid_files = options.valid_files,
-                       .output = options.output,
-                       .resume = options.resume,
-                       .progress = !options.common.quiet && isatty(STDERR_FILENO) == 1,
-                       .stop = &stop_on_signals()};
-  if (!options.time_limit.empty()) request.time_limit = parse_duration("--time-limit", options.time_limit);
-  train(request);
+  train::LanguageModelRequest request;
+  request.model = config.model;
+  request.attention = config.attention;
+  request.data = config.data;
+  request.train = config.train;
+  request.train_files = options.train_files;
+  request.valid_files = options.valid_files;
+  request.output = options.output;
+  request.resume = options.resume;
+  request.options.progress = !options.common.quiet && isatty(STDERR_FILENO) == 1;
+  request.options.stop = &stop_on_signals();
+  if (!options.time_limit.empty()) {
+    request.options.time_limit = parse_duration("--time-limit", options.time_limit);
+  }
+  train::run(request);
 }
 
 }  // namespace
@@ -83,11 +86,14 @@ Action train_command(CLI::App& app) {
       ->type_name("FILE");
   app.add_option("--set", options->sources.settings, "set one key of the configuration, on top of both")
       ->type_name("SECTION.KEY=VALUE");
-  app.add_option("--train", options->train_files,
-                 "FASTA to train on, plain, gzip or zstd; - is standard input")
+  app.add_option(
+         "--train", options->train_files,
+         "what to train on: FASTA, text or images, as files (plain, gzip or zstd) or folders of them; "
+         "- is standard input")
       ->type_name("FILE");
   app.add_option("--valid", options->valid_files,
-                 "FASTA to evaluate on; without it data.holdout of the training sequences is held out")
+                 "what to evaluate on, of the same format; without it data.holdout of the training sequences "
+                 "is held out")
       ->type_name("FILE");
   app.add_option("-o,--output", options->output, "model folder, made when missing")->type_name("DIR");
   app.add_option("--steps", options->steps, "optimizer steps: the same as --set train.steps=N");
@@ -101,7 +107,8 @@ Action train_command(CLI::App& app) {
   options->common.add_to(app);
   app.footer([options] {
     return "Configuration keys with the values they have now (change them with --preset, --config and "
-           "--set):\n" +
+           "--set; --set attention.kind=NAME shows the keys of another kind, and performer info --kinds "
+           "lists the kinds):\n" +
            describe_keys(configure(*options)) +
            "\nCtrl-C or SIGTERM write a checkpoint and exit with 130; --resume continues from it.";
   });

@@ -71,7 +71,7 @@ class Checker:
         self.findings = []
         self.layer_links = links_of((root / "CMakeLists.txt").read_text(), "layer")
         cli = (root / "cli/CMakeLists.txt").read_text()
-        self.layer_links["cli"] = set(re.findall(r"performer::(\w+)", cli))
+        self.layer_links["cli"] = set(re.findall(r"performer::(\w+)", cli)) - {"cli"}
         self.test_links = links_of((root / "tests/CMakeLists.txt").read_text(), "tests")
 
     def report(self, path, line, message):

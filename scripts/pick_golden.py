@@ -48,6 +48,15 @@ def pick(cases, tensors, each, largest):
     return chosen
 
 
+# Part of what a case names as its reference, and the folder of that system in TO.
+FOLDERS = {"performer JAX": "jax", "performer TensorFlow": "tensorflow", "protein_lm": "protein_lm", "keras": "keras",
+           "performer-pytorch": "performer_pytorch", "fast-transformers": "fast_transformers"}
+
+
+def folder_of(case):
+    return next(folder for part, folder in FOLDERS.items() if part in case["reference"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=pathlib.Path)
@@ -62,13 +71,15 @@ def main():
         for case in index["cases"]:
             groups.setdefault((case["group"], case.get("function")), []).append(case)
         chosen = [case for cases in groups.values() for case in pick(cases, tensors, options.each, options.largest)]
-        target = options.target / index_path.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted({case["file"] for case in chosen}):
-            prefixes = tuple(case["id"] + "/" for case in chosen if case["file"] == file)
-            write_tensors(target / file, {name: entry for name, entry in tensors[file].items() if name.startswith(prefixes)})
-        index["cases"] = chosen
-        (target / "index.json").write_text(json.dumps(index, indent=0, separators=(",", ":")) + "\n")
+        for folder in sorted({folder_of(case) for case in chosen}):
+            target = options.target / folder
+            target.mkdir(parents=True, exist_ok=True)
+            own = [case for case in chosen if folder_of(case) == folder]
+            for file in sorted({case["file"] for case in own}):
+                prefixes = tuple(case["id"] + "/" for case in own if case["file"] == file)
+                write_tensors(target / file, {name: entry for name, entry in tensors[file].items()
+                                              if name.startswith(prefixes)})
+            (target / "index.json").write_text(json.dumps(dict(index, cases=own), indent=0, separators=(",", ":")) + "\n")
         print(f"{index_path.parent.name}: {len(chosen)} of {sum(map(len, groups.values()))} cases")
 
 

@@ -43,6 +43,12 @@ FieldValue parse_field(const FieldInfo& field, const std::string& text) {
   return text;
 }
 
+void check_choices(const std::vector<FieldInfo>& fields) {
+  for (const FieldInfo& field : fields) {
+    if (!field.choices.empty()) parse_field(field, to_text(field.value));
+  }
+}
+
 namespace {
 
 size_t edit_distance(const std::string& a, const std::string& b) {

@@ -53,6 +53,10 @@ const char* type_name(const FieldValue& value);
 // UsageError naming the key, the expectation and the value found.
 FieldValue parse_field(const FieldInfo& field, const std::string& text);
 
+// Checks the closed sets of words of configurations that were filled in by code, not by the parser. Throws
+// UsageError naming the first key whose value is none of its choices.
+void check_choices(const std::vector<FieldInfo>& fields);
+
 // Sets one field by name. Throws UsageError with the nearest known name for an unknown one.
 template <class Config>
 void set_field(const std::string& section, Config& config, const std::string& name, const std::string& text);

@@ -41,9 +41,7 @@ void validate(const DataConfig& config) {
                     "data.holdout must be at least 0 and below 1, found {}", config.holdout);
   check<UsageError>(config.mask_rate > 0 && config.mask_rate <= 1,
                     "data.mask_rate must be above 0 and at most 1, found {}", config.mask_rate);
-  for (const FieldInfo& field : list_fields("data", config)) {
-    if (!field.choices.empty()) parse_field(field, to_text(field.value));
-  }
+  check_choices(list_fields("data", config));
   check<UsageError>(config.layout != "concatenated" || config.crop == "split",
                     "data.crop = {} has no meaning with data.layout = concatenated, which cuts no sequence: "
                     "leave it at split",

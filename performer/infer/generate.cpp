@@ -6,160 +6,52 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <numeric>
-#include <span>
 #include <utility>
 
 #include "performer/base/error.h"
+#include "performer/base/philox.h"
 
 namespace performer {
 
 namespace {
 
-constexpr double kDropped = -std::numeric_limits<double>::infinity();
-
-void normalize(std::vector<double>& logits) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const double x : logits) sum += std::exp(x - largest);
-  const double log_sum = largest + std::log(sum);
-  for (double& x : logits) x -= log_sum;
-}
-
-// Once a token, however often it was seen.
-void penalize_repetition(std::vector<double>& logits, const std::vector<int64_t>& recent,
-                         const SamplingOptions& options) {
-  const auto seen = std::min<int64_t>(options.repetition_window, static_cast<int64_t>(recent.size()));
-  const std::span<const int64_t> window(recent.end() - seen, recent.end());
-  for (int64_t token = 0; token < static_cast<int64_t>(logits.size()); ++token) {
-    if (std::find(window.begin(), window.end(), token) == window.end()) continue;
-    double& x = logits[token];
-    x = x > 0 ? x / options.repetition_penalty : x * options.repetition_penalty;
-  }
-}
-
-void keep_top_k(std::vector<double>& logits, int64_t k) {
-  if (k <= 0 || k >= static_cast<int64_t>(logits.size())) return;
-  std::vector<double> sorted = logits;
-  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<>());
-  const double threshold = sorted[k - 1];
-  for (double& x : logits) {
-    if (x < threshold) x = kDropped;
-  }
-}
-
-void keep_top_p(std::vector<double>& log_probabilities, double p) {
-  if (p >= 1) return;
-  std::vector<size_t> order(log_probabilities.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return log_probabilities[a] > log_probabilities[b]; });
-  double kept = 0;
-  for (const size_t token : order) {
-    const double probability = std::exp(log_probabilities[token]);
-    if (kept >= p) log_probabilities[token] = kDropped;
-    kept += probability;
-  }
-  normalize(log_probabilities);
-}
-
-}  // namespace
-
-void validate(const SamplingOptions& options) {
-  check<UsageError>(options.temperature >= 0 && std::isfinite(options.temperature),
-                    "temperature must be a finite number of at least 0, but is {}", options.temperature);
-  check<UsageError>(options.top_k >= 0, "top-k must be at least 0 (0: no limit), but is {}", options.top_k);
-  check<UsageError>(options.top_p > 0 && options.top_p <= 1, "top-p must be in (0, 1], but is {}",
-                    options.top_p);
-  check<UsageError>(options.repetition_penalty > 0 && std::isfinite(options.repetition_penalty),
-                    "repetition-penalty must be a finite number above 0 (1: none), but is {}",
-                    options.repetition_penalty);
-  check<UsageError>(options.repetition_window >= 0, "repetition-window must be at least 0, but is {}",
-                    options.repetition_window);
-}
-
-std::vector<double> filter_logits(const std::vector<float>& logits, const std::vector<int64_t>& recent,
-                                  const SamplingOptions& options, const std::vector<int64_t>& forbidden) {
-  const bool greedy = options.temperature == 0;
-  std::vector<double> result(logits.begin(), logits.end());
-  for (double& x : result) {
-    check(x < std::numeric_limits<double>::infinity(),
-          "the model's logits are not finite: its weights are damaged, or training diverged");
-    if (!greedy) x /= options.temperature;
-  }
-  for (const int64_t token : forbidden) result[token] = kDropped;
-  if (options.repetition_penalty != 1) penalize_repetition(result, recent, options);
-  const auto best = std::max_element(result.begin(), result.end());
-  check(*best != kDropped, "no token may be drawn: all {} are forbidden or have logits of -infinity",
-        result.size());
-  if (greedy) {
-    const auto token = best - result.begin();
-    std::fill(result.begin(), result.end(), kDropped);
-    result[token] = 0;
-    return result;
-  }
-  keep_top_k(result, options.top_k);
-  normalize(result);
-  keep_top_p(result, options.top_p);
-  return result;
-}
-
-int64_t draw_token(const std::vector<double>& log_probabilities, double u) {
-  double cumulative = 0;
-  int64_t last = -1;
-  for (size_t token = 0; token < log_probabilities.size(); ++token) {
-    const double probability = std::exp(log_probabilities[token]);
-    if (probability == 0) continue;
-    cumulative += probability;
-    last = static_cast<int64_t>(token);
-    if (u <= cumulative) break;
-  }
-  check(last >= 0, "no token can be drawn: all have probability 0");
-  return last;
-}
-
-namespace {
-
 // A sequence in the making.
 struct Row {
-  Row(int64_t index, std::vector<int64_t> prompt, uint64_t seed)
-      : tokens(std::move(prompt)),
+  Row(int64_t index, const std::vector<data::Token>& prompt, uint64_t seed)
+      : tokens(prompt.begin(), prompt.end()),
         random(seed, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32)) {
     sequence.index = index;
   }
 
   GeneratedSequence sequence;
-  std::vector<int64_t> tokens;  // residues so far, prompt included
+  std::vector<int64_t> tokens;  // symbols so far, prompt included
   PhiloxStream random;
   bool finished = false;
 };
 
 // Draws the next token of a row from the model's logits [V] for it.
-void extend(Row& row, const float* logits, const GenerateRequest& request) {
-  const std::vector<float> model_logits(logits, logits + data::kVocabularySize);
-  std::vector<int64_t> forbidden = kNeverSampled;
-  if (row.tokens.empty()) forbidden.push_back(data::kEos);
+void extend(Row& row, const std::vector<float>& logits, const data::Vocabulary& vocabulary,
+            const GenerateRequest& request) {
+  std::vector<int64_t> forbidden = never_sampled(vocabulary);
+  if (row.tokens.empty() || request.exact_length) forbidden.push_back(vocabulary.eos());
   const int64_t token =
-      draw_token(filter_logits(model_logits, row.tokens, request.sampling, forbidden), row.random.uniform());
-  std::vector<double> log_probabilities(model_logits.begin(), model_logits.end());
-  normalize(log_probabilities);
-  row.sequence.log_likelihood += log_probabilities[token];
+      draw_token(filter_logits(logits, row.tokens, request.sampling, forbidden), row.random.uniform());
+  row.sequence.log_likelihood += log_probabilities(logits)[token];
   ++row.sequence.sampled;
-  if (token == data::kEos) {
+  if (token == vocabulary.eos()) {
     row.sequence.ended = true;
   } else {
     row.tokens.push_back(token);
   }
-  row.finished = row.sequence.ended || static_cast<int64_t>(row.tokens.size()) == request.max_length;
+  row.finished = row.sequence.ended || std::ssize(row.tokens) == request.max_length;
 }
 
 // Reads sequences token by token: from the model's state or, where the attention kind does not stream, the
 // whole prefix again for each token.
-class Reader {
+class PrefixReader {
  public:
-  Reader(const LanguageModel& model, int64_t batch_size) : model_(model) {
+  PrefixReader(const LanguageModel& model, int64_t batch_size) : model_(model) {
     if (!model_->streams()) {
       prefix_ = at::empty({batch_size, 0}, at::kLong);
     } else {
@@ -182,8 +74,8 @@ class Reader {
   }
 
   // A reader that goes on with these sequences of the batch.
-  Reader select(const at::Tensor& index) const {
-    Reader selected(model_);
+  PrefixReader select(const at::Tensor& index) const {
+    PrefixReader selected(model_);
     if (prefix_.defined()) {
       selected.prefix_ = prefix_.index_select(0, index);
     } else {
@@ -193,7 +85,7 @@ class Reader {
   }
 
  private:
-  explicit Reader(const LanguageModel& model) : model_(model) {}
+  explicit PrefixReader(const LanguageModel& model) : model_(model) {}
 
   LanguageModel model_;
   DecodeState state_;
@@ -203,31 +95,34 @@ class Reader {
 // What every sequence starts from: what was read, and the logits [1, V], after the start marker and the
 // prompt.
 struct Start {
-  Reader reader;
+  PrefixReader reader;
   at::Tensor logits;
 };
 
-Start read_prompt(const LanguageModel& model, const std::vector<int64_t>& prompt) {
-  std::vector<int64_t> tokens = {data::kBos};
+Start read_prompt(const LanguageModel& model, const data::Vocabulary& vocabulary,
+                  const std::vector<data::Token>& prompt) {
+  std::vector<int64_t> tokens = {vocabulary.bos()};
   tokens.insert(tokens.end(), prompt.begin(), prompt.end());
-  Start start{Reader(model, 1), {}};
+  Start start{PrefixReader(model, 1), {}};
   start.logits = start.reader.read(at::tensor(tokens, at::kLong).unsqueeze(0));
   return start;
 }
 
 // All sequences of one batch, from the shared start to the last end; finished rows leave the batch.
-void generate_batch(const GenerateRequest& request, const Start& start, std::vector<Row>& rows) {
+void generate_batch(const data::Vocabulary& vocabulary, const GenerateRequest& request, const Start& start,
+                    std::vector<Row>& rows) {
   std::vector<int64_t> active(rows.size());
   std::iota(active.begin(), active.end(), int64_t{0});
   const at::Tensor copies = at::zeros({static_cast<int64_t>(rows.size())}, at::kLong);
-  Reader reader = start.reader.select(copies);
+  PrefixReader reader = start.reader.select(copies);
   at::Tensor logits = start.logits.index_select(0, copies);
   while (true) {
     logits = logits.to(at::kFloat).contiguous();
     std::vector<int64_t> places, kept, next;
     for (size_t i = 0; i < active.size(); ++i) {
       Row& row = rows[active[i]];
-      extend(row, logits.data_ptr<float>() + static_cast<int64_t>(i) * data::kVocabularySize, request);
+      const float* of_row = logits.data_ptr<float>() + static_cast<int64_t>(i) * vocabulary.size();
+      extend(row, {of_row, of_row + vocabulary.size()}, vocabulary, request);
       if (row.finished) continue;
       places.push_back(static_cast<int64_t>(i));
       kept.push_back(active[i]);
@@ -240,12 +135,18 @@ void generate_batch(const GenerateRequest& request, const Start& start, std::vec
   }
 }
 
-std::vector<int64_t> check_request(const LanguageModel& model, const GenerateRequest& request) {
+void check_request(const LanguageModel& model, const data::Vocabulary& vocabulary,
+                   const GenerateRequest& request) {
   validate(request.sampling);
   const ModelConfig& config = model->model_config();
+  const std::string& unit = vocabulary.unit();
   check<UsageError>(config.objective == "causal",
                     "this model was trained with model.objective = '{}': only causal models can generate",
                     config.objective);
+  check<UsageError>(model->vocabulary() == vocabulary.size(),
+                    "the model has {} tokens, the vocabulary {} has {} with its markers: give the vocabulary "
+                    "of the model's folder",
+                    model->vocabulary(), vocabulary.name(), vocabulary.size());
   check<UsageError>(request.count >= 0, "the number of sequences must be at least 0, but is {}",
                     request.count);
   check<UsageError>(request.batch_size >= 1, "the batch size must be at least 1, but is {}",
@@ -254,44 +155,48 @@ std::vector<int64_t> check_request(const LanguageModel& model, const GenerateReq
                     request.max_length);
   check<UsageError>(
       !limits_length(config) || request.max_length <= config.max_length,
-      "this model's learned positions cover {} residues (model.max_length), but a maximum length of {} was "
-      "asked for: ask for less",
-      config.max_length, request.max_length);
-  std::vector<int64_t> prompt;
-  for (size_t i = 0; i < request.prompt.size(); ++i) {
-    prompt.push_back(data::token_of(request.prompt[i]));
-    check<InputError>(prompt.back() >= 0,
-                      "prompt, position {}: '{}' is not a residue; expected upper-case letters of {}", i + 1,
-                      request.prompt[i], data::kLetters.substr(0, data::kResidues));
+      "this model's positions cover {} {} (model.max_length), but a maximum length of {} was asked for: ask "
+      "for less",
+      config.max_length, unit, request.max_length);
+  check<UsageError>(std::ssize(request.prompt) < request.max_length,
+                    "the prompt has {} {} and the maximum length, prompt included, is {}: nothing would be "
+                    "generated; raise the maximum length",
+                    request.prompt.size(), unit, request.max_length);
+  for (const data::Token token : request.prompt) {
+    check<UsageError>(vocabulary.is_symbol(token),
+                      "token {} of the prompt is no symbol of the vocabulary {}, which has the ids 0 to {}",
+                      token, vocabulary.name(), vocabulary.symbols() - 1);
   }
-  check<UsageError>(static_cast<int64_t>(prompt.size()) < request.max_length,
-                    "the prompt has {} residues and the maximum length, prompt included, is {}: nothing "
-                    "would be generated; "
-                    "raise the maximum length",
-                    prompt.size(), request.max_length);
-  return prompt;
 }
 
 }  // namespace
 
-void generate(LanguageModel& model, const GenerateRequest& request,
+std::vector<data::Token> encode_prompt(const data::Vocabulary& vocabulary, const std::string& text) {
+  try {
+    return vocabulary.encode_symbols(text);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("the prompt: {}", error.what()));
+  }
+}
+
+void generate(LanguageModel& model, const data::Vocabulary& vocabulary, const GenerateRequest& request,
               const std::function<void(const GeneratedSequence&)>& sink) {
-  const std::vector<int64_t> prompt = check_request(model, request);
+  check_request(model, vocabulary, request);
   const at::NoGradGuard no_gradients;
-  model->eval();
+  if (model->is_training()) model->eval();  // threads that generate with one model write nothing to it
   if (!model->streams()) {
     spdlog::info("attention.kind = {} does not stream: for each token, all before it are read again",
                  model->attention_config().kind);
   }
-  const Start start = read_prompt(model, prompt);
+  const Start start = read_prompt(model, vocabulary, request.prompt);
   for (int64_t first = 0; first < request.count; first += request.batch_size) {
     std::vector<Row> rows;
     for (int64_t i = first; i < std::min(first + request.batch_size, request.count); ++i) {
-      rows.emplace_back(i, prompt, request.seed);
+      rows.emplace_back(i, request.prompt, request.seed);
     }
-    generate_batch(request, start, rows);
+    generate_batch(vocabulary, request, start, rows);
     for (Row& row : rows) {
-      row.sequence.residues = data::decode(row.tokens);
+      row.sequence.tokens.assign(row.tokens.begin(), row.tokens.end());
       sink(row.sequence);
     }
   }

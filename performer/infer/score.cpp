@@ -8,7 +8,6 @@
 #include <numeric>
 
 #include "performer/base/error.h"
-#include "performer/data/vocabulary.h"
 
 namespace performer {
 
@@ -54,12 +53,13 @@ std::vector<float> log_probabilities(LanguageModel& model, const Packing& packin
 }
 
 // Scores all sequences of `group` in one forward pass: inputs start marker, x1 .. x(n-1), targets x1 .. xn.
-void score_causal(LanguageModel& model, std::vector<SequenceScore>& group) {
+void score_causal(LanguageModel& model, const data::Vocabulary& vocabulary,
+                  std::vector<SequenceScore>& group) {
   Packing packing;
   std::vector<int64_t> targets;
   for (const SequenceScore& sequence : group) {
-    int64_t previous = data::kBos;
-    for (const uint8_t token : sequence.tokens) {
+    int64_t previous = vocabulary.bos();
+    for (const data::Token token : sequence.tokens) {
       packing.add(previous);
       targets.push_back(token);
       previous = token;
@@ -77,9 +77,10 @@ void score_causal(LanguageModel& model, std::vector<SequenceScore>& group) {
   }
 }
 
-// Copies of one sequence between its markers, each with one residue hidden, as many a pass as batch_tokens
+// Copies of one sequence between its markers, each with one token hidden, as many a pass as batch_tokens
 // allow.
-void score_masked(LanguageModel& model, SequenceScore& sequence, int64_t batch_tokens) {
+void score_masked(LanguageModel& model, const data::Vocabulary& vocabulary, SequenceScore& sequence,
+                  int64_t batch_tokens) {
   const auto length = static_cast<int64_t>(sequence.tokens.size());
   const int64_t copies = std::max<int64_t>(1, batch_tokens / (length + 2));
   for (int64_t first = 0; first < length; first += copies) {
@@ -88,10 +89,9 @@ void score_masked(LanguageModel& model, SequenceScore& sequence, int64_t batch_t
     for (int64_t hidden = first; hidden < std::min(first + copies, length); ++hidden) {
       places.push_back(packing.bounds.back() + 1 + hidden);
       targets.push_back(sequence.tokens[hidden]);
-      packing.add(data::kBos);
-      for (int64_t i = 0; i < length; ++i)
-        packing.add(i == hidden ? int64_t{data::kMask} : sequence.tokens[i]);
-      packing.add(data::kEos);
+      packing.add(vocabulary.bos());
+      for (int64_t i = 0; i < length; ++i) packing.add(i == hidden ? vocabulary.mask() : sequence.tokens[i]);
+      packing.add(vocabulary.eos());
       packing.end_segment();
     }
     const std::vector<float> values = log_probabilities(model, packing, places, targets);
@@ -101,42 +101,47 @@ void score_masked(LanguageModel& model, SequenceScore& sequence, int64_t batch_t
 
 }  // namespace
 
-data::FastaCounts score_file(LanguageModel& model, const std::string& fasta, int64_t batch_tokens,
-                             const std::function<void(const SequenceScore&)>& sink) {
+data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::string& source,
+                       int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink) {
   const at::NoGradGuard no_gradients;
-  model->eval();
+  if (model->is_training()) model->eval();  // threads that score with one model write nothing to it
   const ModelConfig& config = model->model_config();
+  const data::Vocabulary vocabulary = reader.vocabulary();
+  check<UsageError>(model->vocabulary() == vocabulary.size(),
+                    "the model has {} tokens, the vocabulary {} has {} with its markers: read {} with the "
+                    "vocabulary of the model's folder",
+                    model->vocabulary(), vocabulary.name(), vocabulary.size(), source);
   const bool causal = config.objective == "causal";
-  const int64_t markers = causal ? 0 : 2;  // tokens the model reads beyond the residues
+  const int64_t markers = causal ? 0 : 2;  // what the model reads beyond the sequence itself
   std::vector<SequenceScore> group;
   int64_t group_tokens = 0;
   const auto flush = [&] {
     if (group.empty()) return;
     if (causal) {
-      score_causal(model, group);
+      score_causal(model, vocabulary, group);
     } else {
-      for (SequenceScore& sequence : group) score_masked(model, sequence, batch_tokens);
+      for (SequenceScore& sequence : group) score_masked(model, vocabulary, sequence, batch_tokens);
     }
     for (const SequenceScore& sequence : group) sink(sequence);
     group.clear();
     group_tokens = 0;
   };
 
-  data::FastaReader reader(fasta);
-  data::FastaRecord record;
+  data::Record record;
   while (reader.next(record)) {
-    const auto length = static_cast<int64_t>(record.tokens.size());
-    check<InputError>(!limits_length(config) || length + markers <= config.max_length,
-                      "{}: record {} ('{}', line {}) has {} residues, but this model's learned positions "
-                      "cover {}: leave it "
-                      "out, or use a model with rotary or sinusoidal positions",
-                      fasta, record.number, record.id, record.line, length, config.max_length - markers);
+    const int64_t length = std::ssize(record.tokens);
+    check<InputError>(
+        !limits_length(config) || length + markers <= config.max_length,
+        "{}: record {} ('{}'{}) has {} {}, but this model's positions cover {}: leave it out, or "
+        "use a model with rotary or sinusoidal positions",
+        source, record.number, record.id, record.line > 0 ? fmt::format(", line {}", record.line) : "",
+        length, vocabulary.unit(), config.max_length - markers);
     if (group_tokens + length > batch_tokens) flush();
     group.push_back({record.id, record.tokens, {}});
     group_tokens += length;
   }
   flush();
-  return reader.counts();
+  return reader.report();
 }
 
 }  // namespace performer

@@ -12,7 +12,6 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
-#include "performer/data/vocabulary.h"
 
 namespace performer {
 namespace {
@@ -109,9 +108,9 @@ void check_format(const json& root, const std::string& path) {
   check<InputError>(format <= kModelFormat,
                     "{} has format {}, this program reads formats up to {}: use a newer performer", path,
                     format, kModelFormat);
-  check<InputError>(format >= kModelFormat,
-                    "{} has format {}, written before kinds of attention had options of their own; this "
-                    "program reads format {}: train the model again",
+  check<InputError>(format == kModelFormat,
+                    "{} has format {}, which this program no longer reads (it reads format {}): train the "
+                    "model again, or use the performer that wrote it",
                     path, format, kModelFormat);
 }
 
@@ -139,26 +138,14 @@ Configuration read_configuration(const std::string& path) {
   return configuration;
 }
 
-json tokenizer() {
-  return {{"type", "residues"}, {"letters", data::kLetters}, {"bos", data::kBos},
-          {"eos", data::kEos},  {"pad", data::kPad},         {"mask", data::kMask}};
-}
-
-void check_tokenizer(const std::string& path) {
-  const json found = parse_json_file(path);
-  check<InputError>(found == tokenizer(),
-                    "{} describes another vocabulary than the {} letters {} of this program", path,
-                    data::kLetters.size(), data::kLetters);
-}
-
-data::Baselines read_baselines(const std::string& path) {
+data::Baselines read_baselines(const std::string& path, int64_t symbols) {
   const json root = parse_json_file(path);
   const bool valid = root.contains("counts") && root["counts"].is_array() &&
                      std::all_of(root["counts"].begin(), root["counts"].end(),
                                  [](const json& count) { return is_int64(count); });
   check<InputError>(valid, "{} is damaged: 'counts' must be a list of whole numbers", path);
   try {
-    return data::Baselines::from_counts(root["counts"].get<std::vector<int64_t>>());
+    return data::Baselines::from_counts(symbols, root["counts"].get<std::vector<int64_t>>());
   } catch (const InputError& error) {
     throw InputError(fmt::format("{}: {}", path, error.what()));
   }
@@ -201,10 +188,15 @@ void set_model_state(LanguageModel& model, const std::map<std::string, at::Tenso
 }
 
 void save_model(const std::string& directory, const ModelFolder& folder) {
+  const int64_t symbols = folder.vocabulary.symbols();
+  check(folder.model->vocabulary() == folder.vocabulary.size() && folder.baselines.symbols() == symbols,
+        "a model of {} tokens with baselines of {} symbols cannot be saved with the vocabulary {}, which has "
+        "{} symbols and 4 markers",
+        folder.model->vocabulary(), folder.baselines.symbols(), folder.vocabulary.name(), symbols);
   make_directories(directory);
   const fs::path base(directory);
   write_safetensors((base / kWeightsFile).string(), {model_state(folder.model), {{"format", "performer"}}});
-  write_file((base / kTokenizerFile).string(), tokenizer().dump(2) + "\n");
+  write_file((base / kTokenizerFile).string(), folder.vocabulary.to_json());
   write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
   const json config = {
       {"format", kModelFormat},
@@ -224,14 +216,15 @@ ModelFolder load_model(const std::string& directory) {
                       file);
   }
   const Configuration configuration = read_configuration((base / kConfigFile).string());
-  check_tokenizer((base / kTokenizerFile).string());
+  const std::string tokenizer = (base / kTokenizerFile).string();
   ModelFolder folder;
+  folder.vocabulary = data::Vocabulary::from_json(read_file(tokenizer), tokenizer);
   folder.data = configuration.data;
   folder.objective_note = configuration.objective_note;
-  folder.baselines = read_baselines((base / kBaselinesFile).string());
+  folder.baselines = read_baselines((base / kBaselinesFile).string(), folder.vocabulary.symbols());
   const std::string weights = (base / kWeightsFile).string();
   const TensorFile file = read_safetensors(weights);
-  folder.model = LanguageModel(configuration.model, configuration.attention, data::kVocabularySize);
+  folder.model = LanguageModel(configuration.model, configuration.attention, folder.vocabulary.size());
   set_model_state(folder.model, file.tensors, weights);
   folder.model->eval();
   return folder;

@@ -2,7 +2,7 @@
 // The native model folder (docs/formats.md):
 //
 //   config.json           format version, [model] [attention] [data] sections, provenance
-//   tokenizer.json        the residue vocabulary
+//   tokenizer.json        the vocabulary
 //   baselines.json        unigram and bigram counts of the training split
 //   model.safetensors     parameters and projections
 //   training.safetensors  everything a resume needs, parameters included: one file, hence one atomic rename
@@ -12,7 +12,8 @@
 #include <string>
 
 #include "performer/data/baselines.h"
-#include "performer/data/batches.h"
+#include "performer/data/config.h"
+#include "performer/data/vocabulary.h"
 #include "performer/models/language_model.h"
 #include "performer/models/safetensors.h"
 
@@ -22,15 +23,18 @@ inline constexpr int kModelFormat = 2;  // raised when an older program could mi
 
 struct ModelFolder {
   LanguageModel model{nullptr};
+  // With the format, the vocabulary's name and the image shape of the training data (data::record_source).
   DataConfig data;
-  data::Baselines baselines;
+  data::Vocabulary vocabulary = data::Vocabulary::protein();
+  data::Baselines baselines{data::Vocabulary::protein().symbols()};  // as many symbols as the vocabulary has
   std::string objective_note;  // for example the corruption mix the model was trained with
 };
 
-// Writes all files but training.safetensors.
+// Writes all files but training.safetensors. Throws Error when the model's embedding or the baselines are of
+// another size than the vocabulary, and when a file cannot be written.
 void save_model(const std::string& directory, const ModelFolder& folder);
-// The model is in evaluation mode. Throws InputError for a missing, truncated or foreign folder and for a
-// newer format.
+// The model is in evaluation mode. Throws InputError for a missing, truncated or foreign folder and for
+// another format.
 ModelFolder load_model(const std::string& directory);
 
 // Parameters and buffers by name; set_state checks that names and shapes agree exactly and names the first

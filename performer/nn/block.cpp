@@ -7,14 +7,10 @@
 #include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/token_shift.h"
+#include "performer/ops/composed.h"
 
 namespace performer::nn {
 namespace {
-
-at::Tensor activate(const at::Tensor& x, const std::string& name) {
-  if (name == "relu") return at::relu(x);
-  return at::gelu(x, name == "gelu-tanh" ? "tanh" : "none");
-}
 
 // layer(x); LibTorch's own forward() is not const.
 at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x) {
@@ -57,7 +53,7 @@ at::Tensor BlockImpl::drop(const at::Tensor& x, const ops::TokenWindow* window) 
 }
 
 at::Tensor BlockImpl::feed_forward(const at::Tensor& x, const ops::TokenWindow* window) const {
-  return drop(dense(down_, drop(activate(dense(up_, x), activation_), window)), window);
+  return drop(dense(down_, drop(ops::activation(activation_, dense(up_, x)), window)), window);
 }
 
 at::Tensor BlockImpl::shifted(const at::Tensor& x, const SequenceBatch& batch) const {

@@ -18,19 +18,8 @@ void check_size(const char* key, int64_t value, int64_t smallest = 1) {
                     smallest, kLargestSize, value);
 }
 
-// Values that came through the parser are checked there already; configurations filled in by code are not.
-template <class Config>
-void check_choices(const char* section, const Config& config) {
-  for (const FieldInfo& field : list_fields(section, config)) {
-    if (field.choices.empty()) continue;
-    const std::string& value = std::get<std::string>(field.value);
-    check<UsageError>(std::find(field.choices.begin(), field.choices.end(), value) != field.choices.end(),
-                      "{} must be one of {}, not '{}'", field.key(), fmt::join(field.choices, ", "), value);
-  }
-}
-
 void validate_model(const ModelConfig& model) {
-  check_choices("model", model);
+  check_choices(list_fields("model", model));
   check_size("model.layers", model.layers);
   check_size("model.width", model.width);
   check_size("model.heads", model.heads);

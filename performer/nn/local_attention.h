@@ -15,7 +15,6 @@ struct LocalAttentionOptions {
   int64_t look_backward = 1;  // windows before a query's own that it sees
   int64_t look_forward = -1;  // windows after it; -1: 0 when causal, else 1
   double dropout = 0;         // of the attention weights, each call
-  bool compatible = false;    // local-attention 1.11.2, see below
 };
 
 // Rotary angles per position of local heads, half-split: 10000^(-2i / D), i < D / 2, as [D / 2] float32.
@@ -29,14 +28,7 @@ at::Tensor local_rotary_rates(int64_t head_size);
 // Masked keys and those beyond the ends are not there; a query without any key, or masked itself, gives 0.
 // Positions are those in the sequence, so scores depend on the distance of query and key alone.
 //
-// compatible: what local-attention 1.11.2 computes instead. Positions count from the first key of a query's
-// key group and queries take the group's last ones: with look_forward they sit look_forward windows late. The
-// sequence is padded to whole windows by zero keys and values that, without mask and not causal, take part.
-// Groups at the ends are filled with keys and values of -1 whose scores, like all hidden ones, are the most
-// negative number: a query whose keys are all hidden averages the values of its whole group, fill and future
-// included. Masked queries are computed like others.
-//
-// Both agree when causal, without mask. Throws UsageError for impossible options or shapes.
+// Throws UsageError for impossible options or shapes.
 at::Tensor local_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& rates,
                            const LocalAttentionOptions& options);
@@ -50,7 +42,7 @@ struct LocalAttentionState {
 
 // The next T tokens of sequences: the last T rows of local_attention() over all tokens so far, at a cost that
 // does not grow with them. Arguments are those of the new tokens; no masks. `state` moves on. Throws
-// UsageError unless `options` are causal, without dropout and not compatible.
+// UsageError unless `options` are causal and without dropout.
 at::Tensor continue_local_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                                     const std::optional<at::Tensor>& rates,
                                     const LocalAttentionOptions& options, LocalAttentionState& state);

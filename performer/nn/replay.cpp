@@ -7,9 +7,9 @@
 #include <mutex>
 
 namespace performer::nn {
-namespace replaying {
+namespace {
 
-at::Tensor state_of(at::Generator& generator) {
+at::Tensor generator_state(at::Generator& generator) {
   const std::lock_guard lock(generator.mutex());
   return generator.get_state();
 }
@@ -18,7 +18,7 @@ at::Tensor state_of(at::Generator& generator) {
 class GeneratorScope {
  public:
   GeneratorScope(at::Device device, const at::Tensor& state)
-      : generator_(at::globalContext().defaultGenerator(device)), saved_(state_of(generator_)) {
+      : generator_(at::globalContext().defaultGenerator(device)), saved_(generator_state(generator_)) {
     set(state);
   }
   ~GeneratorScope() { set(saved_); }
@@ -59,23 +59,23 @@ class AutocastScope {
   at::ScalarType type_;
 };
 
-}  // namespace replaying
+}  // namespace
 
 Replay::Replay(at::Device device)
     : device_(device),
       autocast_(at::autocast::is_autocast_enabled(device.type())),
       autocast_type_(at::autocast::get_autocast_dtype(device.type())) {
   at::Generator generator = at::globalContext().defaultGenerator(device);
-  generator_ = replaying::state_of(generator);
+  generator_ = generator_state(generator);
 }
 
 at::Tensor Replay::first(const std::function<at::Tensor()>& body) const {
-  const replaying::AutocastScope autocast(device_.type(), autocast_, autocast_type_);
+  const AutocastScope autocast(device_.type(), autocast_, autocast_type_);
   return body();
 }
 
 at::Tensor Replay::again(const std::function<at::Tensor()>& body) const {
-  const replaying::GeneratorScope generator(device_, generator_);
+  const GeneratorScope generator(device_, generator_);
   return first(body);
 }
 

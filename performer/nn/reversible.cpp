@@ -13,7 +13,7 @@
 #include "performer/nn/replay.h"
 
 namespace performer::nn {
-namespace reversing {
+namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -26,7 +26,7 @@ struct ReversibleRun : torch::CustomClassHolder {
   std::vector<Replay> f_replays, g_replays;
 };
 
-c10::intrusive_ptr<ReversibleRun> make_run(const std::vector<ReversibleLayer>& layers) {
+c10::intrusive_ptr<ReversibleRun> prepare_run(const std::vector<ReversibleLayer>& layers) {
   auto run = c10::make_intrusive<ReversibleRun>();
   run->layers = layers;
   std::map<const at::TensorImpl*, size_t> places;
@@ -69,7 +69,7 @@ struct Walk {
   }
 };
 
-class Sequence : public torch::autograd::Function<Sequence> {
+class ReversibleSequence : public torch::autograd::Function<ReversibleSequence> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x1, const at::Tensor& x2,
                                at::TensorList used, const c10::intrusive_ptr<ReversibleRun>& run) {
@@ -125,13 +125,13 @@ bool wants_gradients(const ReversibleRun& run, const Streams& x) {
   return false;
 }
 
-}  // namespace reversing
+}  // namespace
 
 Streams reversible_sequence(const std::vector<ReversibleLayer>& layers, const Streams& x, bool reconstruct) {
   if (reconstruct && !layers.empty()) {
-    const auto run = reversing::make_run(layers);
-    if (reversing::wants_gradients(*run, x)) {
-      const auto y = reversing::Sequence::apply(x.first, x.second, at::TensorList(run->used), run);
+    const auto run = prepare_run(layers);
+    if (wants_gradients(*run, x)) {
+      const auto y = ReversibleSequence::apply(x.first, x.second, at::TensorList(run->used), run);
       return {y[0], y[1]};
     }
   }

@@ -2,13 +2,14 @@
 #include "performer/references/register.h"
 
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 
 #include <mutex>
 #include <vector>
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
-#include "performer/references/presets.h"
+#include "performer/references/reference_kind.h"
 
 namespace performer::references {
 namespace {
@@ -25,17 +26,23 @@ struct ReferenceOptions {
 // A reference's attention with its defaults. It has no state: whoever generates reads the prefix again.
 class ReferenceAttention final : public nn::Attention {
  public:
-  ReferenceAttention(const AttentionConfig& config, const nn::AttentionShape& shape)
-      : kind_(config.kind),
+  ReferenceAttention(const ReferenceKind& kind, const AttentionConfig& config,
+                     const nn::AttentionShape& shape)
+      : kind_(kind),
         features_(nn::read_options<ReferenceOptions>(config).features),
         seed_(config.seed),
         shape_(shape) {
-    if (preset_traits(kind_).projected) projection_ = register_buffer("projection", draw(0));
+    if (kind.projected) projection_ = register_buffer("projection", draw(0));
   }
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
-    if (!inputs.cu_query)
-      return attend(inputs.query, inputs.key, inputs.value, inputs.causal, inputs.key_mask);
+    ReferenceCall call{inputs.query, inputs.key, inputs.value};
+    if (projection_.defined()) call.projection = projection_;
+    call.causal = inputs.causal;
+    if (!inputs.cu_query) {
+      call.key_mask = inputs.key_mask;
+      return attend(kind_, call);
+    }
     // No reference knows packed sequences: each is a call of its own.
     const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
     std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
@@ -43,8 +50,10 @@ class ReferenceAttention final : public nn::Attention {
       const int64_t length = bounds[n + 1] - bounds[n];
       if (length == 0) continue;
       const auto segment = [&](const at::Tensor& x) { return x.narrow(1, bounds[n], length); };
-      parts.push_back(
-          attend(segment(inputs.query), segment(inputs.key), segment(inputs.value), inputs.causal, {}));
+      call.query = segment(inputs.query);
+      call.key = segment(inputs.key);
+      call.value = segment(inputs.value);
+      parts.push_back(attend(kind_, call));
     }
     return at::cat(parts, 1);
   }
@@ -57,17 +66,10 @@ class ReferenceAttention final : public nn::Attention {
 
  private:
   at::Tensor draw(int64_t index) const {
-    return preset_projection(kind_, shape_.heads, features_, shape_.head_size, seed_, shape_.layer, index);
+    return draw_projection(kind_, {shape_.heads, features_, shape_.head_size, seed_, shape_.layer, index});
   }
 
-  at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool causal,
-                    const std::optional<at::Tensor>& key_mask) const {
-    const std::optional<at::Tensor> projection =
-        projection_.defined() ? std::optional<at::Tensor>(projection_) : std::nullopt;
-    return preset_attention(kind_, query, key, value, projection, causal, key_mask);
-  }
-
-  std::string kind_;
+  const ReferenceKind& kind_;  // a row of reference_kinds(), which are never removed
   int64_t features_, seed_;
   nn::AttentionShape shape_;
   at::Tensor projection_;  // buffer, or undefined
@@ -79,33 +81,54 @@ void validate_features(const AttentionConfig& config, const nn::AttentionShape&)
                     "attention.features must be between 1 and {}, not {}", kLargestSize, features);
 }
 
-nn::AttentionKind kind_of(const std::string& name) {
-  const PresetTraits& traits = preset_traits(name);
+nn::AttentionKind attention_kind(const ReferenceKind& row) {
   nn::AttentionKind kind;
-  kind.name = name;
-  kind.summary = traits.reproduces;
+  kind.name = row.name;
+  kind.summary = fmt::format("{}; for a new model: {}", row.summary, row.instead);
   kind.group = nn::KindGroup::reference;
-  kind.capabilities.causal = traits.causal;
-  kind.capabilities.bidirectional = traits.bidirectional;
-  kind.capabilities.masks = traits.key_mask != KeyMask::none;
-  kind.capabilities.redraws = traits.projected;
+  kind.capabilities.causal = row.causal;
+  kind.capabilities.bidirectional = row.bidirectional;
+  kind.capabilities.masks = row.key_mask != KeyMask::none;
+  kind.capabilities.redraws = row.projected;
   kind.capabilities.linear = true;
-  if (traits.projected) {
+  if (row.projected) {
     kind.options = nn::kind_options<ReferenceOptions>();
     kind.validate = validate_features;
   }
-  kind.make = [](const AttentionConfig& config, const nn::AttentionShape& shape) {
-    return std::make_shared<ReferenceAttention>(config, shape);
+  kind.make = [&row](const AttentionConfig& config, const nn::AttentionShape& shape) {
+    return std::make_shared<ReferenceAttention>(row, config, shape);
   };
   return kind;
 }
 
 }  // namespace
 
+const std::vector<ReferenceKind>& reference_kinds() {
+  static const std::vector<ReferenceKind> all = [] {
+    std::vector<ReferenceKind> rows;
+    for (const auto& kinds :
+         {jax::kinds, tensorflow::kinds, trax::kinds, keras::kinds, performer_pytorch::kinds,
+          fast_transformers::kinds, slim::kinds, darkformer::kinds}) {
+      for (ReferenceKind& row : kinds()) rows.push_back(std::move(row));
+    }
+    return rows;
+  }();
+  return all;
+}
+
+const ReferenceKind& find_reference_kind(const std::string& name) {
+  std::vector<std::string> names;
+  for (const ReferenceKind& kind : reference_kinds()) {
+    if (kind.name == name) return kind;
+    names.push_back(kind.name);
+  }
+  throw UsageError(fmt::format("unknown reference kind '{}'; known: {}", name, fmt::join(names, ", ")));
+}
+
 void register_all() {
   static std::once_flag once;
   std::call_once(once, [] {
-    for (const std::string& name : preset_names()) nn::register_kind(kind_of(name));
+    for (const ReferenceKind& row : reference_kinds()) nn::register_kind(attention_kind(row));
   });
 }
 

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one door between the core and the wing of reference systems.
+//
+// Errors of the wing are UsageError for impossible options and inputs that do not fit, and InputError for
+// weights. What an operator of performer/ops refuses, such as an unknown feature function, keeps that layer's
+// type, c10::ValueError.
 #pragma once
 
 namespace performer::references {

@@ -10,20 +10,19 @@
 #include <optional>
 
 #include "performer/base/error.h"
-#include "performer/data/fasta.h"
-#include "performer/data/vocabulary.h"
 
 namespace performer::studies {
 namespace {
 
 // What a causal model reads to predict the sequence, and a masked one reads of it unmasked.
-SequenceBatch read_as(const std::string& objective, const std::vector<uint8_t>& residues) {
-  std::vector<int64_t> tokens = {data::kBos};
-  tokens.insert(tokens.end(), residues.begin(), residues.end());
+SequenceBatch read_as(const std::string& objective, const data::Vocabulary& vocabulary,
+                      const std::vector<data::Token>& sequence) {
+  std::vector<int64_t> tokens = {vocabulary.bos()};
+  tokens.insert(tokens.end(), sequence.begin(), sequence.end());
   if (objective == "causal") {
     tokens.pop_back();
   } else {
-    tokens.push_back(data::kEos);
+    tokens.push_back(vocabulary.eos());
   }
   SequenceBatch batch;
   batch.tokens = at::tensor(tokens, at::kLong).unsqueeze(0);
@@ -117,57 +116,59 @@ void check_options(const ModelStudyOptions& options, const ModelConfig& model) {
   check<UsageError>(options.tolerance > 0, "--tolerance must be above 0, not {}", options.tolerance);
 }
 
-}  // namespace
+// Measures every layer's queries and keys in the forward passes during its life.
+class Measuring {
+ public:
+  Measuring(LanguageModel& model, const std::vector<Estimator>& estimators, const ModelStudyOptions& options)
+      : model_(model), layers_(static_cast<size_t>(model->model_config().layers)) {
+    const bool causal = model->model_config().objective == "causal";
+    model_->observe_attention([this, causal, &estimators, &options](int64_t layer, const at::Tensor& query,
+                                                                    const at::Tensor& key,
+                                                                    const at::Tensor& value) {
+      const Sample sample{query.to(at::kFloat).contiguous(), key.to(at::kFloat).contiguous(),
+                          value.to(at::kFloat).contiguous(), causal};
+      measure(layers_[static_cast<size_t>(layer)], sample, estimators, options);
+    });
+  }
+  ~Measuring() { model_->observe_attention({}); }
+  Measuring(const Measuring&) = delete;
+  Measuring& operator=(const Measuring&) = delete;
 
-ModelStudy model_study(LanguageModel& model, const std::string& fasta, const ModelStudyOptions& options,
-                       const Progress& progress) {
-  const ModelConfig& config = model->model_config();
-  check_options(options, config);
-  nn::require(model->attention_config().kind,
-              nn::find_kind(model->attention_config().kind).capabilities.reads_queries,
-              "queries and keys to measure", "study a model of another kind");
-  const at::NoGradGuard no_grad;
-  model->eval();
-  const bool causal = config.objective == "causal";
-  std::vector<Estimator> estimators;
-  for (const std::string& kind : options.kinds) estimators.push_back(parse_estimator(kind));
+  const std::vector<LayerSums>& layers() const { return layers_; }
 
-  ModelStudy study;
-  std::vector<LayerSums> layers(static_cast<size_t>(config.layers));
-  double tokens = 0;
-  model->observe_attention(
-      [&](int64_t layer, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
-        const Sample sample{query.to(at::kFloat).contiguous(), key.to(at::kFloat).contiguous(),
-                            value.to(at::kFloat).contiguous(), causal};
-        measure(layers[static_cast<size_t>(layer)], sample, estimators, options);
-      });
-  data::FastaReader reader(fasta);
-  data::FastaRecord record;
+ private:
+  LanguageModel model_;
+  std::vector<LayerSums> layers_;
+};
+
+// Reads the first sequences that are short enough, counts them in `study`, and returns their tokens.
+int64_t read_sequences(LanguageModel& model, data::Reader& reader, const std::string& source,
+                       const ModelStudyOptions& options, const Progress& progress, ModelStudy& study) {
+  const data::Vocabulary vocabulary = reader.vocabulary();
+  int64_t tokens = 0;
+  data::Record record;
   while (study.sequences < options.sequences && reader.next(record)) {
-    if (static_cast<int64_t>(record.tokens.size()) > options.max_length) {
+    const int64_t length = std::ssize(record.tokens);
+    if (length > options.max_length) {
       ++study.left_out;
       continue;
     }
-    if (progress) progress(fmt::format("sequence {}: {} residues", record.id, record.tokens.size()));
-    model->hidden(read_as(config.objective, record.tokens));
-    tokens += static_cast<double>(record.tokens.size());
+    if (progress) progress(fmt::format("sequence {}: {} {}", record.id, length, vocabulary.unit()));
+    model->hidden(read_as(model->model_config().objective, vocabulary, record.tokens));
+    tokens += length;
     ++study.sequences;
   }
-  model->observe_attention({});
-  check<InputError>(study.sequences > 0, "{}: none of the {} sequences is within --max-length {}", fasta,
+  check<InputError>(study.sequences > 0, "{}: none of the {} sequences is within --max-length {}", source,
                     study.left_out, options.max_length);
+  return tokens;
+}
 
-  const auto count = static_cast<double>(study.sequences);
-  study.heads = {
-      "model_heads",
-      fmt::format("Queries and keys of the model, head by head ({} sequences, {:.0f} residues on average)",
-                  study.sequences, tokens / count),
-      {"layer", "head", "squared_norm", "attended", "uniform_error", "best_error", "advice"},
-      {}};
-  study.errors = {"model_errors",
-                  "Error of each approximation on the model's queries and keys",
-                  {"layer", "head", "kind", "features", "output_error", "matrix_error", "moved"},
-                  {}};
+// The tables and the picture of sums over study.sequences sequences of `tokens` tokens.
+void report(ModelStudy& study, const std::vector<LayerSums>& layers, int64_t tokens,
+            const ModelConfig& config, const std::vector<Estimator>& estimators,
+            const ModelStudyOptions& options) {
+  const auto count = static_cast<double>(study.sequences), mean_length = static_cast<double>(tokens) / count;
+  const bool causal = config.objective == "causal";
   std::vector<ChartSeries> series;
   for (const Estimator& estimator : estimators) series.push_back({estimator.name, {}, false, /*line=*/false});
   for (int64_t layer = 0; layer < config.layers; ++layer) {
@@ -183,7 +184,7 @@ ModelStudy model_study(LanguageModel& model, const std::string& fasta, const Mod
         if (step + 1 == options.features.size())
           series[kind].points.push_back({mean(sums.squared_norm), errors.back(), 0});
       }
-      const Advice advice = advise(errors, estimators, options, tokens / count, causal);
+      const Advice advice = advise(errors, estimators, options, mean_length, causal);
       study.exact_heads += advice.exact ? 1 : 0;
       study.heads.add({layer, head, mean(sums.squared_norm), mean(sums.attended), mean(sums.uniform),
                        *std::min_element(errors.begin(), errors.end()), advice.text});
@@ -193,6 +194,37 @@ ModelStudy model_study(LanguageModel& model, const std::string& fasta, const Mod
       "model_errors", Chart{fmt::format("Error of each head's output, {} features", options.features.back()),
                             "mean of |x + y|^2 over pairs of queries and keys", "relative error", true, true,
                             std::move(series)});
+}
+
+}  // namespace
+
+ModelStudy model_study(LanguageModel& model, data::Reader& reader, const std::string& source,
+                       const ModelStudyOptions& options, const Progress& progress) {
+  const ModelConfig& config = model->model_config();
+  check_options(options, config);
+  nn::require(model->attention_config().kind,
+              nn::find_kind(model->attention_config().kind).capabilities.reads_queries,
+              "queries and keys to measure", "study a model of another kind");
+  const at::NoGradGuard no_grad;
+  model->eval();
+  std::vector<Estimator> estimators;
+  for (const std::string& kind : options.kinds) estimators.push_back(parse_estimator(kind));
+
+  ModelStudy study;
+  const Measuring measuring(model, estimators, options);
+  const int64_t tokens = read_sequences(model, reader, source, options, progress, study);
+  study.heads = {
+      "model_heads",
+      fmt::format("Queries and keys of the model, head by head ({} sequences, {:.0f} {} on average)",
+                  study.sequences, static_cast<double>(tokens) / static_cast<double>(study.sequences),
+                  reader.vocabulary().unit()),
+      {"layer", "head", "squared_norm", "attended", "uniform_error", "best_error", "advice"},
+      {}};
+  study.errors = {"model_errors",
+                  "Error of each approximation on the model's queries and keys",
+                  {"layer", "head", "kind", "features", "output_error", "matrix_error", "moved"},
+                  {}};
+  report(study, measuring.layers(), tokens, config, estimators, options);
   return study;
 }
 

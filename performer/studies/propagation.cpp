@@ -6,7 +6,6 @@
 
 #include <cmath>
 
-#include "performer/data/vocabulary.h"
 #include "performer/models/language_model.h"
 #include "performer/studies/statistics.h"
 #include "performer/studies/studies.h"
@@ -15,6 +14,8 @@ namespace performer::studies {
 namespace {
 
 constexpr int64_t kModelHeads = 4;
+// Of the untrained model: any number does, but another one would draw other weights and change the results.
+constexpr int64_t kModelVocabulary = 29;
 
 ModelConfig model_config(const StudyOptions& options) {
   ModelConfig model;
@@ -45,6 +46,30 @@ void scale_queries_and_keys(LanguageModel& model, double std) {
   }
 }
 
+// Relative errors of the residual stream after each layer, one a draw, of a model with the weights of `exact`
+// and attention of another kind.
+std::vector<at::Tensor> errors_by_layer(const LanguageModel& exact, const Representations& expected,
+                                        const SequenceBatch& batch, const std::string& kind, int64_t features,
+                                        const StudyOptions& options) {
+  AttentionConfig attention = parse_estimator(kind).attention;
+  set_features(attention, features);
+  attention.seed = options.seed;
+  LanguageModel model(exact->model_config(), attention, kModelVocabulary);
+  model->eval();
+  copy_shared(model, exact);
+  std::vector<at::Tensor> errors(static_cast<size_t>(options.layers));
+  for (int64_t draw = 0; draw < options.draws; ++draw) {
+    model->redraw(draw);
+    const Representations found = model->represent(batch);
+    for (size_t layer = 0; layer < errors.size(); ++layer) {
+      const at::Tensor error =
+          (found.layers[layer] - expected.layers[layer]).norm() / expected.layers[layer].norm();
+      errors[layer] = errors[layer].defined() ? at::cat({errors[layer], error.view(1)}) : error.view(1);
+    }
+  }
+  return errors;
+}
+
 }  // namespace
 
 Study propagation_study(const StudyOptions& options, const Progress& progress) {
@@ -65,7 +90,7 @@ Study propagation_study(const StudyOptions& options, const Progress& progress) {
     AttentionConfig exact_attention;
     exact_attention.kind = "exact";
     torch::manual_seed(static_cast<uint64_t>(options.seed));
-    LanguageModel exact(config, exact_attention, data::kVocabularySize);
+    LanguageModel exact(config, exact_attention, kModelVocabulary);
     exact->eval();
     scale_queries_and_keys(exact, std);
     SequenceBatch batch;
@@ -79,22 +104,7 @@ Study propagation_study(const StudyOptions& options, const Progress& progress) {
                 true,
                 {}};
     for (const std::string& kind : options.kinds) {
-      AttentionConfig attention = parse_estimator(kind).attention;
-      set_features(attention, features);
-      attention.seed = options.seed;
-      LanguageModel model(config, attention, data::kVocabularySize);
-      model->eval();
-      copy_shared(model, exact);
-      std::vector<at::Tensor> errors(static_cast<size_t>(options.layers));
-      for (int64_t draw = 0; draw < options.draws; ++draw) {
-        model->redraw(draw);
-        const Representations found = model->represent(batch);
-        for (size_t layer = 0; layer < errors.size(); ++layer) {
-          const at::Tensor error =
-              (found.layers[layer] - expected.layers[layer]).norm() / expected.layers[layer].norm();
-          errors[layer] = errors[layer].defined() ? at::cat({errors[layer], error.view(1)}) : error.view(1);
-        }
-      }
+      const auto errors = errors_by_layer(exact, expected, batch, kind, features, options);
       ChartSeries series{kind, {}, false};
       for (size_t layer = 0; layer < errors.size(); ++layer) {
         const Mean mean = mean_of(errors[layer]);

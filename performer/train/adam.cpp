@@ -9,7 +9,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer {
+namespace performer::train {
 
 Adam::Adam(std::vector<NamedParameter> parameters, const AdamOptions& options) : options_(options) {
   entries_.reserve(parameters.size());
@@ -108,4 +108,4 @@ double clip_gradients(const std::vector<at::Tensor>& gradients, double max_norm)
   return norm;
 }
 
-}  // namespace performer
+}  // namespace performer::train

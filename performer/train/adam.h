@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-namespace performer {
+namespace performer::train {
 
 struct AdamOptions {
   double beta1 = 0.9, beta2 = 0.98;
@@ -62,4 +62,4 @@ double global_norm(const std::vector<at::Tensor>& tensors);
 // before.
 double clip_gradients(const std::vector<at::Tensor>& gradients, double max_norm);
 
-}  // namespace performer
+}  // namespace performer::train

@@ -4,7 +4,7 @@
 
 #include <ATen/autocast_mode.h>
 
-namespace performer {
+namespace performer::train {
 
 // Runs forward passes in bfloat16 where LibTorch holds that to be safe.
 class AutocastScope {
@@ -26,4 +26,4 @@ class AutocastScope {
   bool enabled_;
 };
 
-}  // namespace performer
+}  // namespace performer::train

@@ -3,11 +3,11 @@
 
 #include <utility>
 
-namespace performer {
+namespace performer::train {
 
-BatchSource training_batches(const data::SequenceStore& store, const DataConfig& config,
+BatchSource training_batches(const data::Corpus& corpus, const DataConfig& config,
                              const std::string& objective, const data::Cursor& start) {
-  data::BatchStream stream(store, config, objective);
+  data::BatchStream stream(corpus, config, objective);
   stream.seek(start);
   return [stream]() mutable {
     data::Batch batch = stream.next();
@@ -46,4 +46,4 @@ QueuedBatch BatchQueue::next() {
   return batch;
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -12,8 +12,9 @@
 #include <thread>
 
 #include "performer/data/batches.h"
+#include "performer/data/corpus.h"
 
-namespace performer {
+namespace performer::train {
 
 // A batch with what a checkpoint must hold once the batch has been used: where the stream stands after it.
 // Batches that were only prepared leave no trace.
@@ -25,8 +26,8 @@ struct QueuedBatch {
 
 using BatchSource = std::function<QueuedBatch()>;
 
-// Training batches from `start` on. Throws as data::BatchStream does; `store` must outlive the source.
-BatchSource training_batches(const data::SequenceStore& store, const DataConfig& config,
+// Training batches from `start` on. Throws as data::BatchStream does; `corpus` must outlive the source.
+BatchSource training_batches(const data::Corpus& corpus, const DataConfig& config,
                              const std::string& objective, const data::Cursor& start);
 
 class BatchQueue {
@@ -49,4 +50,4 @@ class BatchQueue {
   std::jthread thread_;  // last: joined before anything it uses goes away
 };
 
-}  // namespace performer
+}  // namespace performer::train

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of the [train] section.
+#include "performer/train/config.h"
+
 #include <cmath>
 
 #include "performer/base/error.h"
-#include "performer/train/schedule.h"
-#include "performer/train/trainer.h"
 
 namespace performer {
 namespace {
@@ -24,8 +23,7 @@ void check_fraction(const char* key, double value) {
 }  // namespace
 
 void validate(const TrainConfig& config) {
-  // Configurations filled in by code have not been through the parser: checks the closed sets of words.
-  for (const FieldInfo& field : list_fields("train", config)) parse_field(field, to_text(field.value));
+  check_choices(list_fields("train", config));
   check_at_least("steps", config.steps, 1);
   check_at_least("accumulate", config.accumulate, 1);
   check_at_least("slim_chunk", config.slim_chunk, 0);
@@ -39,10 +37,10 @@ void validate(const TrainConfig& config) {
   check_not_negative("decay_factor", config.decay_factor);
   check_fraction("adam_beta1", config.adam_beta1);
   check_fraction("adam_beta2", config.adam_beta2);
-  make_schedule(config);
+  train::make_schedule(config);
 }
 
-Schedule make_schedule(const TrainConfig& config) {
+train::Schedule train::make_schedule(const TrainConfig& config) {
   return Schedule(config.schedule, {.base = config.learning_rate,
                                     .warmup = config.warmup,
                                     .decay_factor = config.decay_factor,

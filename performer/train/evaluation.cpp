@@ -10,7 +10,9 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
-namespace performer {
+#include "performer/base/error.h"
+
+namespace performer::train {
 namespace {
 
 template <class T>
@@ -32,25 +34,26 @@ Predictions predict(LanguageModel& model, const data::Batch& batch) {
   return {log_probabilities.gather(1, targets).squeeze(1).contiguous(), logits.argmax(-1).contiguous()};
 }
 
-void add_model(Evaluation& evaluation, const data::Batch& batch, const Predictions& predictions) {
+void add_model(Evaluation& evaluation, const data::Batch& batch, const Predictions& predictions,
+               const data::Vocabulary& vocabulary) {
   const float* log_probabilities = predictions.log_probabilities.const_data_ptr<float>();
   const int64_t* best = predictions.best.const_data_ptr<int64_t>();
   for (size_t i = 0; i < batch.targets.size(); ++i) {
     if (batch.weights[i] == 0) continue;
-    data::Score& score = data::is_residue(batch.targets[i]) ? evaluation.model : evaluation.end_marker;
+    data::Score& score = vocabulary.is_symbol(batch.targets[i]) ? evaluation.model : evaluation.end_marker;
     score.log_likelihood += log_probabilities[i];
     score.correct += best[i] == batch.targets[i];
     ++score.tokens;
   }
 }
 
-// The baselines on the residues of the stream's last batch that the model was scored on.
+// The baselines on the symbols of the stream's last batch that the model was scored on.
 void add_baselines(Evaluation& evaluation, const data::Batch& batch, const data::EvaluationStream& stream,
-                   const data::SequenceStore& store, const data::Baselines& baselines) {
+                   const data::Corpus& corpus, const data::Baselines& baselines) {
   for (int64_t segment = 0; segment < stream.count(); ++segment) {
-    const auto sequence = store.tokens(stream.first() + segment);
+    const auto sequence = corpus.tokens(stream.first() + segment);
     const auto begin =
-        static_cast<size_t>(batch.cu_seqlens[static_cast<size_t>(segment)] + stream.residue_offset());
+        static_cast<size_t>(batch.cu_seqlens[static_cast<size_t>(segment)] + stream.symbol_offset());
     const auto weights = std::span(batch.weights).subspan(begin, sequence.size());
     baselines.add_unigram(evaluation.unigram, sequence, weights);
     baselines.add_bigram(evaluation.bigram, sequence, weights);
@@ -58,8 +61,11 @@ void add_baselines(Evaluation& evaluation, const data::Batch& batch, const data:
   evaluation.sequences += stream.count();
 }
 
-nlohmann::json to_json(const data::Score& score) {
-  return {{"accuracy", score.accuracy()}, {"perplexity", score.perplexity()}, {"tokens", score.tokens}};
+nlohmann::ordered_json to_json(const data::Score& score, const std::string& bits_key) {
+  nlohmann::ordered_json json = {{"accuracy", score.accuracy()}, {"perplexity", score.perplexity()}};
+  if (!bits_key.empty()) json[bits_key] = score.bits();
+  json["tokens"] = score.tokens;
+  return json;
 }
 
 }  // namespace
@@ -85,31 +91,49 @@ at::Tensor weight_tensor(const data::Batch& batch) {
   return copy_to_tensor(batch.weights, {batch.rows, batch.width}, at::kFloat);
 }
 
-Evaluation evaluate(LanguageModel& model, const data::SequenceStore& store, const DataConfig& data,
+Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
                     const data::Baselines& baselines) {
+  const int64_t symbols = corpus.vocabulary().symbols();
+  check<InputError>(
+      model->vocabulary() == corpus.vocabulary().size() && baselines.symbols() == symbols,
+      "a model of {} tokens with baselines of {} symbols cannot be evaluated on sequences of the vocabulary "
+      "{}, which has {} symbols and 4 markers",
+      model->vocabulary(), baselines.symbols(), corpus.vocabulary().name(), symbols);
   const auto started = std::chrono::steady_clock::now();
   const c10::NoGradGuard no_grad;
   const bool was_training = model->is_training();
   model->eval();
   Evaluation evaluation;
-  data::EvaluationStream stream(store, data, model->model_config().objective);
+  evaluation.bits_key = bits_key(corpus);
+  data::EvaluationStream stream(corpus, data, model->model_config().objective);
   while (const auto batch = stream.next()) {
-    add_model(evaluation, *batch, predict(model, *batch));
-    add_baselines(evaluation, *batch, stream, store, baselines);
+    add_model(evaluation, *batch, predict(model, *batch), corpus.vocabulary());
+    add_baselines(evaluation, *batch, stream, corpus, baselines);
   }
   model->train(was_training);
   evaluation.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return evaluation;
 }
 
-nlohmann::json to_json(const Evaluation& evaluation) {
-  nlohmann::json json{{"model", to_json(evaluation.model)},
-                      {"unigram", to_json(evaluation.unigram)},
-                      {"bigram", to_json(evaluation.bigram)},
-                      {"sequences", evaluation.sequences},
-                      {"seconds", evaluation.seconds}};
-  if (evaluation.end_marker.tokens > 0) json["end_marker"] = to_json(evaluation.end_marker);
+std::string bits_key(const data::Corpus& corpus) {
+  return bits_key(corpus.vocabulary(), corpus.format());
+}
+
+std::string bits_key(const data::Vocabulary& vocabulary, const std::string& format) {
+  if (vocabulary == data::Vocabulary::pixels()) return "bits_per_dimension";
+  const bool text = vocabulary == data::Vocabulary::bytes() || format == "text";
+  return text && vocabulary.has_letters() ? "bits_per_byte" : "";
+}
+
+nlohmann::ordered_json to_json(const Evaluation& evaluation) {
+  const std::string& bits = evaluation.bits_key;
+  nlohmann::ordered_json json = {{"model", to_json(evaluation.model, bits)},
+                                 {"unigram", to_json(evaluation.unigram, bits)}};
+  if (evaluation.bigram.tokens > 0) json["bigram"] = to_json(evaluation.bigram, bits);
+  if (evaluation.end_marker.tokens > 0) json["end_marker"] = to_json(evaluation.end_marker, "");
+  json["sequences"] = evaluation.sequences;
+  json["seconds"] = evaluation.seconds;
   return json;
 }
 
-}  // namespace performer
+}  // namespace performer::train

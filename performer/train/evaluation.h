@@ -3,34 +3,47 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "performer/data/baselines.h"
-#include "performer/models/folder.h"
+#include "performer/data/batches.h"
+#include "performer/data/corpus.h"
+#include "performer/models/language_model.h"
 
-namespace performer {
+namespace performer::train {
 
-// All over the same residues (end markers are counted apart, so that the three are comparable); masked
-// models: over the chosen residues. Perplexity is exp of the token-weighted mean over everything, never of
-// batch means.
+// All over the same symbols (end markers are counted apart, so that the three are comparable); masked models:
+// over the chosen symbols. Perplexity is exp of the token-weighted mean over everything, never of batch
+// means.
 struct Evaluation {
-  data::Score model, unigram, bigram;
+  data::Score model, unigram;
+  data::Score bigram;      // nothing is scored without a table of pairs (data::Baselines::has_bigram)
   data::Score end_marker;  // causal models: how well the end of sequences is predicted
+  // What Score::bits() is called where a token is a byte or a value of a pixel: bits_key().
+  std::string bits_key;
   int64_t sequences = 0;
   double seconds = 0;
 };
 
-// One pass over `store`, in float32 and without dropout; leaves the model in the mode it found it in. The
-// result does not depend on data.batch_tokens beyond rounding.
-Evaluation evaluate(LanguageModel& model, const data::SequenceStore& store, const DataConfig& data,
+// One pass over `corpus`, in float32 and without dropout; leaves the model in the mode it found it in. The
+// result does not depend on data.batch_tokens beyond rounding. Throws InputError when the model or the
+// baselines were made for a vocabulary of another size.
+Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
                     const data::Baselines& baselines);
 
+// "bits_per_dimension" for images, "bits_per_byte" for text that is read byte by byte, else empty: elsewhere
+// a token has no size that others could compare with.
+std::string bits_key(const data::Corpus& corpus);
+std::string bits_key(const data::Vocabulary& vocabulary, const std::string& format);
+
 // {"model": {"accuracy", "perplexity", "tokens"}, "unigram": {...}, "bigram": {...}, "end_marker": {...},
-// "sequences", "seconds"}; without "end_marker" when there was none to predict.
-nlohmann::json to_json(const Evaluation& evaluation);
+// "sequences", "seconds"}; the first three with evaluation.bits_key beside "perplexity" where there is one;
+// without "bigram" and "end_marker" when nothing was scored.
+nlohmann::ordered_json to_json(const Evaluation& evaluation);
 
 // A batch of the data layer as tensors (shares no memory with it).
 SequenceBatch to_tensors(const data::Batch& batch);
 at::Tensor target_tensor(const data::Batch& batch);  // int64 [rows, width]
 at::Tensor weight_tensor(const data::Batch& batch);  // float32 [rows, width]
 
-}  // namespace performer
+}  // namespace performer::train

@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 at::ScalarType sum_type(const at::Tensor& logits) {
@@ -51,4 +51,4 @@ at::Tensor weighted_soft_correct(const at::Tensor& logits, const at::Tensor& tar
       .sum();
 }
 
-}  // namespace performer
+}  // namespace performer::train

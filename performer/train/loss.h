@@ -8,7 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace performer {
+namespace performer::train {
 
 // -sum of weight * log softmax(logits)[target]; a scalar through which gradients flow.
 at::Tensor weighted_cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
@@ -22,4 +22,4 @@ at::Tensor weighted_correct(const at::Tensor& logits, const at::Tensor& targets,
 at::Tensor weighted_soft_correct(const at::Tensor& logits, const at::Tensor& targets,
                                  const at::Tensor& weights, const at::Tensor& substitution);
 
-}  // namespace performer
+}  // namespace performer::train

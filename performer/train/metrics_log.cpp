@@ -12,7 +12,7 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 void drop_records_after(const std::string& path, int64_t step) {
@@ -43,46 +43,44 @@ MetricsLog::MetricsLog(const std::string& directory, int64_t step)
 }
 
 void MetricsLog::add(const StepMetrics& metrics) {
-  const double perplexity = std::exp(metrics.loss);
   const double memory = peak_memory_mib();
-  write({{"step", metrics.step},
-         {"loss", metrics.loss},
-         {"accuracy", metrics.accuracy},
-         {"perplexity", perplexity},
-         {"tokens", metrics.tokens},
-         {"lr", metrics.learning_rate},
-         {"grad_norm", metrics.gradient_norm},
-         {"tokens_per_second", metrics.tokens_per_second},
-         {"seconds", metrics.seconds},
-         {"peak_memory_mib", memory}});
-  tensorboard_.add(metrics.step, {{"train/loss", metrics.loss},
-                                  {"train/accuracy", metrics.accuracy},
-                                  {"train/perplexity", perplexity},
-                                  {"train/lr", metrics.learning_rate},
-                                  {"train/grad_norm", metrics.gradient_norm},
-                                  {"train/tokens_per_second", metrics.tokens_per_second},
-                                  {"train/peak_memory_mib", memory}});
+  nlohmann::ordered_json record = {{"step", metrics.step}, {"loss", metrics.loss}};
+  std::vector<std::pair<std::string, double>> scalars = {{"train/loss", metrics.loss}};
+  const auto add = [&](const std::string& key, const auto& value) {
+    record[key] = value;
+    scalars.emplace_back("train/" + key, value);
+  };
+  if (!std::isnan(metrics.accuracy)) {
+    add("accuracy", metrics.accuracy);
+    add("perplexity", std::exp(metrics.loss));
+  }
+  add("tokens", metrics.tokens);
+  add("targets", metrics.targets);
+  add("lr", metrics.learning_rate);
+  add("grad_norm", metrics.gradient_norm);
+  add("tokens_per_second", metrics.tokens_per_second);
+  record["seconds"] = metrics.seconds;
+  add("peak_memory_mib", memory);
+  write(record);
+  tensorboard_.add(metrics.step, scalars);
 }
 
-void MetricsLog::add(int64_t step, const Evaluation& evaluation) {
-  write({{"step", step}, {"valid", nlohmann::ordered_json(to_json(evaluation))}});
-  tensorboard_.add(step, {{"valid/accuracy", evaluation.model.accuracy()},
-                          {"valid/perplexity", evaluation.model.perplexity()},
-                          {"valid/unigram_perplexity", evaluation.unigram.perplexity()},
-                          {"valid/bigram_perplexity", evaluation.bigram.perplexity()}});
+void MetricsLog::add(int64_t step, const EvaluationReport& report) {
+  write({{"step", step}, {"valid", report.record}});
+  std::vector<std::pair<std::string, double>> scalars;
+  for (const auto& [name, value] : report.scalars) scalars.emplace_back("valid/" + name, value);
+  tensorboard_.add(step, scalars);
 }
 
-void MetricsLog::finish(const RunState& state, double tokens_per_second) {
-  write({{"step", state.step},
-         {"final",
-          {{"tokens", state.tokens},
-           {"seconds", state.seconds},
-           {"tokens_per_second", tokens_per_second},
-           {"peak_memory_mib", peak_memory_mib()},
-           {"sequences", state.crops.sequences},
-           {"cropped", state.crops.cropped},
-           {"residues_dropped", state.crops.residues_dropped},
-           {"pieces", state.crops.pieces}}}});
+void MetricsLog::finish(const RunState& state, double tokens_per_second,
+                        const nlohmann::ordered_json& task_totals) {
+  nlohmann::ordered_json totals = {{"tokens", state.tokens},
+                                   {"targets", state.targets},
+                                   {"seconds", state.seconds},
+                                   {"tokens_per_second", tokens_per_second},
+                                   {"peak_memory_mib", peak_memory_mib()}};
+  totals.update(task_totals);
+  write({{"step", state.step}, {"final", totals}});
 }
 
 // A line is handed to the system at once, so that a killed process loses none.
@@ -91,4 +89,4 @@ void MetricsLog::write(const nlohmann::ordered_json& record) {
   check(file_.good(), "cannot write {}: {}", path_, std::strerror(errno));
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -7,20 +7,21 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "performer/train/evaluation.h"
 #include "performer/train/run_folder.h"
+#include "performer/train/task.h"
 #include "performer/train/tensorboard.h"
 
-namespace performer {
+namespace performer::train {
 
 struct StepMetrics {
-  int64_t step = 0;  // from 1
-  double loss = 0;   // mean over the step's targets, natural logarithm
-  double accuracy = 0;
-  int64_t tokens = 0;  // targets so far
+  int64_t step = 0;     // from 1
+  double loss = 0;      // mean over the step's targets, natural logarithm
+  double accuracy = 0;  // NaN: the task has none, and no perplexity either (task.h)
+  int64_t tokens = 0;   // read so far, padding aside
+  int64_t targets = 0;  // that counted, so far
   double learning_rate = 0;
   double gradient_norm = 0;      // before clipping
-  double tokens_per_second = 0;  // of this step
+  double tokens_per_second = 0;  // read in this step
   double seconds = 0;            // of training so far
 };
 
@@ -34,8 +35,9 @@ class MetricsLog {
   MetricsLog(const std::string& directory, int64_t step);
 
   void add(const StepMetrics& metrics);
-  void add(int64_t step, const Evaluation& evaluation);          // {"step", "valid": {...}}
-  void finish(const RunState& state, double tokens_per_second);  // {"step", "final": {...}}
+  void add(int64_t step, const EvaluationReport& report);  // {"step", "valid": {...}}
+  // {"step", "final": {..., task_totals}}
+  void finish(const RunState& state, double tokens_per_second, const nlohmann::ordered_json& task_totals);
 
  private:
   void write(const nlohmann::ordered_json& record);  // keys in the order given: people read it
@@ -45,4 +47,4 @@ class MetricsLog {
   TensorBoardWriter tensorboard_;
 };
 
-}  // namespace performer
+}  // namespace performer::train

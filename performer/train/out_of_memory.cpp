@@ -5,7 +5,7 @@
 
 #include <string_view>
 
-namespace performer {
+namespace performer::train {
 
 double physical_memory() {
   return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
@@ -18,4 +18,4 @@ bool is_out_of_memory(const c10::Error& error) {
   return text.find("can't allocate memory") != text.npos || text.find("not enough memory") != text.npos;
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -9,7 +9,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer {
+namespace performer::train {
 
 double physical_memory();  // of this machine, in bytes
 
@@ -29,4 +29,4 @@ auto or_out_of_memory(Work&& work, Where&& where, Advice&& advice) {
   throw Error(fmt::format("out of memory {}: {}", where(), advice()));
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -12,7 +12,7 @@
 #include <cstdio>
 #include <memory>
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 // The program may have registered a logger of this name; otherwise messages go to standard error.
@@ -45,10 +45,29 @@ std::string format_duration(double seconds) {
                    : fmt::format("{}:{:02}", minutes, rest);
 }
 
+bool ends_by_time(const ProgressState& state) {
+  if (state.time_limit <= 0) return false;
+  const double for_steps = static_cast<double>(state.steps - state.step) * state.pace;
+  return state.pace <= 0 || state.time_limit - state.elapsed < for_steps;
+}
+
+double fraction_done(const ProgressState& state) {
+  if (ends_by_time(state)) return std::clamp(state.elapsed / state.time_limit, 0.0, 1.0);
+  return state.steps > 0 ? static_cast<double>(state.step) / static_cast<double>(state.steps) : 1;
+}
+
 std::string format_status(const ProgressState& state) {
-  std::string text = fmt::format("{}/{}  loss {:.3f}  accuracy {:.3f}  {} tokens/s", state.step, state.steps,
-                                 state.loss, state.accuracy, with_thousands(state.tokens_per_second));
-  if (state.remaining >= 0) text += fmt::format("  {} left", format_duration(state.remaining));
+  const bool by_time = ends_by_time(state);
+  std::string text = by_time ? fmt::format("{} of {}  step {}", format_duration(state.elapsed),
+                                           format_duration(state.time_limit), state.step)
+                             : fmt::format("{}/{}", state.step, state.steps);
+  text += fmt::format("  loss {:.3f}", state.loss);
+  if (!std::isnan(state.accuracy)) text += fmt::format("  accuracy {:.3f}", state.accuracy);
+  text += fmt::format("  {} tokens/s", with_thousands(state.tokens_per_second));
+  if (!by_time && state.pace > 0) {
+    const double left = static_cast<double>(state.steps - state.step) * state.pace;
+    text += fmt::format("  {} left", format_duration(left));
+  }
   return text;
 }
 
@@ -56,9 +75,7 @@ std::string format_progress(const ProgressState& state, int columns) {
   std::string text = format_status(state);
   const int room = std::min(columns - static_cast<int>(text.size()) - 4, 30);
   if (room >= 5) {
-    const double done =
-        state.steps > 0 ? static_cast<double>(state.step) / static_cast<double>(state.steps) : 1;
-    const int filled = std::clamp(static_cast<int>(done * room), 0, room);
+    const int filled = std::clamp(static_cast<int>(fraction_done(state) * room), 0, room);
     std::string bar(static_cast<size_t>(filled), '=');
     if (filled < room) bar += '>';
     bar.resize(static_cast<size_t>(room), ' ');
@@ -94,4 +111,4 @@ void Progress::clear() {
   visible_ = false;
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -17,26 +17,13 @@
 #include "performer/base/files.h"
 #include "performer/models/folder.h"
 
-namespace performer {
+namespace performer::train {
 namespace fs = std::filesystem;
 namespace {
 
-std::string training_path(const std::string& directory) {
-  return directory + "/training.safetensors";
-}
-
 nlohmann::json state_to_json(const RunState& state) {
-  return {{"step", state.step},
-          {"tokens", state.tokens},
-          {"seconds", state.seconds},
-          {"loss", state.loss},
-          {"evaluated", state.evaluated},
-          {"redraw", state.redraw},
-          {"cursor", {state.cursor.epoch, state.cursor.sequence, state.cursor.offset}},
-          {"crops",
-           {state.crops.sequences, state.crops.cropped, state.crops.residues_dropped, state.crops.pieces}},
-          {"train_fingerprint", state.train_fingerprint},
-          {"valid_fingerprint", state.valid_fingerprint},
+  return {{"step", state.step},       {"tokens", state.tokens}, {"targets", state.targets},
+          {"seconds", state.seconds}, {"loss", state.loss},     {"evaluated", state.evaluated},
           {"threads", state.threads}};
 }
 
@@ -44,16 +31,10 @@ RunState state_from_json(const nlohmann::json& json) {
   RunState state;
   json.at("step").get_to(state.step);
   json.at("tokens").get_to(state.tokens);
+  json.at("targets").get_to(state.targets);
   json.at("seconds").get_to(state.seconds);
   json.at("loss").get_to(state.loss);
   json.at("evaluated").get_to(state.evaluated);
-  json.at("redraw").get_to(state.redraw);
-  const auto& cursor = json.at("cursor");
-  state.cursor = {cursor.at(0), cursor.at(1), cursor.at(2)};
-  const auto& crops = json.at("crops");
-  state.crops = {crops.at(0), crops.at(1), crops.at(2), crops.at(3)};
-  json.at("train_fingerprint").get_to(state.train_fingerprint);
-  json.at("valid_fingerprint").get_to(state.valid_fingerprint);
   json.at("threads").get_to(state.threads);
   return state;
 }
@@ -64,38 +45,63 @@ void check_format(const std::string& path, const std::map<std::string, std::stri
   int format = 0;
   const std::string& text = found->second;
   std::from_chars(text.data(), text.data() + text.size(), format);
-  check<InputError>(format >= 1 && format <= kModelFormat,
-                    "{}: format {} is unknown, this program reads up to {}: use the release that wrote it",
-                    path, text, kModelFormat);
+  check<InputError>(
+      format == kModelFormat,
+      "{}: format {} is unknown, this program reads format {}: use the release that wrote it, or "
+      "train into another folder",
+      path, text, kModelFormat);
+}
+
+// The tensors whose names begin with `prefix`, without it.
+std::map<std::string, at::Tensor> part(const std::map<std::string, at::Tensor>& tensors,
+                                       const std::string& prefix) {
+  std::map<std::string, at::Tensor> found;
+  for (const auto& [name, tensor] : tensors) {
+    if (name.starts_with(prefix)) found[name.substr(prefix.size())] = tensor;
+  }
+  return found;
 }
 
 }  // namespace
 
+std::string training_file(const std::string& directory) {
+  return directory + "/training.safetensors";
+}
+
 void save_training(const std::string& directory, const TrainingCheckpoint& checkpoint) {
   TensorFile file;
-  file.tensors = checkpoint.tensors;
+  for (const auto& [name, tensor] : checkpoint.task.tensors) file.tensors["task." + name] = tensor;
+  for (const auto& [name, tensor] : checkpoint.adam) file.tensors["adam." + name] = tensor;
+  file.tensors["generator"] = checkpoint.generator;
   file.metadata["performer_format"] = std::to_string(kModelFormat);
   file.metadata["state"] = state_to_json(checkpoint.state).dump();
+  file.metadata["task"] = checkpoint.task.values.dump();
   file.metadata["settings"] = nlohmann::json(checkpoint.settings).dump();
-  write_safetensors(training_path(directory), file);
+  write_safetensors(training_file(directory), file);
 }
 
 TrainingCheckpoint load_training(const std::string& directory) {
-  const std::string path = training_path(directory);
+  const std::string path = training_file(directory);
   check<UsageError>(fs::exists(path),
                     "{} holds no checkpoint to resume (training.safetensors): leave out --resume to start a "
                     "new run in an empty folder",
                     directory);
-  TensorFile file = read_safetensors(path);
+  const TensorFile file = read_safetensors(path);
   check_format(path, file.metadata);
   TrainingCheckpoint checkpoint;
   try {
     checkpoint.state = state_from_json(nlohmann::json::parse(file.metadata.at("state")));
+    checkpoint.task.values = nlohmann::json::parse(file.metadata.at("task"));
     checkpoint.settings = nlohmann::json::parse(file.metadata.at("settings")).get<Settings>();
   } catch (const std::exception& error) {  // JSON errors and missing entries
     throw InputError(fmt::format("{}: damaged training state: {}", path, error.what()));
   }
-  checkpoint.tensors = std::move(file.tensors);
+  const auto generator = file.tensors.find("generator");
+  check<InputError>(generator != file.tensors.end(), "{}: the state of the random generator is missing",
+                    path);
+  checkpoint.generator = generator->second;
+  checkpoint.task.tensors = part(file.tensors, "task.");
+  checkpoint.adam = part(file.tensors, "adam.");
   return checkpoint;
 }
 
@@ -112,7 +118,7 @@ void check_same_settings(const std::string& directory, const Settings& then, con
   }
 }
 
-RunFolder::RunFolder(const std::string& path, bool resume) : path_(path) {
+RunFolder::RunFolder(const std::string& path, bool resume) : path_(path), resumes_(resume) {
   check<UsageError>(!path.empty(), "no output folder given (-o DIR)");
   std::error_code ignored;
   check<UsageError>(resume || !fs::is_directory(path) || fs::is_empty(path, ignored),
@@ -138,4 +144,4 @@ RunFolder::~RunFolder() {
   ::close(descriptor_);
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -8,25 +8,18 @@
 #include <map>
 #include <string>
 
-#include "performer/data/batches.h"
+#include "performer/train/task.h"
 
-namespace performer {
-
-// Values of configuration keys in text form, by "section.key".
-using Settings = std::map<std::string, std::string>;
+namespace performer::train {
 
 // Where a run stands after `step` optimizer steps.
 struct RunState {
   int64_t step = 0;
-  int64_t tokens = 0;      // targets that counted, so far
+  int64_t tokens = 0;      // read so far
+  int64_t targets = 0;     // that counted, so far
   double seconds = 0;      // of training, evaluations included, over all runs
   double loss = 0;         // of the last step
   int64_t evaluated = -1;  // step of the last evaluation
-  int64_t redraw = 0;      // index of the projections in use
-  data::Cursor cursor;
-  data::CropCounts crops;
-  uint64_t train_fingerprint = 0;
-  uint64_t valid_fingerprint = 0;  // 0: nothing held out
   int threads = 0;
 };
 
@@ -34,12 +27,18 @@ struct RunState {
 struct TrainingCheckpoint {
   RunState state;
   Settings settings;
-  std::map<std::string, at::Tensor> tensors;  // "model.NAME", "adam.NAME", "generator"
+  TaskState task;                          // its tensors are stored as "task.NAME"
+  std::map<std::string, at::Tensor> adam;  // as "adam.NAME"
+  at::Tensor generator;                    // state of LibTorch's default generator
 };
+
+// The file of a run's checkpoint.
+std::string training_file(const std::string& directory);
 
 // Atomic. Throws Error when it cannot be written; the checkpoint before it then stays.
 void save_training(const std::string& directory, const TrainingCheckpoint& checkpoint);
-// Throws UsageError when the folder holds no checkpoint, InputError when it is damaged or of a newer format.
+// Throws UsageError when the folder holds no checkpoint, InputError when it is damaged or of another
+// format.
 TrainingCheckpoint load_training(const std::string& directory);
 
 // Throws UsageError naming the first key whose value in `now` is not that of the checkpoint. Keys that change
@@ -57,10 +56,12 @@ class RunFolder {
   RunFolder& operator=(const RunFolder&) = delete;
 
   const std::string& path() const { return path_; }
+  bool resumes() const { return resumes_; }
 
  private:
   std::string path_;
+  bool resumes_;
   int descriptor_ = -1;  // holds the lock
 };
 
-}  // namespace performer
+}  // namespace performer::train

@@ -10,7 +10,7 @@
 #include "performer/base/error.h"
 #include "performer/base/fields.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 // In the order of Schedule::Factor.
@@ -79,4 +79,4 @@ double Schedule::apply(Factor factor, double rate, double step) const {
   return rate;
 }
 
-}  // namespace performer
+}  // namespace performer::train

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace performer {
+namespace performer::train {
 
 // The numbers that the factors use; protein_lm's defaults.
 struct ScheduleOptions {
@@ -50,4 +50,4 @@ class Schedule {
   std::vector<Factor> factors_;
 };
 
-}  // namespace performer
+}  // namespace performer::train

@@ -13,7 +13,7 @@
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 using States = std::vector<ops::State>;  // one a layer; none where no sequence goes on
@@ -180,9 +180,8 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
   check<UsageError>(
       nn::find_kind(attention.kind).capabilities.chunks,
       "train.slim_chunk = {} needs an attention kind with a state that stands for all tokens before a chunk, "
-      "which attention.kind = {} does not have: choose favor-softmax or favor-relu, or set train.slim_chunk "
-      "= "
-      "0, and train.checkpoint_activations = true to save memory",
+      "which attention.kind = {} does not have: choose favor-softmax or favor-relu, or set "
+      "train.slim_chunk = 0, and train.checkpoint_activations = true to save memory",
       train.slim_chunk, attention.kind);
   check<UsageError>(
       attention.local_heads == 0 && attention.begin_kernel == 0 && !model.token_shift && !model.reversible,
@@ -197,4 +196,4 @@ void validate_slim(const ModelConfig& model, const AttentionConfig& attention, c
       train.slim_chunk);
 }
 
-}  // namespace performer
+}  // namespace performer::train

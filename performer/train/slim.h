@@ -10,15 +10,10 @@
 #pragma once
 
 #include "performer/models/language_model.h"
-#include "performer/train/trainer.h"
+#include "performer/train/config.h"
+#include "performer/train/task.h"
 
-namespace performer {
-
-// What a batch contributes to the metrics of its step.
-struct BatchSums {
-  double loss = 0;     // cross entropy times weights over the divisor of the gradients
-  double correct = 0;  // weight of the targets that were predicted
-};
+namespace performer::train {
 
 struct SlimOptions {
   int64_t chunk = 0;      // tokens of each row that are in memory at a time, at least 1; packed: of the batch
@@ -40,4 +35,4 @@ BatchSums slim_backward(LanguageModel& model, const SequenceBatch& batch, const 
 // constant size, or train.checkpoint_activations is on too.
 void validate_slim(const ModelConfig& model, const AttentionConfig& attention, const TrainConfig& train);
 
-}  // namespace performer
+}  // namespace performer::train

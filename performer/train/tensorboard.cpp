@@ -9,7 +9,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 std::array<uint32_t, 256> make_crc_table() {
@@ -135,4 +135,4 @@ void TensorBoardWriter::write(const std::string& event) {
   check(file_.good(), "cannot write {}: {}", path_, std::strerror(errno));
 }
 
-}  // namespace performer
+}  // namespace performer::train

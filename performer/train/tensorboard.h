@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-namespace performer {
+namespace performer::train {
 
 uint32_t crc32c(std::string_view bytes);  // CRC-32 with the Castagnoli polynomial (RFC 3720)
 
@@ -39,4 +39,4 @@ class TensorBoardWriter {
   std::ofstream file_;
 };
 
-}  // namespace performer
+}  // namespace performer::train

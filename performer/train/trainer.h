@@ -1,107 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training: batches in, a model folder and metrics out; stops and resumes without a trace in the results.
+// The training loop: batches, gradients, clipping, optimizer, schedule, evaluations, checkpoints, progress.
+// What it trains is a task (task.h). A run that was stopped and resumed gives bit for bit the results of one
+// that never stopped.
 #pragma once
 
 #include <atomic>
-#include <string>
-#include <vector>
+#include <cstdint>
 
-#include "performer/base/fields.h"
-#include "performer/data/batches.h"
-#include "performer/models/folder.h"
-#include "performer/nn/config.h"
-#include "performer/train/schedule.h"
+#include "performer/train/config.h"
+#include "performer/train/run_folder.h"
+#include "performer/train/task.h"
 
-namespace performer {
+namespace performer::train {
 
-struct TrainConfig {
-  int64_t steps = 1000;
-  double learning_rate = 1e-3;
-  std::string schedule = "constant";
-  int64_t warmup = 1000;
-  double decay_factor = 0.5;
-  int64_t steps_per_decay = 20000, steps_per_cycle = 100000;
-  double adam_beta1 = 0.9, adam_beta2 = 0.98, adam_epsilon = 1e-9;
-  double weight_decay = 0.1;
-  std::string decay = "matrices";
-  double clip = 0.5;
-  int64_t accumulate = 1;
-  std::string precision = "float32";
-  bool checkpoint_activations = false;
-  int64_t slim_chunk = 0;
-  int64_t log_every = 10;
-  int64_t evaluate_every = 500;
-  int64_t checkpoint_every = 500;
-  int64_t seed = 0;
-
-  template <class Self, class Visit>
-  static void fields(Self& self, Visit&& visit) {
-    visit("steps", self.steps, "optimizer steps");
-    visit("learning_rate", self.learning_rate, "step size, multiplied by the schedule");
-    visit("schedule", self.schedule,
-          "factors joined by '*', as in protein_lm: constant, linear_warmup, rsqrt_decay, "
-          "rsqrt_normalized_decay, decay_every, cosine_decay");
-    visit("warmup", self.warmup, "steps of linear_warmup, knee of both rsqrt factors, start of cosine_decay");
-    visit("decay_factor", self.decay_factor, "what decay_every multiplies by");
-    visit("steps_per_decay", self.steps_per_decay, "steps between two decays of decay_every");
-    visit("steps_per_cycle", self.steps_per_cycle, "steps in which cosine_decay falls to 0 and starts again");
-    visit("adam_beta1", self.adam_beta1, "decay of Adam's first moment");
-    visit("adam_beta2", self.adam_beta2, "decay of Adam's second moment");
-    visit("adam_epsilon", self.adam_epsilon, "added outside Adam's square root");
-    visit("weight_decay", self.weight_decay, "decoupled weight decay");
-    visit("decay", self.decay, "what decays: matrices (norms and biases exempt) or all (as the paper)",
-          Choices{"matrices", "all"});
-    visit("clip", self.clip, "largest global gradient norm; 0: no clipping");
-    visit("accumulate", self.accumulate, "batches whose gradients make one step");
-    visit("precision", self.precision,
-          "float32, or bfloat16 (autocast; sums, norms and the optimizer stay in float32)",
-          Choices{"float32", "bfloat16"});
-    visit("checkpoint_activations", self.checkpoint_activations,
-          "recompute each block in the backward pass: less memory, a third more time");
-    visit(
-        "slim_chunk", self.slim_chunk,
-        "causal favor-* models: tokens of a row (packed: of the batch) whose activations are kept at a time, "
-        "the rest recomputed from the attention's states: same gradients, memory in proportion to this; "
-        "0: off");
-    visit("log_every", self.log_every, "steps between progress lines; every step goes to metrics.jsonl");
-    visit("evaluate_every", self.evaluate_every,
-          "steps between evaluations on the held-out sequences; 0: only at the end");
-    visit("checkpoint_every", self.checkpoint_every, "steps between checkpoints; 0: only at the end");
-    visit("seed", self.seed, "names initial weights and dropout");
-  }
-};
-// Throws UsageError naming the key, what it may be and what it is.
-void validate(const TrainConfig& config);
-// The schedule that [train] describes, with train.learning_rate as the factor `constant`.
-Schedule make_schedule(const TrainConfig& config);
-
-struct TrainRequest {
-  ModelConfig model;
-  AttentionConfig attention;
-  DataConfig data;
-  TrainConfig train;
-  // Without valid_files, data.holdout of the training sequences are held out by a hash of their residues.
-  std::vector<std::string> train_files, valid_files;
-  std::string output;     // model folder, made when missing; must be empty unless `resume`
+struct RunOptions {
   double time_limit = 0;  // seconds of training in this call, 0: none; the step under way is finished
-  bool resume = false;    // continue the run in `output`; anything that changes results must be as it was
   bool progress = false;  // draw a progress line on standard error
   const std::atomic<bool>* stop =
       nullptr;  // set by a signal handler: write a checkpoint and throw Interrupted
 };
 
-struct TrainResult {
-  int64_t steps = 0, tokens = 0;  // over the whole run: optimizer steps made, targets that counted
-  double loss = 0;                // mean of the last step
-  double seconds = 0;             // over the whole run, evaluations included
-  double tokens_per_second = 0;   // of the steps of this call
+struct RunResult {
+  int64_t steps = 0;             // over the whole run: optimizer steps made,
+  int64_t tokens = 0;            // tokens read
+  int64_t targets = 0;           // and targets that counted
+  double loss = 0;               // mean of the last step
+  double seconds = 0;            // over the whole run, evaluations included
+  double tokens_per_second = 0;  // read in the steps of this call
 };
 
-// Runs or resumes. Step s counts from 1 and uses the rate schedule(s) (protein_lm counts from 0, whose first
-// step with a warm-up has the rate 0). Metrics are written as in metrics_log.h. Seeds and uses LibTorch's
-// default generator; the same settings, data and number of threads give the same losses, stopped and resumed
-// or not. Throws UsageError, InputError, Error (diverged, disk full, out of memory) or Interrupted; the last
-// checkpoint then stays usable.
-TrainResult train(const TrainRequest& request);
+// Trains `task` for train.steps steps, or goes on with the run in `folder` when that was opened to resume.
+// Step s counts from 1 and uses the rate schedule(s) (protein_lm counts from 0, whose first step with a
+// warm-up has the rate 0). Metrics are written as in metrics_log.h. LibTorch's default generator is used as
+// it is found, and is a part of checkpoints: who makes the task seeds it. The same settings, data and number
+// of threads give the same losses. Throws UsageError, InputError, Error (diverged, disk full, out of memory)
+// or Interrupted; the last checkpoint then stays usable.
+RunResult run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options = {});
 
-}  // namespace performer
+}  // namespace performer::train

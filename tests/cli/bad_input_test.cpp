@@ -17,7 +17,8 @@ class BadInput : public ProgramTest {
  protected:
   // Training, and so any reading of FASTA, refuses `fasta` and leaves no model.
   void expect_refused(const std::string& fasta, const std::vector<std::string>& words) {
-    expect_failure(run(train_arguments(fasta, "refused", {"--steps", "2"})), 3, words);
+    expect_failure(run(train_arguments(fasta, "refused", {"--steps", "2", "--set", "data.format=fasta"})), 3,
+                   words);
     EXPECT_FALSE(exists("refused/config.json") || exists("refused/model.safetensors") ||
                  exists("refused/training.safetensors"));
     for (const auto& file : files()) EXPECT_THAT(file, testing::Not(testing::HasSubstr(".tmp-"))) << fasta;
@@ -39,7 +40,7 @@ class BadInput : public ProgramTest {
 TEST_F(BadInput, SequenceFiles) {
   expect_refused("missing.fasta", {"missing.fasta", "No such file"});
   fs::create_directory(path("folder"));
-  expect_refused("folder", {"folder", "directory"});
+  expect_refused("folder", {"folder", "no files"});
   write("empty.fasta", "");
   expect_refused("empty.fasta", {"empty.fasta", "empty"});
   write("blank.fasta", "\n\n \n");

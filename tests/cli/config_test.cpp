@@ -76,9 +76,9 @@ TEST_F(Config, WrongValuesNameFileLineAndKey) {
   write("real.toml", "[model]\nlayers = 1.5\n");
   expect_failure(run({"train", "--dry-run", "--config", "real.toml"}), 2,
                  {"real.toml:2", "model.layers", "1.5"});
-  write("choice.toml", "[attention]\nkind = \"favour\"\n");
+  write("choice.toml", "[attention]\nkind = \"favour-relu\"\n");
   expect_failure(run({"train", "--dry-run", "--config", "choice.toml"}), 2,
-                 {"choice.toml:2", "attention.kind", "favor-relu", "'favour'"});
+                 {"choice.toml:2", "attention.kind", "favor-relu", "'favour-relu'"});
   write("table.toml", "model = 3\n");
   expect_failure(run({"train", "--dry-run", "--config", "table.toml"}), 2, {"table.toml:1", "[model]"});
   write("broken.toml", "[model]\nlayers = = 3\n");

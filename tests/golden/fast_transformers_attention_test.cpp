@@ -7,13 +7,14 @@
 #include "performer/references/fast_transformers/layers_attention.h"
 #include "tests/golden/fast_transformers_cases.h"
 
-namespace performer::golden::fast_transformers::attention {
+namespace performer::golden::fast_transformers {
+namespace {
 
-nn::InnerAttentionPtr attention_of(const Case& item, const std::string& kind, at::ScalarType type) {
-  nn::InnerAttentionOptions options = attention_options(item.options);
+ft::InnerAttentionPtr attention_of(const Case& item, const std::string& kind, at::ScalarType type) {
+  ft::InnerAttentionOptions options = attention_options(item.options);
   options.feature_map = map_options(option_or<std::string>(item.options, "feature_map", "elu"), item.options);
   const at::Tensor q = item.tensor("q"), v = item.tensor("v");
-  const auto made = nn::make_attention(kind, options, {q.size(-2), q.size(-1), v.size(-1), 0});
+  const auto made = ft::make_attention(kind, options, {q.size(-2), q.size(-1), v.size(-1), 0});
   if (const auto map = std::dynamic_pointer_cast<ft::FeatureMapImpl>(made->randomness())) {
     expect_resolved(item, *map);
     if (item.has("omega")) set_omega(*map, item.tensor("omega"), type);
@@ -54,7 +55,7 @@ void run_self(Group& group, const Case& item, at::ScalarType type) {
   const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
                    v = item.tensor("v").to(type);
   const auto made = attention_of(item, attention_kind(item.function), type);
-  nn::AttentionState state;
+  ft::AttentionState state;
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < q.size(1); ++i) {
     outs.push_back(made->step(q.select(1, i), k.select(1, i), v.select(1, i), state));
@@ -70,7 +71,7 @@ void run_cross(Group& group, const Case& item, at::ScalarType type) {
   const at::Tensor q = item.tensor("q").to(type), k = item.tensor("k").to(type),
                    v = item.tensor("v").to(type);
   const auto made = attention_of(item, attention_kind(item.function), type);
-  const nn::AttentionState memory =
+  const ft::AttentionState memory =
       made->summarize(k, v, lengths_of(item, "key_lengths", k.size(0), k.size(1)));
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < q.size(1); ++i) outs.push_back(made->cross_step(q.select(1, i), memory));
@@ -95,4 +96,5 @@ TEST(GoldenFastTransformers, Recurrent) {
   });
 }
 
-}  // namespace performer::golden::fast_transformers::attention
+}  // namespace
+}  // namespace performer::golden::fast_transformers

@@ -128,29 +128,27 @@ inline at::Tensor leaf(const Case& item, const std::string& name, at::ScalarType
   return item.tensor(name).to(type).clone().set_requires_grad(true);
 }
 
-inline nn::LengthMask lengths_of(const Case& item, const std::string& name, int64_t batch, int64_t tokens) {
-  if (!item.has(name)) return nn::LengthMask(at::full({batch}, tokens, at::kLong), tokens);
-  return nn::LengthMask(item.tensor(name).to(at::kLong), tokens);
+inline ft::LengthMask lengths_of(const Case& item, const std::string& name, int64_t batch, int64_t tokens) {
+  if (!item.has(name)) return ft::LengthMask(at::full({batch}, tokens, at::kLong), tokens);
+  return ft::LengthMask(item.tensor(name).to(at::kLong), tokens);
 }
 
 // The mask of `rows` queries and `columns` keys: a recorded matrix, or triangular where the case or the kind
 // asks for it, or all ones.
-inline nn::AttentionMask mask_of_queries(const Case& item, bool causal, int64_t rows, int64_t columns) {
+inline ft::AttentionMask mask_of_queries(const Case& item, bool causal, int64_t rows, int64_t columns) {
   for (const char* name : {"attn_mask", "mask"}) {
-    if (item.has(name)) return nn::FullMask(item.tensor(name).ne(0));
+    if (item.has(name)) return ft::FullMask(item.tensor(name).ne(0));
   }
   const auto named = item.options.find("mask");
   const std::string mask = named != item.options.end() && named->is_string() ? named->get<std::string>() : "";
   for (const char* word : {"causal", "Causal", "triangular"}) causal |= mask.find(word) != std::string::npos;
-  if (option_or(item.options, "causal", false) || causal) return nn::TriangularCausalMask(rows);
-  return nn::FullMask(rows, columns);
+  if (option_or(item.options, "causal", false) || causal) return ft::TriangularCausalMask(rows);
+  return ft::FullMask(rows, columns);
 }
 
-// The options of an attention that are not its feature map's; `compatible`, since these are the library's
-// numbers.
-inline nn::InnerAttentionOptions attention_options(const nlohmann::json& given) {
-  nn::InnerAttentionOptions options;
-  options.compatible = true;
+// The options of an attention that are not its feature map's.
+inline ft::InnerAttentionOptions attention_options(const nlohmann::json& given) {
+  ft::InnerAttentionOptions options;
   options.eps = option_or(given, "eps", options.eps);
   options.softmax_temp = option_or(given, "softmax_temp", options.softmax_temp);
   options.attention_dropout = option_or(given, "attention_dropout", options.attention_dropout);
@@ -177,7 +175,7 @@ inline std::string attention_kind(std::string name) {
 
 // The two parts of a state as the library returns them: sums of linear attention, keys and values of full
 // attention.
-inline std::pair<at::Tensor, at::Tensor> state_parts(const nn::AttentionState& state) {
+inline std::pair<at::Tensor, at::Tensor> state_parts(const ft::AttentionState& state) {
   if (state.linear.defined()) return {state.linear.s.clone(), state.linear.z.clone()};
   if (state.key_mask.defined()) return {state.keys, state.values};  // of a memory
   return {state.keys.narrow(2, 0, state.length), state.values.narrow(2, 0, state.length)};

@@ -9,7 +9,8 @@
 #include "performer/references/fast_transformers/layers.h"
 #include "tests/golden/fast_transformers_cases.h"
 
-namespace performer::golden::fast_transformers::layers {
+namespace performer::golden::fast_transformers {
+namespace {
 
 // The tensors "w.NAME" of a case, by NAME.
 std::map<std::string, at::Tensor> weights_of(const Case& item) {
@@ -20,14 +21,14 @@ std::map<std::string, at::Tensor> weights_of(const Case& item) {
   return weights;
 }
 
-nn::TransformerOptions model_options(const Case& item) {
+ft::TransformerOptions model_options(const Case& item) {
   expect_known(item,
                {"n_layers", "n_heads", "query_dimensions", "value_dimensions", "feed_forward_dimensions",
                 "dropout", "attention_dropout", "activation", "final_normalization", "attention_type",
                 "feature_map", "feature_map_options", "self", "cross", "N", "L", "S", "inputs"},
                false);
   const nlohmann::json& given = item.options;
-  nn::TransformerOptions options;
+  ft::TransformerOptions options;
   options.n_layers = option_or(given, "n_layers", options.n_layers);
   options.n_heads = option_or(given, "n_heads", options.n_heads);
   options.query_dimensions = option_or(given, "query_dimensions", options.query_dimensions);
@@ -53,7 +54,7 @@ nn::TransformerOptions model_options(const Case& item) {
 
 template <class Model>
 void prepare(Model& model, const Case& item, at::ScalarType type) {
-  nn::import_weights(*model, weights_of(item));
+  import_weights(*model, weights_of(item));
   model->to(type);
   model->eval();
 }
@@ -64,13 +65,13 @@ std::map<std::string, at::Tensor> leaves_of(torch::nn::Module& model,
   return inputs;
 }
 
-nn::AttentionMask self_mask(const Case& item, const nn::TransformerOptions& options, int64_t length) {
+ft::AttentionMask self_mask(const Case& item, const ft::TransformerOptions& options, int64_t length) {
   return mask_of_queries(item, options.attention_type == "causal-linear", length, length);
 }
 
 void run_encoder(Group& group, const Case& item, at::ScalarType type) {
-  const nn::TransformerOptions options = model_options(item);
-  nn::TransformerEncoder model = nn::make_transformer_encoder(options);
+  const ft::TransformerOptions options = model_options(item);
+  ft::TransformerEncoder model = ft::make_transformer_encoder(options);
   prepare(model, item, type);
   const at::Tensor x = leaf(item, "x", type);
   const at::Tensor out =
@@ -80,10 +81,10 @@ void run_encoder(Group& group, const Case& item, at::ScalarType type) {
 
 void run_recurrent_encoder(Group& group, const Case& item, at::ScalarType type) {
   const at::NoGradGuard no_grad;
-  nn::TransformerEncoder model = nn::make_transformer_encoder(model_options(item));
+  ft::TransformerEncoder model = ft::make_transformer_encoder(model_options(item));
   prepare(model, item, type);
   const at::Tensor x = item.tensor("x").to(type);
-  std::vector<nn::AttentionState> state;
+  std::vector<ft::AttentionState> state;
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < x.size(1); ++i) outs.push_back(model->step(x.select(1, i), state));
   expect_all(group, item, at::stack(outs, 1), {}, {"S_last_layer", "Z_last_layer"});
@@ -93,8 +94,8 @@ void run_recurrent_encoder(Group& group, const Case& item, at::ScalarType type) 
 }
 
 void run_decoder(Group& group, const Case& item, at::ScalarType type) {
-  const nn::TransformerOptions options = model_options(item);
-  nn::TransformerDecoder model = nn::make_transformer_decoder(options);
+  const ft::TransformerOptions options = model_options(item);
+  ft::TransformerDecoder model = ft::make_transformer_decoder(options);
   prepare(model, item, type);
   const at::Tensor x = leaf(item, "x", type), memory = leaf(item, "memory", type);
   const at::Tensor out = model->forward(x, memory, self_mask(item, options, x.size(1)),
@@ -105,10 +106,10 @@ void run_decoder(Group& group, const Case& item, at::ScalarType type) {
 
 void run_recurrent_decoder(Group& group, const Case& item, at::ScalarType type) {
   const at::NoGradGuard no_grad;
-  nn::TransformerDecoder model = nn::make_transformer_decoder(model_options(item));
+  ft::TransformerDecoder model = ft::make_transformer_decoder(model_options(item));
   prepare(model, item, type);
   const at::Tensor x = item.tensor("x").to(type), memory = item.tensor("memory").to(type);
-  std::vector<nn::DecoderLayerState> state;
+  std::vector<ft::DecoderLayerState> state;
   std::vector<at::Tensor> outs;
   for (int64_t i = 0; i < x.size(1); ++i) {
     outs.push_back(model->step(x.select(1, i), memory, state,
@@ -117,21 +118,21 @@ void run_recurrent_decoder(Group& group, const Case& item, at::ScalarType type) 
   expect_all(group, item, at::stack(outs, 1), {});
 }
 
-nn::AttentionLayer attention_layer(const Case& item, const std::string& kind) {
+ft::AttentionLayer attention_layer(const Case& item, const std::string& kind) {
   expect_known(item, {"N", "L", "S", "n_heads", "d_model", "d_keys", "d_values", "feature_map",
                       "feature_map_options", "inputs"});
   const int64_t heads = item.option<int64_t>("n_heads"), width = item.option<int64_t>("d_model");
   const int64_t keys = option_or(item.options, "d_keys", width / heads),
                 values = option_or(item.options, "d_values", width / heads);
-  nn::InnerAttentionOptions options = attention_options(item.options);
+  ft::InnerAttentionOptions options = attention_options(item.options);
   options.feature_map = map_options(option_or<std::string>(item.options, "feature_map", "elu"),
                                     item.options.value("feature_map_options", item.options));
-  return nn::AttentionLayer(nn::make_attention(kind, options, {heads, keys, values, 0}), width, heads, keys,
+  return ft::AttentionLayer(ft::make_attention(kind, options, {heads, keys, values, 0}), width, heads, keys,
                             values);
 }
 
 void run_layer_of(Group& group, const Case& item, at::ScalarType type, const std::string& kind) {
-  nn::AttentionLayer layer = attention_layer(item, kind);
+  ft::AttentionLayer layer = attention_layer(item, kind);
   prepare(layer, item, type);
   const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
   const int64_t batch = q.size(0), length = q.size(1), memory = k.size(1);
@@ -164,25 +165,25 @@ TEST(GoldenFastTransformers, Layers) {
 }
 
 // Masks of all ones are made from their sizes, others from their matrix.
-nn::AttentionMask full_mask_of(const Case& item) {
+ft::AttentionMask full_mask_of(const Case& item) {
   const nlohmann::json rows = item.options.value("N", nlohmann::json());
   const bool all = !item.has("bool_matrix") || item.tensor("bool_matrix").ne(0).all().item<bool>();
-  if (!all || !rows.is_number()) return nn::FullMask(item.tensor("bool_matrix").ne(0));
+  if (!all || !rows.is_number()) return ft::FullMask(item.tensor("bool_matrix").ne(0));
   const auto columns = option_or<int64_t>(item.options, "M", 0);
-  return nn::FullMask(rows.get<int64_t>(), columns > 0 ? columns : -1);
+  return ft::FullMask(rows.get<int64_t>(), columns > 0 ? columns : -1);
 }
 
-nn::AttentionMask mask_of(const Case& item) {
+ft::AttentionMask mask_of(const Case& item) {
   const nlohmann::json& options = item.options;
   if (item.function == "LengthMask") {
     expect_known(item, {"lengths", "max_len"}, false);
     const auto lengths = options.at("lengths").get<std::vector<int64_t>>();
     const auto longest = option_or<int64_t>(options, "max_len", 0);
-    return nn::LengthMask(at::tensor(lengths, at::kLong), longest > 0 ? longest : -1);
+    return ft::LengthMask(at::tensor(lengths, at::kLong), longest > 0 ? longest : -1);
   }
   if (item.function == "TriangularCausalMask") {
     expect_known(item, {"N"}, false);
-    return nn::TriangularCausalMask(options.at("N").get<int64_t>());
+    return ft::TriangularCausalMask(options.at("N").get<int64_t>());
   }
   check<InputError>(item.function == "FullMask", "unknown mask {}", item.function);
   return full_mask_of(item);
@@ -190,7 +191,7 @@ nn::AttentionMask mask_of(const Case& item) {
 
 TEST(GoldenFastTransformers, Masks) {
   run_group("masks", kSystem, [&](Group& group, const Case& item) {
-    const nn::AttentionMask mask = mask_of(item);
+    const ft::AttentionMask mask = mask_of(item);
     if (item.has("bool_matrix")) {
       EXPECT_TRUE(at::equal(mask.bool_matrix(), item.tensor("bool_matrix").ne(0))) << item.id;
     }
@@ -211,7 +212,7 @@ TEST(GoldenFastTransformers, Masks) {
     EXPECT_EQ(mask.all_ones(), item.entry.value("all_ones", mask.all_ones())) << item.id;
     EXPECT_EQ(mask.lower_triangular(), item.entry.value("lower_triangular", mask.lower_triangular()))
         << item.id;
-    const nn::FullMask same(mask.bool_matrix());
+    const ft::FullMask same(mask.bool_matrix());
     EXPECT_EQ(same.lower_triangular(),
               item.entry.value("fullmask_of_same_matrix_lower_triangular", same.lower_triangular()))
         << item.id;
@@ -220,21 +221,21 @@ TEST(GoldenFastTransformers, Masks) {
 
 // What the reference refuses and we refuse too, by its description there.
 const std::map<std::string, void (*)()>& refused_calls() {
-  static const auto attend = [](const char* kind, const nn::AttentionMask& mask) {
+  static const auto attend = [](const char* kind, const ft::AttentionMask& mask) {
     const at::Tensor x = at::ones({1, 3, 2, 4});
-    nn::make_attention(kind, {}, {2, 4, 4, 0})
-        ->forward({x, x, x, mask, nn::FullMask(1, 3), nn::FullMask(1, 3)});
+    ft::make_attention(kind, {}, {2, 4, 4, 0})
+        ->forward({x, x, x, mask, ft::FullMask(1, 3), ft::FullMask(1, 3)});
   };
   static const std::map<std::string, void (*)()> calls = {
-      {"LinearAttention with a triangular mask", [] { attend("linear", nn::TriangularCausalMask(3)); }},
-      {"CausalLinearAttention with a full mask", [] { attend("causal-linear", nn::FullMask(3)); }},
+      {"LinearAttention with a triangular mask", [] { attend("linear", ft::TriangularCausalMask(3)); }},
+      {"CausalLinearAttention with a full mask", [] { attend("causal-linear", ft::FullMask(3)); }},
       {"CausalLinearAttention with L > S",
        [] {
          ft::causal_linear_attention(at::ones({1, 3, 1, 4}), at::ones({1, 2, 1, 4}), at::ones({1, 2, 1, 4}));
        }},
       {"FullMask from a float tensor",
        [] {
-         nn::FullMask(at::ones({2, 2}));
+         ft::FullMask(at::ones({2, 2}));
        }},
       {"recurrent: batch size changes",
        [] {
@@ -261,4 +262,5 @@ TEST(GoldenFastTransformers, WhatTheReferenceRefuses) {
   }
 }
 
-}  // namespace performer::golden::fast_transformers::layers
+}  // namespace
+}  // namespace performer::golden::fast_transformers

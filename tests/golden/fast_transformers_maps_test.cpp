@@ -7,7 +7,8 @@
 
 #include "tests/golden/fast_transformers_cases.h"
 
-namespace performer::golden::fast_transformers::maps {
+namespace performer::golden::fast_transformers {
+namespace {
 
 TEST(GoldenFastTransformers, Projections) {
   run_group("projection", kSystem, [&](Group& group, const Case& item) {
@@ -90,4 +91,5 @@ TEST(GoldenFastTransformers, RedrawSchedule) {
   }
 }
 
-}  // namespace performer::golden::fast_transformers::maps
+}  // namespace
+}  // namespace performer::golden::fast_transformers

@@ -70,8 +70,8 @@ std::vector<Case> load_folder(const std::string& folder, const std::string& grou
 // output where it exists.
 std::string difference(const Case& item, const std::string& name, const at::Tensor& actual);
 
-// The cases of one group in all folders, with a tally of what was compared. `system` ("keras", "lucidrains",
-// "idiap", ...) is part of what the cases name as their reference: systems share names of groups.
+// The cases of one group in all folders, with a tally of what was compared. `system` ("keras",
+// "performer-pytorch", ...) is part of what the cases name as their reference: systems share names of groups.
 class Group {
  public:
   explicit Group(const std::string& name, const std::string& system = "");

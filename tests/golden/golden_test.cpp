@@ -132,7 +132,7 @@ TEST(GoldenFolders, HaveATestForEveryGroup) {
   // KernelAttention, performer-pytorch and fast-transformers share names of groups.
   static const std::map<std::string, std::set<std::string>> known_of = {
       {"keras", {"features", "projection", "attention", "windowed", "streaming", "layer"}},
-      {"lucidrains",
+      {"performer-pytorch",
        {"features", "projection", "linear_attention", "fast_attention", "modules", "attention_layers",
         "performer", "lm", "wrapper"}},
       {"fast-transformers", {"features", "projection", "attention", "recurrent", "layers", "masks"}}};

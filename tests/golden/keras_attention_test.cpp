@@ -8,8 +8,6 @@
 namespace performer::golden::keras {
 namespace {
 
-namespace reference = references::keras;
-
 const std::set<std::string> kAttention = {"num_heads",
                                           "key_dim",
                                           "value_dim",

@@ -13,9 +13,12 @@
 
 #include "performer/base/error.h"
 #include "performer/references/keras/attention.h"
+#include "tests/golden/cases.h"
 #include "tests/golden/golden.h"
 
 namespace performer::golden::keras {
+
+namespace reference = references::keras;
 
 // Options that say how a case was made, not what was called.
 inline const std::set<std::string> kShapes = {"B", "T", "S", "H", "d", "dv", "inputs", "mask"};
@@ -33,11 +36,6 @@ template <class T>
 std::optional<T> optional(const Case& item, const std::string& name) {
   if (!item.options.contains(name) || item.options.at(name).is_null()) return std::nullopt;
   return item.option<T>(name);
-}
-
-template <class T>
-T option_or(const Case& item, const std::string& name, T fallback) {
-  return optional<T>(item, name).value_or(std::move(fallback));
 }
 
 inline std::string transform_of(const Case& item) {
@@ -106,18 +104,18 @@ inline std::optional<at::Tensor> maybe(const Inputs& inputs, const std::string& 
   return found->second;
 }
 
-inline references::keras::AttentionOptions attention_options(const Case& item) {
-  references::keras::AttentionOptions with;
+inline reference::AttentionOptions attention_options(const Case& item) {
+  reference::AttentionOptions with;
   with.feature_transform = transform_of(item);
   with.is_short_seq = option_or(item, "is_short_seq", false);
   const auto key_dim = static_cast<double>(item.tensor("query").size(-1));
   with.scale = option_or(item, "scale", 1 / std::sqrt(key_dim));
   with.scale_by_length = option_or(item, "scale_by_length", false);
   if (option_or(item, "use_causal_windowed", false)) {
-    with.window = references::keras::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
-                                            option_or<int64_t>(item, "causal_window_length", 3),
-                                            optional<double>(item, "causal_window_decay"),
-                                            option_or<std::string>(item, "causal_padding", "none")};
+    with.window = reference::Window{option_or<int64_t>(item, "causal_chunk_length", 1),
+                                    option_or<int64_t>(item, "causal_window_length", 3),
+                                    optional<double>(item, "causal_window_decay"),
+                                    option_or<std::string>(item, "causal_padding", "none")};
   }
   return with;
 }

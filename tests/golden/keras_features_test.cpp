@@ -8,8 +8,6 @@
 namespace performer::golden::keras {
 namespace {
 
-namespace reference = references::keras;
-
 TEST(KerasGolden, Features) {
   run_group("features", "keras", [&](Group& group, const Case& item) {
     expect_known(item, {"feature_transform", "is_query", "num_random_features", "normalize_data",

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole KernelAttention layer in compatible mode, on its own weights.
+// The whole KernelAttention layer, on its own weights.
 #include "performer/references/keras/kernel_attention.h"
 #include "tests/golden/keras_case.h"
 
 namespace performer::golden::keras {
 namespace {
 
-using nn::KernelAttention;
-using nn::KernelAttentionOptions;
+using reference::KernelAttention;
+using reference::KernelAttentionOptions;
 
 KernelAttentionOptions layer_options(const Case& item) {
   expect_known(item, {"num_heads",
@@ -34,7 +34,6 @@ KernelAttentionOptions layer_options(const Case& item) {
                       "causal_window_decay",
                       "causal_padding"});
   KernelAttentionOptions with;
-  with.compatible = true;
   with.query_width = item.tensor("query").size(-1);
   with.value_width = item.tensor("value").size(-1);
   with.key_width = item.tensor(item.has("key") ? "key" : "value").size(-1);
@@ -72,7 +71,7 @@ KernelAttention make_layer(const Case& item, at::ScalarType type, int& draws) {
   for (const std::string& name : item.inputs) {
     if (name == "W" || name.starts_with("w.")) weights[name] = item.tensor(name);
   }
-  nn::import_kernel_attention(layer, weights);
+  reference::import_kernel_attention(layer, weights);
   layer->to(type);
   layer->set_redraw_source([&draws, &item, type](int64_t) {
     ++draws;
@@ -86,7 +85,7 @@ void compare_layer(Group& group, const Case& item, at::ScalarType type) {
   KernelAttention layer = make_layer(item, type, draws);
   const auto leaf = [&](const char* name) { return item.tensor(name).to(type).clone().requires_grad_(true); };
   std::map<std::string, at::Tensor> leaves = {{"query", leaf("query")}, {"value", leaf("value")}};
-  nn::KernelAttentionInputs inputs;
+  reference::KernelAttentionInputs inputs;
   inputs.query = leaves["query"];
   inputs.value = leaves["value"];
   ASSERT_EQ(item.has("key"), option_or(item, "separate_key", false)) << item.id;

@@ -12,17 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "performer/references/performer_pytorch/fast_attention.h"
+#include "tests/golden/cases.h"
 #include "tests/golden/golden.h"
 
-namespace performer::golden::performer_pytorch_attention {
+namespace performer::golden::performer_pytorch {
 
-// A test failure when the case has an option that the test does not know: it would run with a default.
-inline void expect_known_options(const Case& item, const std::set<std::string>& known) {
-  for (const auto& [name, value] : item.options.items()) {
-    EXPECT_TRUE(known.contains(name))
-        << item.group << " " << item.id << ": unknown option " << name << " = " << value;
-  }
-}
+using namespace references::performer_pytorch;  // NOLINT: what is tested
 
 // A function's name there ("gelu (exact erf)", "leaky_relu", "LeakyReLU"; none: `absent`) as its name here.
 inline std::string kernel_name(const nlohmann::json& option, const std::string& absent = "relu") {
@@ -72,4 +68,4 @@ inline void expect_all(Group& group, const Case& item, const at::Tensor& out,
   for (const auto& [name, result] : results) group.expect(item, name, with_same_overflow(item, name, result));
 }
 
-}  // namespace performer::golden::performer_pytorch_attention
+}  // namespace performer::golden::performer_pytorch

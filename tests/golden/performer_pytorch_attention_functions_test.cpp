@@ -9,10 +9,8 @@
 #include "tests/golden/golden.h"
 #include "tests/golden/performer_pytorch_attention.h"
 
-namespace performer::golden::performer_pytorch_attention {
+namespace performer::golden::performer_pytorch {
 namespace {
-
-using namespace references::performer_pytorch;  // NOLINT: the functions under test
 
 constexpr at::ScalarType kBothTypes[] = {at::kFloat, at::kDouble};
 
@@ -21,7 +19,7 @@ struct Leaf {
   at::Tensor recorded, ours;
 };
 
-Leaf leaf(const Case& item, const std::string& name, at::ScalarType type) {
+Leaf pair_of_leaves(const Case& item, const std::string& name, at::ScalarType type) {
   Leaf made{item.tensor(name).to(type).detach().clone().requires_grad_(true), {}};
   made.ours = made.recorded.transpose(1, 2);
   return made;
@@ -33,7 +31,7 @@ std::optional<at::Tensor> projection_of(const Case& item, at::ScalarType type) {
 }
 
 TEST(PerformerPytorchGolden, Projection) {
-  run_group("projection", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("projection", "performer-pytorch", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "gaussian_orthogonal_random_matrix");
     expect_known_options(item, {"nb_rows", "nb_columns", "scaling"});
     for (const at::ScalarType type : kBothTypes) {
@@ -66,20 +64,21 @@ at::Tensor features(const Case& item, const at::Tensor& x, at::ScalarType type) 
 }
 
 TEST(PerformerPytorchGolden, Features) {
-  run_group("features", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("features", "performer-pytorch", [&](Group& group, const Case& item) {
     for (const at::ScalarType type : kBothTypes) {
-      const Leaf x = leaf(item, "x", type);
+      const Leaf x = pair_of_leaves(item, "x", type);
       expect_all(group, item, features(item, x.ours, type).transpose(1, 2), {{"dx", x.recorded}});
     }
   });
 }
 
 TEST(PerformerPytorchGolden, LinearAttention) {
-  run_group("linear_attention", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("linear_attention", "performer-pytorch", [&](Group& group, const Case& item) {
     expect_known_options(item,
                          {"B", "H", "L", "S", "m", "dv", "small_features", "chunk_size", "eps", "inputs"});
     for (const at::ScalarType type : kBothTypes) {
-      const Leaf q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type),
+                 v = pair_of_leaves(item, "v", type);
       at::Tensor out;
       if (item.function == "linear_attention") {
         out = linear_attention(q.ours, k.ours, v.ours);
@@ -108,14 +107,15 @@ FastAttentionOptions attention_options(const Case& item) {
 }
 
 TEST(PerformerPytorchGolden, FastAttention) {
-  run_group("fast_attention", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("fast_attention", "performer-pytorch", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "FastAttention.forward");
     const FastAttentionOptions options = attention_options(item);
     if (item.options.at("nb_features").is_null()) {
       EXPECT_EQ(default_features(item.option<int64_t>("d")), item.option<int64_t>("resolved_nb_features"));
     }
     for (const at::ScalarType type : kBothTypes) {
-      const Leaf q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+      const Leaf q = pair_of_leaves(item, "q", type), k = pair_of_leaves(item, "k", type),
+                 v = pair_of_leaves(item, "v", type);
       const auto projection = projection_of(item, type);
       if (projection) {
         EXPECT_EQ(projection->size(0), item.option<int64_t>("resolved_nb_features"));
@@ -129,4 +129,4 @@ TEST(PerformerPytorchGolden, FastAttention) {
 }
 
 }  // namespace
-}  // namespace performer::golden::performer_pytorch_attention
+}  // namespace performer::golden::performer_pytorch

@@ -12,10 +12,10 @@
 #include "tests/golden/golden.h"
 #include "tests/golden/performer_pytorch_attention.h"
 
-namespace performer::golden::performer_pytorch_attention {
+namespace performer::golden::performer_pytorch {
 namespace {
 
-nn::PerformerAttentionOptions layer_options(const Case& item) {
+PerformerAttentionOptions layer_options(const Case& item) {
   expect_known_options(item, {"dim",
                               "heads",
                               "dim_head",
@@ -38,7 +38,7 @@ nn::PerformerAttentionOptions layer_options(const Case& item) {
                               "context_mask",
                               "inputs",
                               "dropout"});
-  nn::PerformerAttentionOptions options;
+  PerformerAttentionOptions options;
   options.dim = item.option<int64_t>("dim");
   options.heads = item.option<int64_t>("heads");
   options.dim_head = item.options.at("dim_head").is_null() ? 0 : item.option<int64_t>("dim_head");
@@ -59,7 +59,7 @@ nn::PerformerAttentionOptions layer_options(const Case& item) {
 
 // All "w.NAME" of the case into the module's parameters and buffers; a test failure unless they match one to
 // one.
-void load_weights(nn::PerformerAttention& layer, const Case& item) {
+void load_weights(PerformerAttention& layer, const Case& item) {
   const at::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> state;
   for (const auto& entry : layer->named_parameters()) state[entry.key()] = entry.value();
@@ -76,7 +76,7 @@ void load_weights(nn::PerformerAttention& layer, const Case& item) {
 }
 
 void compare(Group& group, const Case& item, at::ScalarType type) {
-  nn::PerformerAttention layer(layer_options(item));
+  PerformerAttention layer(layer_options(item));
   load_weights(layer, item);
   layer->to(type);
   layer->eval();
@@ -85,7 +85,7 @@ void compare(Group& group, const Case& item, at::ScalarType type) {
     return leaves["d" + name] = item.tensor(name).to(type).detach().clone().requires_grad_(true);
   };
   for (const auto& entry : layer->named_parameters()) leaves["dw." + entry.key()] = entry.value();
-  nn::PerformerAttentionInputs inputs;
+  PerformerAttentionInputs inputs;
   inputs.x = leaf("x");
   if (item.has("context")) inputs.context = leaf("context");
   if (item.has("pos_table")) inputs.positions = item.tensor("pos_table");
@@ -101,7 +101,7 @@ void compare(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(PerformerPytorchGolden, AttentionLayers) {
-  run_group("attention_layers", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("attention_layers", "performer-pytorch", [&](Group& group, const Case& item) {
     ASSERT_TRUE(item.function == "SelfAttention" || item.function == "CrossAttention") << item.function;
     for (const at::ScalarType type : {at::kFloat, at::kDouble}) compare(group, item, type);
   });
@@ -110,19 +110,19 @@ TEST(PerformerPytorchGolden, AttentionLayers) {
 // Calls, counted from 1, in which the projection of a layer changed. `alternating`: every second call is in
 // evaluation mode.
 std::vector<int64_t> changes(int64_t interval, bool alternating, int64_t calls) {
-  nn::PerformerAttentionOptions options;
+  PerformerAttentionOptions options;
   options.dim = 8;
   options.heads = 2;
   options.dim_head = 4;
   options.features = 8;
   options.redraw_interval = interval;
-  nn::PerformerAttention layer(options);
+  PerformerAttention layer(options);
   const at::Tensor projection = layer->named_buffers()["fast_attention.projection_matrix"];
   std::vector<int64_t> found;
   for (int64_t call = 1; call <= calls; ++call) {
     layer->train(!alternating || call % 2 == 1);
     const at::Tensor before = projection.clone();
-    layer(nn::PerformerAttentionInputs{at::randn({1, 3, 8})});
+    layer(PerformerAttentionInputs{at::randn({1, 3, 8})});
     if (!at::equal(before, projection)) found.push_back(call);
   }
   return found;
@@ -156,4 +156,4 @@ TEST(PerformerPytorchGolden, RedrawSchedule) {
 }
 
 }  // namespace
-}  // namespace performer::golden::performer_pytorch_attention
+}  // namespace performer::golden::performer_pytorch

@@ -9,7 +9,7 @@
 #include "performer/base/error.h"
 #include "tests/golden/performer_pytorch_attention.h"
 
-namespace performer::golden::performer_pytorch_models {
+namespace performer::golden::performer_pytorch {
 namespace {
 
 using nlohmann::json;
@@ -57,8 +57,7 @@ const std::map<std::string, Setter> kStackArguments = {
     {"attn_dropout", set<&Stack::attn_dropout>},
     {"reversible", set<&Stack::reversible>},
     {"generalized_attention", set<&Stack::generalized>},
-    {"kernel_fn",
-     [](Stack& stack, const json& value) { stack.kernel = performer_pytorch_attention::kernel_name(value); }},
+    {"kernel_fn", [](Stack& stack, const json& value) { stack.kernel = kernel_name(value); }},
     {"cross_attend", set<&Stack::cross_attend>},
     {"no_projection", set<&Stack::no_projection>},
     {"auto_check_redraw", set<&Stack::auto_redraw>},
@@ -101,7 +100,6 @@ void refuse(const std::string& key) {
 
 PerformerStackOptions stack_options(const json& options) {
   PerformerStackOptions stack;
-  stack.compatible = true;
   for (const auto& [key, value] : options.items()) {
     if (!read_stack_option(stack, key, value) && !kDescription.contains(key)) refuse(key);
   }
@@ -113,7 +111,6 @@ PerformerLMOptions lm_options(const json& options) {
       "num_tokens",          "max_seq_len",        "emb_dropout",         "tie_embed",
       "rotary_position_emb", "axial_position_emb", "axial_position_shape"};
   PerformerLMOptions lm;
-  lm.stack.compatible = true;
   for (const auto& [key, value] : options.items()) {
     if (lm_arguments.contains(key) || read_stack_option(lm.stack, key, value)) continue;
     if (!kDescription.contains(key)) refuse(key);
@@ -130,14 +127,17 @@ PerformerLMOptions lm_options(const json& options) {
   return lm;
 }
 
+// What is said of padding has no effect: the recorded prompts are whole.
+bool is_padding(const std::string& key) {
+  return key == "pad" || key == "pad_value";
+}
+
 AutoregressiveOptions loss_options(const json& loss) {
   AutoregressiveOptions options;
   for (const auto& [key, value] : loss.items()) {
     if (key == "ignore_index")
       options.ignore_index = value;
-    else if (key == "pad" || key == "pad_value")
-      options.pad_token = value;
-    else
+    else if (!is_padding(key))
       refuse("loss." + key);
   }
   return options;
@@ -151,8 +151,8 @@ EncoderDecoderOptions encoder_decoder_options(const json& options) {
       result.tie_token_embeddings = value;
     else if (key == "ignore_index")
       result.autoregressive.ignore_index = value;
-    else if (key == "pad_value")
-      result.autoregressive.pad_token = value;
+    else if (is_padding(key))
+      continue;
     else if (key == "loss")
       result.autoregressive = loss_options(value);
     else if (key == "dim" || key == "no_projection")
@@ -201,7 +201,7 @@ void expect_all(Group& group, const Case& item, const std::string& main_name, co
   }
   const auto parameters = model.named_parameters();
   const auto expect = [&](const std::string& name, const at::Tensor& result) {
-    group.expect(item, name, performer_pytorch_attention::with_same_overflow(item, name, result));
+    group.expect(item, name, with_same_overflow(item, name, result));
   };
   for (const auto& [name, output] : item.outputs) {
     if (name == main_name) {
@@ -221,4 +221,4 @@ void expect_all(Group& group, const Case& item, const std::string& main_name, co
   }
 }
 
-}  // namespace performer::golden::performer_pytorch_models
+}  // namespace performer::golden::performer_pytorch

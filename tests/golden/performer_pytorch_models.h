@@ -13,9 +13,11 @@
 #include "performer/references/performer_pytorch/stack.h"
 #include "tests/golden/golden.h"
 
-namespace performer::golden::performer_pytorch_models {
+namespace performer::golden::performer_pytorch {
 
-// Keyword arguments of the reference's classes, in compatible mode. An unknown one throws InputError, so that
+using namespace references::performer_pytorch;  // NOLINT: what is tested
+
+// Keyword arguments of the reference's classes. An unknown one throws InputError, so that
 // no recorded option is ignored. Keys in kDescription say how a case was recorded and are skipped.
 PerformerStackOptions stack_options(const nlohmann::json& options);
 PerformerLMOptions lm_options(const nlohmann::json& options);
@@ -39,4 +41,4 @@ void expect_all(Group& group, const Case& item, const std::string& main_name, co
                 const torch::nn::Module& model, const std::map<std::string, at::Tensor>& inputs,
                 const std::function<std::string(const std::string&)>& our_name);
 
-}  // namespace performer::golden::performer_pytorch_models
+}  // namespace performer::golden::performer_pytorch

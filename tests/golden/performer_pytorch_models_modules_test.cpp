@@ -14,7 +14,7 @@
 #include "tests/golden/performer_pytorch_attention.h"
 #include "tests/golden/performer_pytorch_models.h"
 
-namespace performer::golden::performer_pytorch_models::modules {
+namespace performer::golden::performer_pytorch {
 namespace {
 
 void check_options(const Case& item, const std::set<std::string>& known) {
@@ -35,8 +35,7 @@ struct Around : torch::nn::Module {
       const std::string kind = item.function == "PreScaleNorm"   ? "scale-norm"
                                : item.function == "PreLayerNorm" ? "layer-norm"
                                                                  : "rezero";
-      norm = register_module(
-          "norm", nn::BranchNorm(kind, dim, true, item.options.value("eps", nn::kScaleNormEpsilon)));
+      norm = register_module("norm", BranchNorm(kind, dim, item.options.value("eps", kScaleNormEpsilon)));
     }
     inner = register_module("inner", torch::nn::Linear(dim, dim));
   }
@@ -49,14 +48,14 @@ struct Around : torch::nn::Module {
     return theirs.starts_with("fn.l.") ? "inner." + theirs.substr(5) : theirs;
   }
   std::vector<int64_t> shifts;
-  nn::BranchNorm norm{nullptr};
+  BranchNorm norm{nullptr};
   torch::nn::Linear inner{nullptr};
 };
 
 void expect_around(Group& group, const Case& item, at::ScalarType type) {
   check_options(item, {"dim", "eps", "inner", "inputs", "shifts", "mask", "B", "L"});
   Around model(item);
-  nn::import_weights(model, weights(item), Around::name);
+  import_weights(model, weights(item), Around::name);
   model.to(type);
   const at::Tensor x = number(item, "x", type).requires_grad_();
   expect_all(group, item, "out", model.forward(x, mask(item, "mask")), model, {{"x", x}}, Around::name);
@@ -64,21 +63,20 @@ void expect_around(Group& group, const Case& item, at::ScalarType type) {
 
 void expect_feed_forward(Group& group, const Case& item, at::ScalarType type) {
   check_options(item, {"dim", "mult", "glu", "activation", "chunks", "along_dim", "B", "L", "inputs"});
-  nn::FeedForwardOptions options;
+  FeedForwardOptions options;
   options.dim = item.option<int64_t>("dim");
   options.mult = item.options.value("mult", options.mult);
   options.glu = item.options.value("glu", false);
-  options.activation =
-      performer_pytorch_attention::kernel_name(item.options.value("activation", nlohmann::json()), "gelu");
+  options.activation = kernel_name(item.options.value("activation", nlohmann::json()), "gelu");
   options.chunks = item.options.value("chunks", options.chunks);
   const int64_t along = item.options.value("along_dim", 1);  // of [B, T, dim]
   const bool along_batch = along == 0 || along == -3;
   ASSERT_TRUE(along == 1 || along == -2 || along_batch) << item.id;
-  nn::FeedForward model(options);
+  FeedForward model(options);
   const auto name = [](const std::string& theirs) {
     return theirs.starts_with("fn.") ? theirs.substr(3) : theirs;
   };
-  nn::import_weights(*model, weights(item), name);
+  import_weights(*model, weights(item), name);
   model->to(type);
   const at::Tensor x = number(item, "x", type).requires_grad_();
   const at::Tensor out = along_batch ? model(x.transpose(0, 1)).transpose(0, 1) : model(x);
@@ -99,7 +97,7 @@ void expect_rotary(Group& group, const Case& item, at::ScalarType type) {
   group.expect(item, "dq", q.grad());
 }
 
-void expect_case(Group& group, const Case& item, at::ScalarType type) {
+void expect_module_case(Group& group, const Case& item, at::ScalarType type) {
   const std::string& function = item.function;
   if (function == "PreScaleNorm" || function == "PreLayerNorm" || function == "ReZero" ||
       function == "PreShiftTokens") {
@@ -119,11 +117,11 @@ void expect_case(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(PerformerPytorchModels, Modules) {
-  run_group("modules", "lucidrains", [&](Group& group, const Case& item) {
-    expect_case(group, item, at::kFloat);
-    expect_case(group, item, at::kDouble);
+  run_group("modules", "performer-pytorch", [&](Group& group, const Case& item) {
+    expect_module_case(group, item, at::kFloat);
+    expect_module_case(group, item, at::kDouble);
   });
 }
 
 }  // namespace
-}  // namespace performer::golden::performer_pytorch_models::modules
+}  // namespace performer::golden::performer_pytorch

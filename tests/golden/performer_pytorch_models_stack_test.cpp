@@ -9,7 +9,7 @@
 #include "performer/references/performer_pytorch/import.h"
 #include "tests/golden/performer_pytorch_models.h"
 
-namespace performer::golden::performer_pytorch_models::stacks {
+namespace performer::golden::performer_pytorch {
 namespace {
 
 void expect_stack(Group& group, const Case& item, at::ScalarType type) {
@@ -48,7 +48,7 @@ void expect_lm(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(PerformerPytorchModels, Performer) {
-  run_group("performer", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("performer", "performer-pytorch", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "Performer");
     expect_stack(group, item, at::kFloat);
     expect_stack(group, item, at::kDouble);
@@ -56,7 +56,7 @@ TEST(PerformerPytorchModels, Performer) {
 }
 
 TEST(PerformerPytorchModels, PerformerLM) {
-  run_group("lm", "lucidrains", [&](Group& group, const Case& item) {
+  run_group("lm", "performer-pytorch", [&](Group& group, const Case& item) {
     ASSERT_EQ(item.function, "PerformerLM");
     expect_lm(group, item, at::kFloat);
     expect_lm(group, item, at::kDouble);
@@ -70,7 +70,6 @@ std::vector<int64_t> redraws(int64_t interval, bool alternating, int64_t count) 
   options.depth = options.heads = 2;
   options.dim_head = 4;
   options.redraw_interval = interval;
-  options.compatible = true;
   PerformerStack stack(options);
   std::vector<int64_t> changed;
   const at::NoGradGuard no_grad;
@@ -114,4 +113,4 @@ TEST(PerformerPytorchModels, RedrawSchedule) {
 }
 
 }  // namespace
-}  // namespace performer::golden::performer_pytorch_models::stacks
+}  // namespace performer::golden::performer_pytorch

@@ -8,9 +8,10 @@
 #include "performer/references/performer_pytorch/autoregressive.h"
 #include "performer/references/performer_pytorch/encoder_decoder.h"
 #include "performer/references/performer_pytorch/import.h"
+#include "performer/references/performer_pytorch/sampling.h"
 #include "tests/golden/performer_pytorch_models.h"
 
-namespace performer::golden::performer_pytorch_models::wrappers {
+namespace performer::golden::performer_pytorch {
 namespace {
 
 // Weights of these cases are the inner model's, without the wrapper's prefix.
@@ -74,10 +75,9 @@ void expect_rules(Group& group, const Case& item) {
   const double threshold = item.option<double>("thres"), theta = item.option<double>("theta");
   ASSERT_EQ(item.option<int64_t>("vocabulary"), logits.size(1));
   const auto kept = [](const at::Tensor& filtered) { return filtered.isfinite().to(at::kInt); };
-  group.expect(item, "top_k_kept", kept(pytorch_sampling::keep_top_k(logits, threshold)));
-  group.expect(item, "top_p_kept", kept(pytorch_sampling::keep_top_p(logits, threshold)));
-  group.expect(item, "out_penalised",
-               pytorch_sampling::penalize_repetition(logits, integer(item, "ctx"), theta));
+  group.expect(item, "top_k_kept", kept(keep_top_k(logits, threshold)));
+  group.expect(item, "top_p_kept", kept(keep_top_p(logits, threshold)));
+  group.expect(item, "out_penalised", penalize_repetition(logits, integer(item, "ctx"), theta));
 }
 
 // Gradients of these cases were recorded in float32 without a tolerance: they are held to a part in 10^4, and
@@ -124,7 +124,7 @@ void expect_encoder_decoder(Group& group, const Case& item, at::ScalarType type)
   expect_untold_gradients(item, *model);
 }
 
-void expect_case(Group& group, const Case& item, at::ScalarType type) {
+void expect_wrapper_case(Group& group, const Case& item, at::ScalarType type) {
   if (item.function == "AutoregressiveWrapper(PerformerLM)") {
     expect_loss(group, item, type);
   } else if (item.function == "AutoregressiveWrapper.generate") {
@@ -139,11 +139,11 @@ void expect_case(Group& group, const Case& item, at::ScalarType type) {
 }
 
 TEST(PerformerPytorchModels, Wrappers) {
-  run_group("wrapper", "lucidrains", [&](Group& group, const Case& item) {
-    expect_case(group, item, at::kFloat);
-    expect_case(group, item, at::kDouble);
+  run_group("wrapper", "performer-pytorch", [&](Group& group, const Case& item) {
+    expect_wrapper_case(group, item, at::kFloat);
+    expect_wrapper_case(group, item, at::kDouble);
   });
 }
 
 }  // namespace
-}  // namespace performer::golden::performer_pytorch_models::wrappers
+}  // namespace performer::golden::performer_pytorch

@@ -6,17 +6,16 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "tests/golden/cases.h"
 #include "tests/golden/golden.h"
-#include "tests/golden/google_cases.h"
 
-namespace performer::tensorflow_golden {
+namespace performer::golden {
+namespace {
 
-using golden::Case;
-using namespace golden::google_recordings;  // NOLINT: what these files share
 namespace jax = references::jax;
 namespace tensorflow = references::tensorflow;
 
-at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType type) {
+at::Tensor qr_projection(Group& group, const Case& item, at::ScalarType type) {
   std::vector<at::Tensor> blocks;
   for (int64_t block = 0; item.has(fmt::format("gauss_block{}", block)); ++block) {
     blocks.push_back(item.tensor(fmt::format("gauss_block{}", block)).to(type));
@@ -24,12 +23,11 @@ at::Tensor qr_projection(golden::Group& group, const Case& item, at::ScalarType 
     group.expect(item, fmt::format("Q{}", block), q);
     group.expect(item, fmt::format("R{}", block), r);
   }
-  return jax::orthogonal_projection(
-      {at::stack(blocks), golden::google_recordings::leaf(item, "gauss_norm", type, false)},
-      item.option<int64_t>("m"), item.option<int64_t>("scaling"));
+  return jax::orthogonal_projection({at::stack(blocks), leaf(item, "gauss_norm", type, false)},
+                                    item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
-at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarType type) {
+at::Tensor givens_projection(Group& group, const Case& item, at::ScalarType type) {
   const auto draw = tensorflow::draw_numpy_givens(item.option<int64_t>("d"), item.option<uint32_t>("seed"));
   EXPECT_TRUE(draw.uniforms.equal(item.tensor("uniform64"))) << item.id;
   EXPECT_TRUE(draw.pairs.equal(item.tensor("index_pairs").to(at::kLong))) << item.id;
@@ -38,15 +36,14 @@ at::Tensor givens_projection(golden::Group& group, const Case& item, at::ScalarT
                                  {item.tensor("uniform64"), item.tensor("index_pairs")})
           .to(type);
   group.expect(item, "givens_product", product);
-  return tensorflow::givens_projection(product,
-                                       golden::google_recordings::leaf(item, "gauss_norm", type, false),
+  return tensorflow::givens_projection(product, leaf(item, "gauss_norm", type, false),
                                        item.option<int64_t>("m"), item.option<int64_t>("scaling"));
 }
 
 TEST(Golden, TensorflowProjection) {
-  golden::run_group("tf_projection", [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(item, {"m", "d", "seed", "scaling", "struct_mode"});
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
+  run_group("tf_projection", [&](Group& group, const Case& item) {
+    expect_known_options(item, {"m", "d", "seed", "scaling", "struct_mode"});
+    for (const at::ScalarType type : run_types(item)) {
       group.expect(item, "W",
                    item.option<bool>("struct_mode") ? givens_projection(group, item, type)
                                                     : qr_projection(group, item, type));
@@ -55,21 +52,18 @@ TEST(Golden, TensorflowProjection) {
 }
 
 TEST(Golden, TensorflowFeatures) {
-  golden::run_group("tf_features", [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(
-        item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
+  run_group("tf_features", [&](Group& group, const Case& item) {
+    expect_known_options(item, {"kernel", "is_query", "m", "eps", "input_std", "projection"});
     EXPECT_EQ(item.has("W"), item.option<std::string>("projection") != "none") << item.id;
     const auto kernel = item.option<std::string>("kernel");
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
-      const at::Tensor x = golden::google_recordings::leaf(item, "x", type),
-                       w = golden::google_recordings::leaf(item, "W", type, false);
+    for (const at::ScalarType type : run_types(item)) {
+      const at::Tensor x = leaf(item, "x", type), w = leaf(item, "W", type, false);
       at::Tensor phi;
       if (kernel == "softmax") {
-        phi = tensorflow::softmax_features(x, item.option<bool>("is_query"), w,
-                                           golden::google_recordings::option_or(item, "eps", 1e-6));
+        phi = tensorflow::softmax_features(x, item.option<bool>("is_query"), w, option_or(item, "eps", 1e-6));
       } else {
         EXPECT_EQ(kernel, "relu") << item.id;
-        phi = tensorflow::relu_features(x, w, golden::google_recordings::option_or(item, "eps", 1e-3));
+        phi = tensorflow::relu_features(x, w, option_or(item, "eps", 1e-3));
       }
       group.expect(item, "features", phi);
       phi.backward(item.tensor("ct").to(type));
@@ -79,23 +73,20 @@ TEST(Golden, TensorflowFeatures) {
 }
 
 TEST(Golden, TensorflowAttention) {
-  golden::run_group("tf_attention", [&](golden::Group& group, const Case& item) {
-    golden::google_recordings::expect_known_options(
-        item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
+  run_group("tf_attention", [&](Group& group, const Case& item) {
+    expect_known_options(item, {"kernel", "causal", "m", "input_std", "eps", "projection"});
     tensorflow::FavorOptions options;
     options.kernel = item.option<std::string>("kernel");
     options.causal = item.option<bool>("causal");
     if (item.options.contains("eps") && !item.options["eps"].is_null())
       options.epsilon = item.option<double>("eps");
-    for (const at::ScalarType type : golden::google_recordings::run_types(item)) {
-      const at::Tensor q = golden::google_recordings::leaf(item, "q", type),
-                       k = golden::google_recordings::leaf(item, "k", type),
-                       v = golden::google_recordings::leaf(item, "v", type);
-      const auto [out, denominator] = tensorflow::favor_attention(
-          q, k, v, golden::google_recordings::leaf(item, "W", type, false), options);
+    for (const at::ScalarType type : run_types(item)) {
+      const at::Tensor q = leaf(item, "q", type), k = leaf(item, "k", type), v = leaf(item, "v", type);
+      const auto [out, denominator] =
+          tensorflow::favor_attention(q, k, v, leaf(item, "W", type, false), options);
       group.expect(item, "out", out);
       // [B, T, H] here and in the recording
-      golden::google_recordings::expect_recorded(group, item, "R", denominator);
+      expect_recorded(group, item, "R", denominator);
       out.backward(item.tensor("ct").to(type));
       group.expect(item, "dq", q.grad());
       group.expect(item, "dk", k.grad());
@@ -104,4 +95,5 @@ TEST(Golden, TensorflowAttention) {
   });
 }
 
-}  // namespace performer::tensorflow_golden
+}  // namespace
+}  // namespace performer::golden

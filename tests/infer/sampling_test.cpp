@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "performer/base/error.h"
-#include "performer/infer/generate.h"
+#include "performer/infer/sampling.h"
 
 namespace performer {
 namespace {
@@ -67,12 +67,16 @@ TEST(FilterLogits, PenaltyActsOnceOnTheTokensOfTheWindow) {
 }
 
 TEST(FilterLogits, MarkersAreForbiddenBeforeAnythingElse) {
-  std::vector<float> logits(data::kVocabularySize, 0);
-  logits[data::kBos] = logits[data::kPad] = logits[data::kMask] = 100;
-  logits[5] = 1;
-  EXPECT_THAT(kept(filter_logits(logits, {}, {.top_k = 1})), ElementsAre(5));
-  EXPECT_EQ(kept(filter_logits(logits, {}, {})).size(),
-            size_t{data::kResidues + 1});  // residues and the end marker
+  for (const data::Vocabulary& vocabulary :
+       {data::Vocabulary::protein(), data::Vocabulary::dna(), data::Vocabulary::bytes()}) {
+    std::vector<float> logits(static_cast<size_t>(vocabulary.size()), 0);
+    logits[vocabulary.bos()] = logits[vocabulary.pad()] = logits[vocabulary.mask()] = 100;
+    logits[3] = 1;
+    const auto never = never_sampled(vocabulary);
+    EXPECT_THAT(kept(filter_logits(logits, {}, {.top_k = 1}, never)), ElementsAre(3));
+    EXPECT_EQ(std::ssize(kept(filter_logits(logits, {}, {}, never))),
+              vocabulary.symbols() + 1);  // symbols and the end marker
+  }
 }
 
 TEST(FilterLogits, DamagedLogitsAreAnError) {

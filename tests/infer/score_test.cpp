@@ -14,7 +14,8 @@ constexpr const char* kFasta =
 
 std::vector<SequenceScore> collect(LanguageModel& model, const std::string& path, int64_t batch_tokens) {
   std::vector<SequenceScore> result;
-  score_file(model, path, batch_tokens, [&](const SequenceScore& score) { result.push_back(score); });
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
+  score(model, *reader, path, batch_tokens, [&](const SequenceScore& score) { result.push_back(score); });
   return result;
 }
 
@@ -24,7 +25,7 @@ std::vector<int64_t> tokens_of(const SequenceScore& score) {
 
 TEST(Score, CausalIsTheForwardPassOfEachSequenceAlone) {
   LanguageModel model = make_model();
-  const std::string path = temporary_fasta("score_causal.fasta", kFasta);
+  const std::string path = temporary_file("score_causal.fasta", kFasta);
   const auto scores = collect(model, path, 1000);
   ASSERT_EQ(scores.size(), 4u);
   EXPECT_EQ(scores[0].id, "one");
@@ -47,10 +48,11 @@ TEST(Score, CausalIsTheForwardPassOfEachSequenceAlone) {
 // log p of residue `hidden` when it alone is masked.
 double masked_alone(LanguageModel& model, const std::vector<int64_t>& tokens, size_t hidden) {
   const at::NoGradGuard no_gradients;
-  std::vector<int64_t> inputs = {data::kBos};
+  const data::Vocabulary vocabulary = data::Vocabulary::protein();
+  std::vector<int64_t> inputs = {vocabulary.bos()};
   inputs.insert(inputs.end(), tokens.begin(), tokens.end());
-  inputs.push_back(data::kEos);
-  inputs[hidden + 1] = data::kMask;
+  inputs.push_back(vocabulary.eos());
+  inputs[hidden + 1] = vocabulary.mask();
   SequenceBatch batch;
   batch.tokens = at::tensor(inputs, at::kLong).unsqueeze(0);
   batch.positions = at::arange(static_cast<int64_t>(inputs.size()), at::kLong).unsqueeze(0);
@@ -61,7 +63,7 @@ double masked_alone(LanguageModel& model, const std::vector<int64_t>& tokens, si
 TEST(Score, MaskedHidesEachResidueAlone) {
   for (const char* kind : {"favor-relu", "favor-softmax", "exact"}) {
     LanguageModel model = make_model({.kind = kind, .objective = "masked"});
-    const std::string path = temporary_fasta("score_masked.fasta", kFasta);
+    const std::string path = temporary_file("score_masked.fasta", kFasta);
     for (const auto& score : collect(model, path, 64)) {
       const auto tokens = tokens_of(score);
       ASSERT_EQ(score.log_probabilities.size(), tokens.size());
@@ -76,7 +78,7 @@ TEST(Score, MaskedHidesEachResidueAlone) {
 TEST(Score, BatchSizeChangesNothingBeyondRounding) {
   for (const char* objective : {"causal", "masked"}) {
     LanguageModel model = make_model({.objective = objective});
-    const std::string path = temporary_fasta("score_batches.fasta", kFasta);
+    const std::string path = temporary_file("score_batches.fasta", kFasta);
     const auto one = collect(model, path, 1), many = collect(model, path, 100000);
     ASSERT_EQ(one.size(), many.size());
     for (size_t i = 0; i < one.size(); ++i) {
@@ -88,28 +90,72 @@ TEST(Score, BatchSizeChangesNothingBeyondRounding) {
 
 TEST(Score, ReportsWhatTheReaderMet) {
   LanguageModel model = make_model();
-  const std::string path = temporary_fasta("score_counts.fasta", ">a\nmkJ-T*\n>b\nAA\n");
-  const data::FastaCounts counts = score_file(model, path, 100, [](const SequenceScore&) {});
-  EXPECT_EQ(counts.records, 2);
-  EXPECT_EQ(counts.residues, 6);
-  EXPECT_EQ(counts.lower_case, 2);
-  EXPECT_EQ(counts.j_to_x, 1);
-  EXPECT_EQ(counts.gaps, 1);
-  EXPECT_EQ(counts.stops, 1);
+  const std::string path = temporary_file("score_counts.fasta", ">a\nmkJ-T*\n>b\nAA\n");
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
+  EXPECT_EQ(data::summary(score(model, *reader, path, 100, [](const SequenceScore&) {})),
+            "2 sequences, 6 residues; 2 lower-case letters read as upper case; 1 '*' at the end of a record "
+            "dropped; 1 gaps dropped; 1 J read as X");
 }
 
 TEST(Score, SequencesBeyondLearnedPositionsAreNamed) {
-  const std::string path = temporary_fasta("score_long.fasta", ">a\nMKT\n>long\nMKTAYIAKQRMKTAYIAKQ\n");
+  const std::string path = temporary_file("score_long.fasta", ">a\nMKT\n>long\nMKTAYIAKQRMKTAYIAKQ\n");
   for (const char* objective : {"causal", "masked"}) {
     LanguageModel model = make_model({.objective = objective, .positions = "learned", .max_length = 16});
     try {
       collect(model, path, 100);
       FAIL();
     } catch (const InputError& error) {
-      EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("record 2"), testing::HasSubstr("'long'"),
-                                               testing::HasSubstr("19 residues")));
+      EXPECT_THAT(error.what(),
+                  testing::AllOf(testing::HasSubstr("record 2"), testing::HasSubstr("'long'"),
+                                 testing::HasSubstr("line 3"), testing::HasSubstr("19 residues")));
     }
   }
+}
+
+TEST(Score, AnyVocabularyIsScoredInItsOwnTokens) {
+  struct Input {
+    data::Vocabulary vocabulary;
+    std::string name, text;
+    std::vector<size_t> lengths;
+  };
+  for (const Input& input : {Input{data::Vocabulary::dna(), "score.fna", ">a\nACGTN\n>b\nGGU\n", {5, 3}},
+                             Input{data::Vocabulary::bytes(), "score.txt", "A line.\n\xff", {9}},
+                             Input{data::Vocabulary::pixels(), "score_2x1x2x3.u8", "abcdefABCDEF", {6, 6}}}) {
+    LanguageModel model = make_model({.vocabulary = input.vocabulary});
+    const std::string path = temporary_file(input.name, input.text);
+    const auto reader = data::open_reader(path, {}, input.vocabulary);
+    std::vector<SequenceScore> scores;
+    score(model, *reader, path, 1000, [&](const SequenceScore& score) { scores.push_back(score); });
+    ASSERT_EQ(scores.size(), input.lengths.size()) << input.name;
+    for (size_t i = 0; i < scores.size(); ++i) {
+      ASSERT_EQ(scores[i].tokens.size(), input.lengths[i]) << input.name;
+      const auto expected = forward_log_probabilities(model, tokens_of(scores[i]), input.vocabulary);
+      for (size_t t = 0; t < expected.size(); ++t) {
+        EXPECT_NEAR(scores[i].log_probabilities[t], expected[t], 2e-5) << input.name << ", token " << t + 1;
+      }
+    }
+  }
+}
+
+TEST(Score, ImagesBeyondLearnedPositionsAreNamedWithoutALine) {
+  LanguageModel model =
+      make_model({.positions = "learned", .max_length = 5, .vocabulary = data::Vocabulary::pixels()});
+  const std::string path = temporary_file("score_1x1x2x3.u8", "abcdef");
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::pixels());
+  try {
+    score(model, *reader, path, 100, [](const SequenceScore&) {});
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("record 1"), testing::HasSubstr("6 values"),
+                                             testing::Not(testing::HasSubstr("line"))));
+  }
+}
+
+TEST(Score, AVocabularyOfAnotherSizeIsRefused) {
+  LanguageModel model = make_model();
+  const std::string path = temporary_file("score_dna.fasta", ">a\nACGT\n");
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::dna());
+  EXPECT_THROW(score(model, *reader, path, 100, [](const SequenceScore&) {}), UsageError);
 }
 
 }  // namespace

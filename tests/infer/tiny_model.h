@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small random models and FASTA files for tests.
+// Small random models and files for tests.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -12,12 +12,15 @@
 #include "performer/base/files.h"
 #include "performer/data/vocabulary.h"
 #include "performer/models/language_model.h"
+#include "performer/nn/attention/kind.h"
 
 namespace performer {
 
 struct TinyModel {
   std::string kind = "favor-relu", objective = "causal", positions = "rotary";
   int64_t max_length = 64;
+  std::string projection = "auto";  // for kinds with attention.projection
+  data::Vocabulary vocabulary = data::Vocabulary::protein();
 };
 
 // In evaluation mode, with weights large enough that its predictions are far from uniform.
@@ -33,8 +36,10 @@ inline LanguageModel make_model(const TinyModel& options = {}) {
   model.ffn = 48;
   AttentionConfig attention;
   attention.kind = options.kind;
-  attention.set("features", 24);
-  LanguageModel result(model, attention, data::kVocabularySize);
+  if (nn::has_option(nn::find_kind(options.kind), "features")) attention.set("features", 24);
+  if (nn::has_option(nn::find_kind(options.kind), "projection"))
+    attention.set("projection", options.projection);
+  LanguageModel result(model, attention, options.vocabulary.size());
   const at::NoGradGuard no_gradients;
   for (auto& parameter : result->parameters()) parameter.add_(at::randn_like(parameter), 0.1);
   result->eval();
@@ -43,10 +48,11 @@ inline LanguageModel make_model(const TinyModel& options = {}) {
 
 // log p(token i + 1 | tokens 0 .. i) of a causal model by one forward pass over the start marker and all but
 // the last.
-inline std::vector<double> forward_log_probabilities(LanguageModel& model,
-                                                     const std::vector<int64_t>& tokens) {
+inline std::vector<double> forward_log_probabilities(
+    LanguageModel& model, const std::vector<int64_t>& tokens,
+    const data::Vocabulary& vocabulary = data::Vocabulary::protein()) {
   const at::NoGradGuard no_gradients;
-  std::vector<int64_t> inputs = {data::kBos};
+  std::vector<int64_t> inputs = {vocabulary.bos()};
   inputs.insert(inputs.end(), tokens.begin(), tokens.end() - 1);
   const auto length = static_cast<int64_t>(inputs.size());
   SequenceBatch batch;
@@ -58,7 +64,7 @@ inline std::vector<double> forward_log_probabilities(LanguageModel& model,
   return result;
 }
 
-inline std::string temporary_fasta(const std::string& name, const std::string& text) {
+inline std::string temporary_file(const std::string& name, const std::string& text) {
   const std::string path = testing::TempDir() + "/" + name;
   write_file(path, text);
   return path;

@@ -37,8 +37,7 @@ class Checkpoint : public ::testing::Test {
     saved.model->redraw(4);
     saved.data.length = 77;
     saved.data.corruption = "protein-lm";
-    const std::vector<uint8_t> residues = {0, 3, 3, 24};
-    saved.baselines.add(residues);
+    saved.baselines.add(std::vector<data::Token>{0, 3, 3, 24});
     saved.objective_note = "masked, protein-lm's mix";
     save_model(folder_.string(), saved);
     return saved;
@@ -71,6 +70,8 @@ TEST_F(Checkpoint, LoadsWhatWasSaved) {
     EXPECT_TRUE(at::equal(original(batch), loaded.model(batch))) << variant.kind;
     EXPECT_EQ(loaded.data.length, 77);
     EXPECT_EQ(loaded.data.corruption, "protein-lm");
+    EXPECT_TRUE(loaded.vocabulary == data::Vocabulary::protein());
+    EXPECT_EQ(loaded.vocabulary.name(), "protein");
     EXPECT_EQ(loaded.baselines.counts(), saved.baselines.counts());
     EXPECT_EQ(loaded.objective_note, saved.objective_note);
     const auto before = list_fields("model", saved.model->model_config());
@@ -78,6 +79,45 @@ TEST_F(Checkpoint, LoadsWhatWasSaved) {
     for (size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i].value, after[i].value) << before[i].name;
     EXPECT_EQ(loaded.model->attention_config().kind, variant.kind);
   }
+}
+
+// A folder is read with the vocabulary that it holds, down to symbols of any bytes.
+TEST_F(Checkpoint, HoldsItsVocabulary) {
+  const auto own = data::Vocabulary::of_symbols("own", {"ab", "\n", "\xff", "\xc3\xa4", " ", "\\x41"});
+  for (const data::Vocabulary& vocabulary : {own, data::Vocabulary::dna(), data::Vocabulary::rna(),
+                                             data::Vocabulary::bytes(), data::Vocabulary::pixels()}) {
+    ModelFolder saved;
+    saved.model = LanguageModel(small_model(), small_attention(), vocabulary.size());
+    saved.vocabulary = vocabulary;
+    saved.data.vocabulary = vocabulary.name();
+    saved.data.image_shape = "2x3x1";
+    saved.baselines = data::Baselines(vocabulary.symbols());
+    saved.baselines.add(std::vector<data::Token>{0, 3, 2});
+    save_model(folder_.string(), saved);
+    const ModelFolder loaded = load_model(folder_.string());
+    EXPECT_TRUE(loaded.vocabulary == vocabulary) << vocabulary.name();
+    EXPECT_EQ(loaded.vocabulary.name(), vocabulary.name());
+    EXPECT_EQ(loaded.vocabulary.unit(), vocabulary.unit());
+    EXPECT_EQ(loaded.model->vocabulary(), vocabulary.size());
+    EXPECT_EQ(loaded.baselines.counts(), saved.baselines.counts());
+    EXPECT_EQ(loaded.data.vocabulary, vocabulary.name());
+    EXPECT_EQ(loaded.data.image_shape, "2x3x1");
+  }
+}
+
+TEST_F(Checkpoint, RefusesSizesThatDoNotBelongTogether) {
+  ModelFolder folder;
+  folder.model = make_model({"exact"});  // of 29 tokens
+  folder.vocabulary = data::Vocabulary::dna();
+  folder.baselines = data::Baselines(5);
+  EXPECT_THROW(save_model(folder_.string(), folder), Error);
+  folder.vocabulary = data::Vocabulary::protein();
+  EXPECT_THROW(save_model(folder_.string(), folder), Error) << "baselines of another size";
+  EXPECT_FALSE(fs::exists(folder_)) << "nothing half-made is left";
+
+  save();
+  write_file(file("tokenizer.json"), data::Vocabulary::dna().to_json());
+  EXPECT_THAT(load_message(), HasSubstr("the baselines of 5 symbols need 30 counts, found 650"));
 }
 
 TEST_F(Checkpoint, SavingTwiceGivesTheSameBytesAndLeavesNothingBehind) {
@@ -115,7 +155,7 @@ TEST_F(Checkpoint, NamesTruncatedAndDamagedFiles) {
   EXPECT_THAT(load_message(), HasSubstr("baselines.json is damaged"));
   save();
   write_file(file("tokenizer.json"), "{\"letters\": \"ACGT\"}");
-  EXPECT_THAT(load_message(), HasSubstr("describes another vocabulary"));
+  EXPECT_THAT(load_message(), HasSubstr("tokenizer.json is not the vocabulary of a model"));
 }
 
 TEST_F(Checkpoint, NamesWhatIsWrongInTheConfiguration) {
@@ -130,7 +170,13 @@ TEST_F(Checkpoint, NamesWhatIsWrongInTheConfiguration) {
       HasSubstr(fmt::format("has format {}, this program reads formats up to {}: use a newer performer",
                             kModelFormat + 1, kModelFormat)));
   EXPECT_THAT(message([](json& c) { c.erase("format"); }), HasSubstr("has no format number"));
-  EXPECT_THAT(message([](json& c) { c["format"] = 0; }), HasSubstr("which never existed"));
+  EXPECT_THAT(
+      message([](json& c) { c["format"] = 1; }),
+      HasSubstr(fmt::format("has format 1, which this program no longer reads (it reads format {}): train "
+                            "the model again, or use the performer that wrote it",
+                            kModelFormat)));
+  EXPECT_THAT(message([](json& c) { c["format"] = 0; }),
+              HasSubstr("has format 0, which this program no longer reads"));
   EXPECT_THAT(message([](json& c) { c["model"]["head"] = 2; }),
               HasSubstr("unknown key 'model.head'; the nearest known one is 'model.heads'"));
   EXPECT_THAT(message([](json& c) { c["modle"] = 2; }),
@@ -146,7 +192,7 @@ TEST_F(Checkpoint, NamesWhatIsWrongInTheConfiguration) {
   EXPECT_THAT(message([](json& c) { c["model"]["tied_output"] = 1; }),
               HasSubstr("model.tied_output must be true or false"));
   EXPECT_THAT(message([](json& c) { c["attention"]["kind"] = "linear"; }),
-              HasSubstr("attention.kind must be one of"));
+              HasSubstr("attention.kind must be a known attention kind, but is 'linear'"));
   EXPECT_THAT(message([](json& c) { c["model"]["heads"] = 5; }),
               HasSubstr("must be divisible by model.heads (5)"));
   EXPECT_THAT(message([](json& c) { c["data"]["length"] = 0; }), HasSubstr("data.length"));
@@ -164,9 +210,8 @@ TEST_F(Checkpoint, NamesTheFirstTensorOfAnotherArchitecture) {
   edit_config([](json& c) { c["model"]["layers"] = 1; });
   EXPECT_THAT(load_message(), HasSubstr("its tensor 'blocks_1."));
   edit_config([](json& c) { c["model"]["layers"] = 2, c["attention"]["features"] = 17; });
-  EXPECT_THAT(
-      load_message(),
-      HasSubstr("tensor 'blocks_0.attention.linear.projection' is [2, 16, 12], expected [2, 17, 12]"));
+  EXPECT_THAT(load_message(),
+              HasSubstr("tensor 'blocks_0.attention.kind.projection' is [2, 16, 12], expected [2, 17, 12]"));
 }
 
 TEST_F(Checkpoint, RefusesWeightsOfAnotherType) {

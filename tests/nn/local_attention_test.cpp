@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Windowed attention against dense softmax attention under a mask, and the compatible mode's quirks one by
-// one.
+// Windowed attention against dense softmax attention under a mask.
 #include "performer/nn/local_attention.h"
 
 #include <ATen/ATen.h>
@@ -14,7 +13,7 @@
 #include "performer/base/error.h"
 
 namespace performer::nn {
-namespace local_attention_tests {
+namespace {
 
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
@@ -164,33 +163,30 @@ TEST(LocalAttention, ScoresDependOnDistanceAlone) {
 }
 
 TEST(LocalAttention, GradientsAreThoseOfTheFunction) {
-  for (const bool compatible : {false, true}) {
-    for (const bool causal : {false, true}) {
-      const Sequence start = random_sequence(11, 1);
-      LocalAttentionOptions options;
-      options.window = 3;
-      options.causal = causal;
-      options.compatible = compatible;
-      at::Tensor mask = at::ones({1, 11}, at::kBool);
-      mask.narrow(1, 3, 6).fill_(false);  // with compatible: windows without any key
-      const at::Tensor weights = at::randn(start.value.sizes(), at::kDouble);
-      const auto loss = [&](const Sequence& x) { return (attend(x, options, mask) * weights).sum(); };
-      Sequence x = {start.query.clone().requires_grad_(true), start.key.clone().requires_grad_(true),
-                    start.value.clone().requires_grad_(true)};
-      const auto gradients = torch::autograd::grad({loss(x)}, {x.query, x.key, x.value});
-      const Sequence way = random_sequence(11, 1);  // any direction; other numbers than the start
-      const std::vector<at::Tensor> at_start = {start.query, start.key, start.value};
-      const std::vector<at::Tensor> direction = {way.key.sin(), way.query.cos(), way.value.sin()};
-      for (size_t i = 0; i < 3; ++i) {
-        const auto moved = [&](double step) {
-          std::vector<at::Tensor> all = at_start;
-          all[i] = all[i] + direction[i] * step;
-          return loss({all[0], all[1], all[2]}).item<double>();
-        };
-        const double expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-        EXPECT_NEAR((gradients[i] * direction[i]).sum().item<double>(), expected, 1e-7)
-            << i << " compatible " << compatible << " causal " << causal;
-      }
+  for (const bool causal : {false, true}) {
+    const Sequence start = random_sequence(11, 1);
+    LocalAttentionOptions options;
+    options.window = 3;
+    options.causal = causal;
+    at::Tensor mask = at::ones({1, 11}, at::kBool);
+    mask.narrow(1, 3, 6).fill_(false);
+    const at::Tensor weights = at::randn(start.value.sizes(), at::kDouble);
+    const auto loss = [&](const Sequence& x) { return (attend(x, options, mask) * weights).sum(); };
+    Sequence x = {start.query.clone().requires_grad_(true), start.key.clone().requires_grad_(true),
+                  start.value.clone().requires_grad_(true)};
+    const auto gradients = torch::autograd::grad({loss(x)}, {x.query, x.key, x.value});
+    const Sequence way = random_sequence(11, 1);  // any direction; other numbers than the start
+    const std::vector<at::Tensor> at_start = {start.query, start.key, start.value};
+    const std::vector<at::Tensor> direction = {way.key.sin(), way.query.cos(), way.value.sin()};
+    for (size_t i = 0; i < 3; ++i) {
+      const auto moved = [&](double step) {
+        std::vector<at::Tensor> all = at_start;
+        all[i] = all[i] + direction[i] * step;
+        return loss({all[0], all[1], all[2]}).item<double>();
+      };
+      const double expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+      EXPECT_NEAR((gradients[i] * direction[i]).sum().item<double>(), expected, 1e-7)
+          << i << " causal " << causal;
     }
   }
 }
@@ -207,58 +203,6 @@ TEST(LocalAttention, DropoutThinsTheWeights) {
   at::Tensor mean = at::zeros_like(plain);
   for (int i = 0; i < 100; ++i) mean += attend(x, options) / 100;
   EXPECT_LT((mean - plain).abs().mean().item<double>(), 0.08);  // the noise of 100 draws is 0.03
-}
-
-TEST(LocalAttentionCompatible, AgreesWhenCausalWithoutMask) {
-  for (const int64_t tokens : {1, 4, 7, 13}) {
-    const Sequence x = random_sequence(tokens);
-    LocalAttentionOptions options;
-    options.window = 4;
-    options.causal = true;
-    const at::Tensor own = attend(x, options);
-    options.compatible = true;
-    EXPECT_LT(gap(attend(x, options), own), 1e-6) << tokens;
-  }
-}
-
-TEST(LocalAttentionCompatible, WindowWithoutKeysAveragesFillAndFuture) {
-  const Sequence x = random_sequence(6, 1, 1);
-  LocalAttentionOptions options;
-  options.window = 3;
-  options.causal = true;
-  options.compatible = true;
-  const at::Tensor none = at::zeros({1, 6}, at::kBool);
-  const at::Tensor y = attend(x, options, none);
-  // Group of the first window: three times -1, then its own tokens; of the second: all six tokens.
-  const at::Tensor first = (x.value[0].narrow(0, 0, 3).sum(0) - 3) / 6, second = x.value[0].mean(0);
-  for (int64_t t = 0; t < 6; ++t) EXPECT_LT(gap(y[0][t], t < 3 ? first : second), 1e-14) << t;
-  options.compatible = false;
-  EXPECT_EQ(attend(x, options, none).abs().max().item<double>(), 0);
-}
-
-TEST(LocalAttentionCompatible, PaddingKeysTakePartUnlessMaskedOrCausal) {
-  const Sequence x = random_sequence(2, 1, 1);
-  LocalAttentionOptions options;
-  options.window = 4;
-  options.compatible = true;
-  const Sequence flat = {at::zeros_like(x.query), x.key, x.value};  // all scores 0
-  const at::Tensor sum = x.value[0].sum(0), y = attend(flat, options);
-  for (int64_t t = 0; t < 2; ++t) EXPECT_LT(gap(y[0][t], sum / 4), 1e-14);
-  const at::Tensor masked = attend(flat, options, at::ones({1, 2}, at::kBool));
-  for (int64_t t = 0; t < 2; ++t) EXPECT_LT(gap(masked[0][t], sum / 2), 1e-14);
-}
-
-// Both directions: queries are turned as if they stood one window later.
-TEST(LocalAttentionCompatible, QueriesAreTurnedLate) {
-  const Sequence x = random_sequence(3, 1, 1);
-  LocalAttentionOptions options;
-  options.window = 3;
-  options.compatible = true;
-  const at::Tensor zeros = at::zeros({1, 3, 1, 6}, at::kDouble);
-  const Sequence late = {turned(at::cat({zeros, x.query}, 1)).narrow(1, 3, 3), turned(x.key), x.value};
-  const at::Tensor scores = at::einsum("bihd,bjhd->bhij", {late.query, late.key}) / std::sqrt(6.0);
-  const at::Tensor expected = at::einsum("bhij,bjhe->bihe", {scores.softmax(-1), late.value});
-  EXPECT_LT(gap(attend(x, options), expected), 1e-6);
 }
 
 TEST(LocalAttention, RefusesWhatCannotBe) {
@@ -279,5 +223,5 @@ TEST(LocalAttention, RefusesWhatCannotBe) {
   EXPECT_THAT([&] { local_rotary_rates(5); }, ThrowsMessage<UsageError>(HasSubstr("even")));
 }
 
-}  // namespace local_attention_tests
+}  // namespace
 }  // namespace performer::nn

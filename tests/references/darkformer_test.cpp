@@ -12,9 +12,9 @@
 
 #include "performer/base/error.h"
 
-namespace performer::darkformer_tests {
+namespace performer::references::darkformer {
+namespace {
 
-namespace dark = references::darkformer;
 using at::Tensor;
 
 Tensor normal(at::IntArrayRef sizes, int64_t seed) {
@@ -25,12 +25,11 @@ struct Inputs {
   Tensor q = normal({2, 7, 3, 4}, 1), k = normal({2, 7, 3, 4}, 2), v = normal({2, 7, 3, 6}, 3);
   Tensor key_mask = at::tensor({0, 1, 0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1}).to(at::kBool).view({2, 7});
   Tensor query_mask = at::tensor({1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0}).to(at::kBool).view({2, 7});
-  dark::FeatureMap map{dark::draw_projection(10, 2, 4, 0, 0).to(at::kDouble), normal({3, 2, 4}, 5),
-                       normal({3, 10}, 6)};
+  FeatureMap map{draw_projection(10, 2, 4, 0, 0).to(at::kDouble), normal({3, 2, 4}, 5), normal({3, 10}, 6)};
 };
 
 // phi = exp(W M x' - |M x'|^2/2 + log weight) + epsilon, nothing shifted.
-Tensor features(const Tensor& x, const dark::FeatureMap& map, double epsilon) {
+Tensor features(const Tensor& x, const FeatureMap& map, double epsilon) {
   const Tensor y = at::einsum("bthd,hrd->bthr", {x / std::sqrt(2.0), map.geometry});
   return at::exp(at::matmul(y, map.projection.t()) - y.square().sum(-1, true) / 2 + map.log_weights) +
          epsilon;
@@ -54,9 +53,9 @@ TEST(Darkformer, ShiftsCancel) {
     for (const double epsilon : {0.0, 0.05}) {
       for (const bool masks : {false, true}) {
         for (const int64_t chunk : {1, 3, 256}) {
-          dark::AttentionOptions options{.epsilon = epsilon, .causal = causal, .chunk = chunk};
+          AttentionOptions options{.epsilon = epsilon, .causal = causal, .chunk = chunk};
           if (masks) options.key_mask = in.key_mask, options.query_mask = in.query_mask;
-          EXPECT_TRUE(dark::attention(in.q, in.k, in.v, in.map, options)
+          EXPECT_TRUE(attention(in.q, in.k, in.v, in.map, options)
                           .allclose(expected_output(in, causal, epsilon, masks), 1e-9, 1e-11))
               << causal << " " << epsilon << " " << masks << " " << chunk;
         }
@@ -71,7 +70,7 @@ TEST(Darkformer, FutureKeysDoNotReachThePast) {
   later.select(1, 6).mul_(6);
   for (const double epsilon : {0.0, 0.05}) {
     const auto first = [&](const Tensor& k) {
-      return dark::attention(in.q, k, in.v, in.map, {.epsilon = epsilon, .causal = true}).narrow(1, 0, 6);
+      return attention(in.q, k, in.v, in.map, {.epsilon = epsilon, .causal = true}).narrow(1, 0, 6);
     };
     EXPECT_TRUE(first(in.k).allclose(first(later), 1e-11, 1e-13));
   }
@@ -79,26 +78,26 @@ TEST(Darkformer, FutureKeysDoNotReachThePast) {
 
 TEST(Darkformer, StateContinuesASequence) {
   const Inputs in;
-  const dark::AttentionOptions options{.epsilon = 0.05, .causal = true};
-  const Tensor expected = dark::attention(in.q, in.k, in.v, in.map, options);
-  dark::State state;
+  const AttentionOptions options{.epsilon = 0.05, .causal = true};
+  const Tensor expected = attention(in.q, in.k, in.v, in.map, options);
+  State state;
   std::vector<Tensor> parts;
   for (int64_t token = 0; token < 7; ++token) {
     const auto cut = [&](const Tensor& x) { return x.narrow(1, token, 1); };
-    parts.push_back(dark::attention(cut(in.q), cut(in.k), cut(in.v), in.map, options, &state));
+    parts.push_back(attention(cut(in.q), cut(in.k), cut(in.v), in.map, options, &state));
   }
   EXPECT_TRUE(at::cat(parts, 1).allclose(expected, 1e-10, 1e-12));
-  EXPECT_THROW(dark::attention(in.q, in.k, in.v, in.map, {}, &state), UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, in.map, {}, &state), UsageError);
 }
 
 TEST(Darkformer, LargeInputsStayFiniteInFloat) {
   const Inputs in;
-  dark::FeatureMap map = in.map;
+  FeatureMap map = in.map;
   map.projection = map.projection.to(at::kFloat);
   for (const bool causal : {false, true}) {
     const Tensor q = (in.q * 40).to(at::kFloat).set_requires_grad(true);
-    const Tensor out = dark::attention(q, (in.k * 40).to(at::kFloat), in.v.to(at::kFloat), map,
-                                       {.causal = causal, .key_mask = in.key_mask});
+    const Tensor out = attention(q, (in.k * 40).to(at::kFloat), in.v.to(at::kFloat), map,
+                                 {.causal = causal, .key_mask = in.key_mask});
     out.sum().backward();
     EXPECT_TRUE(out.isfinite().all().item<bool>());
     EXPECT_TRUE(q.grad().isfinite().all().item<bool>());
@@ -110,7 +109,7 @@ TEST(Darkformer, RowsWithoutKeysAreZeroWithZeroGradient) {
   for (const bool causal : {false, true}) {
     const Tensor q = in.q.clone().set_requires_grad(true), k = in.k.clone().set_requires_grad(true);
     const Tensor out =
-        dark::attention(q, k, in.v, in.map, {.causal = causal, .key_mask = at::zeros({2, 7}, at::kBool)});
+        attention(q, k, in.v, in.map, {.causal = causal, .key_mask = at::zeros({2, 7}, at::kBool)});
     out.sum().backward();
     EXPECT_TRUE(out.eq(0).all().item<bool>());
     EXPECT_TRUE(q.grad().eq(0).all().item<bool>());
@@ -120,14 +119,14 @@ TEST(Darkformer, RowsWithoutKeysAreZeroWithZeroGradient) {
 
 TEST(Darkformer, GeometryHasTheGradientOfTheKernel) {
   const Inputs in;
-  dark::FeatureMap map = in.map;
+  FeatureMap map = in.map;
   map.geometry = map.geometry.clone().set_requires_grad(true);
   const Tensor ct = normal({2, 7, 3, 6}, 9), direction = normal({3, 2, 4}, 10);
-  (dark::attention(in.q, in.k, in.v, map, {.causal = true}) * ct).sum().backward();
+  (attention(in.q, in.k, in.v, map, {.causal = true}) * ct).sum().backward();
   const auto value = [&](double by) {
-    dark::FeatureMap moved = in.map;
+    FeatureMap moved = in.map;
     moved.geometry = moved.geometry + by * direction;
-    return (dark::attention(in.q, in.k, in.v, moved, {.causal = true}) * ct).sum().item<double>();
+    return (attention(in.q, in.k, in.v, moved, {.causal = true}) * ct).sum().item<double>();
   };
   const double expected = (value(1e-6) - value(-1e-6)) / 2e-6;
   EXPECT_NEAR((map.geometry.grad() * direction).sum().item<double>(), expected,
@@ -138,7 +137,7 @@ TEST(Darkformer, GeometryHasTheGradientOfTheKernel) {
 TEST(Darkformer, ProposalIsWeightedByItsDensity) {
   const Tensor base = normal({10, 3}, 1), root = normal({2, 3, 3}, 2) / 6;
   const Tensor covariance = at::matmul(root, root.transpose(-1, -2));
-  const dark::FeatureMap map = dark::variance_optimal_proposal(base, covariance);
+  const FeatureMap map = variance_optimal_proposal(base, covariance);
   const Tensor identity = at::eye(3, at::kDouble);
   const Tensor proposal = at::matmul(identity + 2 * covariance, at::linalg_inv(identity - 2 * covariance));
   const Tensor quadratic =
@@ -150,7 +149,7 @@ TEST(Darkformer, ProposalIsWeightedByItsDensity) {
       quadratic.allclose(base.square().sum(-1).expand({2, 10}), 1e-9, 1e-11));  // rows are N(0, proposal)
   EXPECT_THAT(
       [&] {
-        dark::variance_optimal_proposal(base, identity.expand({2, 3, 3}) / 2);
+        variance_optimal_proposal(base, identity.expand({2, 3, 3}) / 2);
       },
       ::testing::ThrowsMessage<UsageError>(::testing::HasSubstr("below 1/2")));
 }
@@ -158,27 +157,26 @@ TEST(Darkformer, ProposalIsWeightedByItsDensity) {
 TEST(Darkformer, WhiteningGivesInputsTheCovarianceAskedFor) {
   const Tensor root = normal({2, 4, 4}, 3);
   const Tensor covariance = at::matmul(root, root.transpose(-1, -2));
-  const Tensor geometry = dark::whitening_geometry(covariance, 0);
+  const Tensor geometry = whitening_geometry(covariance, 0);
   const Tensor whitened = at::matmul(at::matmul(geometry, covariance), geometry.transpose(-1, -2));
   EXPECT_TRUE(whitened.allclose(at::eye(4, at::kDouble).expand({2, 4, 4}) / 2, 1e-8, 1e-8));  // (4^(-1/4))^2
-  const Tensor shrunk = dark::whitening_geometry(covariance, 0.5, 1, 3.0);
+  const Tensor shrunk = whitening_geometry(covariance, 0.5, 1, 3.0);
   const Tensor mean = covariance.diagonal(0, -2, -1).mean(-1);
   EXPECT_TRUE(shrunk[1].allclose(at::eye(4, at::kDouble) * 3 / (1.5 * mean[1]).sqrt(), 1e-9, 1e-9));
-  EXPECT_THROW(dark::whitening_geometry(at::zeros({1, 4, 4}, at::kDouble), 0), UsageError);
-  EXPECT_THROW(dark::whitening_geometry(covariance, -1), UsageError);
+  EXPECT_THROW(whitening_geometry(at::zeros({1, 4, 4}, at::kDouble), 0), UsageError);
+  EXPECT_THROW(whitening_geometry(covariance, -1), UsageError);
 }
 
 TEST(Darkformer, DefaultsAndErrors) {
-  EXPECT_EQ(dark::default_features(64), 266);
-  EXPECT_EQ(dark::default_features(1), 1);
+  EXPECT_EQ(default_features(64), 266);
+  EXPECT_EQ(default_features(1), 1);
   const Inputs in;
-  EXPECT_THROW(dark::attention(in.q, in.k.narrow(1, 0, 5), in.v.narrow(1, 0, 5), in.map, {.causal = true}),
+  EXPECT_THROW(attention(in.q, in.k.narrow(1, 0, 5), in.v.narrow(1, 0, 5), in.map, {.causal = true}),
                UsageError);
-  EXPECT_THROW(dark::attention(in.q, in.k, in.v, in.map, {.key_mask = in.key_mask.to(at::kFloat)}),
-               UsageError);
-  EXPECT_THROW(dark::attention(in.q, in.k, in.v, {}, {}), UsageError);
-  EXPECT_THROW(dark::attention(in.q, in.k, in.v, {in.map.projection, normal({2, 2, 4}, 1), {}}, {}),
-               UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, in.map, {.key_mask = in.key_mask.to(at::kFloat)}), UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, {}, {}), UsageError);
+  EXPECT_THROW(attention(in.q, in.k, in.v, {in.map.projection, normal({2, 2, 4}, 1), {}}, {}), UsageError);
 }
 
-}  // namespace performer::darkformer_tests
+}  // namespace
+}  // namespace performer::references::darkformer

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests of transformer_layers.h share.
+// What the tests of fast-transformers share.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,12 +11,13 @@
 #include "performer/base/philox.h"
 #include "performer/references/fast_transformers/layers.h"
 
-namespace performer::nn::transformer_layers_test {
+namespace performer::references::fast_transformers {
 
-inline at::Tensor normal(at::IntArrayRef sizes, uint32_t name) {
+inline at::Tensor normal(at::IntArrayRef sizes, uint32_t name, double deviation = 1) {
   PhiloxStream stream(23, name);
   at::Tensor values = at::empty(sizes, at::kDouble);
-  for (int64_t i = 0; i < values.numel(); ++i) values.mutable_data_ptr<double>()[i] = stream.normal();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    values.mutable_data_ptr<double>()[i] = deviation * stream.normal();
   return values;
 }
 
@@ -36,7 +37,6 @@ inline TransformerOptions small_options(const std::string& type) {
   options.attention.feature_map.map = "favor";
   options.attention.feature_map.n_dims = 10;
   options.attention.feature_map.redraw = 0;
-  options.attention.favor_features = 14;
   options.attention.local_context = 3;
   options.attention.topk = 2;
   options.cross_attention = options.attention;
@@ -55,4 +55,4 @@ inline LengthMask lengths(std::vector<int64_t> values, int64_t longest) {
   return LengthMask(at::tensor(values, at::kLong), longest);
 }
 
-}  // namespace performer::nn::transformer_layers_test
+}  // namespace performer::references::fast_transformers

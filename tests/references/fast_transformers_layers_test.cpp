@@ -15,7 +15,8 @@
 #include "performer/references/fast_transformers/layers_weights.h"
 #include "tests/references/fast_transformers_layers.h"
 
-namespace performer::nn::transformer_layers_test {
+namespace performer::references::fast_transformers {
+namespace {
 
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
@@ -82,44 +83,32 @@ TEST(TransformerLayers, DecodersAreLibTorchsOnItsWeights) {
 }
 
 struct Variant {
-  std::string type, map = "favor", family = "exponential";
+  std::string type, map = "favor";
 };
-TransformerOptions options_of(const Variant& variant) {
-  TransformerOptions options = small_options(variant.type);
-  options.attention.feature_map.map = variant.map;
-  options.attention.favor_family = variant.family;
-  if (variant.family != "exponential") {
-    options.attention.favor_projection = "none";
-    options.attention.favor_epsilon = 1e-3;
-  }
-  options.cross_attention = options.attention;
-  return options;
-}
 
 TEST(TransformerLayers, StateFedBackIsOnePass) {
   for (const Variant& variant : std::vector<Variant>{{"causal-linear"},
                                                      {"causal-linear", "elu"},
                                                      {"causal-linear", "generalized"},
                                                      {"full"},
-                                                     {"favor"},
-                                                     {"favor", "favor", "relu"},
                                                      {"aft-simple"}}) {
-    TransformerEncoder model = ready(make_transformer_encoder(options_of(variant)));
+    TransformerOptions options = small_options(variant.type);
+    options.attention.feature_map.map = variant.map;
+    TransformerEncoder model = ready(make_transformer_encoder(options));
     const at::NoGradGuard no_grad;
     const at::Tensor x = normal({2, 37, 12}, 1);
     const at::Tensor expected = model(x, TriangularCausalMask(37));
     std::vector<AttentionState> state;
     std::vector<at::Tensor> outs;
     for (int64_t i = 0; i < 37; ++i) outs.push_back(model->step(x.select(1, i), state));
-    EXPECT_LT(largest_error(at::stack(outs, 1), expected), 1e-9)
-        << variant.type << " " << variant.map << " " << variant.family;
+    EXPECT_LT(largest_error(at::stack(outs, 1), expected), 1e-9) << variant.type << " " << variant.map;
     EXPECT_GT(largest_error(outs.back(), outs.front()), 1e-2);
   }
 }
 
 TEST(TransformerLayers, DecoderStateFedBackIsOnePass) {
-  for (const std::string cross : {"linear", "full", "favor", "aft-simple"}) {
-    for (const std::string self : {"causal-linear", "full", "favor"}) {
+  for (const std::string cross : {"linear", "full", "aft-simple"}) {
+    for (const std::string self : {"causal-linear", "full"}) {
       TransformerOptions options = small_options(self);
       options.cross_attention_type = cross;
       TransformerDecoder model = ready(make_transformer_decoder(options));
@@ -138,8 +127,8 @@ TEST(TransformerLayers, DecoderStateFedBackIsOnePass) {
 }
 
 TEST(TransformerLayers, PaddingChangesNothing) {
-  for (const std::string type : {"linear", "causal-linear", "full", "favor", "aft-simple", "aft-full",
-                                 "local", "exact-topk", "conditional-full:linear"}) {
+  for (const std::string type : {"linear", "causal-linear", "full", "aft-simple", "aft-full", "local",
+                                 "exact-topk", "conditional-full:linear"}) {
     TransformerEncoder model = ready(make_transformer_encoder(small_options(type)));
     const at::NoGradGuard no_grad;
     const at::Tensor x = normal({2, 8, 12}, 1);
@@ -164,7 +153,7 @@ TEST(TransformerLayers, PaddingChangesNothing) {
 TEST(TransformerLayers, RefuseMasksTheyCannotFollow) {
   const at::Tensor x = normal({1, 4, 12}, 1);
   const at::Tensor scattered = at::tensor({1, 0, 1, 1}).to(at::kBool).expand({4, 4});
-  for (const std::string type : {"linear", "causal-linear", "favor", "aft-simple"}) {
+  for (const std::string type : {"linear", "causal-linear", "aft-simple"}) {
     TransformerEncoder model = ready(make_transformer_encoder(small_options(type)));
     EXPECT_THROW(model(x, FullMask(scattered)), UsageError) << type;
     EXPECT_THROW(
@@ -190,7 +179,7 @@ TEST(TransformerLayers, RefuseMasksTheyCannotFollow) {
 }
 
 TEST(TransformerLayers, StepsRefuseAnotherBatchSize) {
-  for (const std::string type : {"linear", "full", "favor", "aft-simple"}) {
+  for (const std::string type : {"linear", "full", "aft-simple"}) {
     TransformerEncoder model = ready(make_transformer_encoder(small_options(type)));
     std::vector<AttentionState> state;
     model->step(normal({2, 12}, 1), state);
@@ -224,24 +213,24 @@ TEST(TransformerLayers, MirrorsShareParametersGradientsAndProjections) {
   EXPECT_TRUE(ours.contains("layers.0.attention.inner_attention.feature_map.omega"));
   other(normal({1, 4, 12}, 1)).sum().backward();
   EXPECT_TRUE(model->parameters().front().grad().defined());
-  options = small_options("conditional-full:favor");
+  options = small_options("conditional-full:linear");
   TransformerEncoder random = ready(make_transformer_encoder(options));
-  options.attention_type = "favor";
+  options.attention_type = "linear";
   const auto mirrored = named(*mirror(random, options));
   EXPECT_EQ(
-      named(*random).at("layers.0.attention.inner_attention.other_attention.projection.weight").data_ptr(),
-      mirrored.at("layers.0.attention.inner_attention.projection.weight").data_ptr());
+      named(*random).at("layers.0.attention.inner_attention.other_attention.feature_map.omega").data_ptr(),
+      mirrored.at("layers.0.attention.inner_attention.feature_map.omega").data_ptr());
 }
 
 TEST(TransformerLayers, DecodersMirrorToo) {
   TransformerOptions options = small_options("full");
   TransformerDecoder model = ready(make_transformer_decoder(options));
   options.attention_type = "causal-linear";
-  options.cross_attention_type = "favor";
+  options.cross_attention_type = "linear";
   TransformerDecoder other = mirror(model, options);
   const auto ours = named(*model), theirs = named(*other);
   for (const auto& [name, tensor] : ours) EXPECT_EQ(tensor.data_ptr(), theirs.at(name).data_ptr()) << name;
-  EXPECT_EQ(other->layers()[0]->cross_attention()->attention()->kind(), "favor");
+  EXPECT_EQ(other->layers()[0]->cross_attention()->attention()->kind(), "linear");
   EXPECT_FALSE(other->is_training());
 }
 
@@ -271,19 +260,6 @@ TEST(TransformerLayers, ObserversSeeEveryAttention) {
   EXPECT_TRUE(events.empty());
 }
 
-TEST(TransformerLayers, FavorRedrawsByName) {
-  TransformerEncoder model = ready(make_transformer_encoder(small_options("favor")));
-  const at::Tensor x = normal({1, 6, 12}, 1), first = model(x);
-  model->redraw(1);
-  const at::Tensor second = model(x);
-  EXPECT_GT(largest_error(first, second), 1e-4);
-  model->redraw(0);
-  EXPECT_EQ(largest_error(model(x), first), 0);
-  const auto buffers = named(*model);
-  EXPECT_FALSE(at::equal(buffers.at("layers.0.attention.inner_attention.projection.weight"),
-                         buffers.at("layers.1.attention.inner_attention.projection.weight")));
-}
-
 TEST(TransformerLayers, DropoutOnlyInTraining) {
   TransformerOptions options = small_options("full");
   options.dropout = 0;
@@ -300,17 +276,17 @@ TEST(TransformerLayers, DropoutOnlyInTraining) {
 
 TEST(TransformerLayers, OptionsByName) {
   TransformerOptions options;
-  set_field("transformer", options, "attention_type", "favor");
-  set_field("attention", options.attention, "favor_features", "32");
-  EXPECT_EQ(make_transformer_encoder(options)->layers()[0]->attention()->attention()->kind(), "favor");
+  set_field("transformer", options, "attention_type", "exact-topk");
+  set_field("attention", options.attention, "topk", "3");
+  EXPECT_EQ(make_transformer_encoder(options)->layers()[0]->attention()->attention()->kind(), "exact-topk");
   EXPECT_THROW(set_field("transformer", options, "n_layer", "3"), UsageError);
   options.n_heads = 0;
   EXPECT_THROW(make_transformer_encoder(options), UsageError);
   options = {};
   options.activation = "tanh";
   EXPECT_THROW(make_transformer_encoder(options), UsageError);
-  options = small_options("favor");
-  options.attention.favor_projection = "hexagonal";
+  options = small_options("linear");
+  options.attention.feature_map.map = "hexagonal";
   EXPECT_THROW(make_transformer_encoder(options), UsageError);
 }
 
@@ -377,4 +353,5 @@ TEST(TransformerLayers, OtherLibrariesNames) {
   EXPECT_EQ(from_longformer_encoder(global).size(), bert.size());
 }
 
-}  // namespace performer::nn::transformer_layers_test
+}  // namespace
+}  // namespace performer::references::fast_transformers

@@ -8,7 +8,8 @@
 
 #include "performer/base/error.h"
 
-namespace performer::nn::attention_masks_test {
+namespace performer::references::fast_transformers {
+namespace {
 
 at::Tensor whole(std::vector<int64_t> values) {
   return at::tensor(values, at::kLong);
@@ -76,4 +77,5 @@ TEST(AttentionMasks, FiniteValuesNeedTheRangeOfFloat) {
   EXPECT_TRUE(std::isinf(additive[0][1].item<float>()));
 }
 
-}  // namespace performer::nn::attention_masks_test
+}  // namespace
+}  // namespace performer::references::fast_transformers

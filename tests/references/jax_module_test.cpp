@@ -8,19 +8,19 @@
 
 #include "performer/base/error.h"
 
-namespace performer::fast_attention_module_tests {
+namespace performer::references::jax {
+namespace {
 
-namespace jax = references::jax;
 using at::Tensor;
 
-nn::FastAttentionModuleOptions small_options() {
-  nn::FastAttentionModuleOptions options;
+FastAttentionModuleOptions small_options() {
+  FastAttentionModuleOptions options;
   options.heads = 2;
   options.query_size = 6;
   options.key_value_size = 5;
   options.qkv_features = 8;
   options.out_features = 3;
-  jax::SoftmaxAttentionOptions attention;
+  SoftmaxAttentionOptions attention;
   attention.redraw = false;
   attention.features = 10;
   options.attention = attention;
@@ -28,20 +28,20 @@ nn::FastAttentionModuleOptions small_options() {
 }
 
 TEST(FastAttentionModule, SizesAndParametersAreTheOptions) {
-  nn::FastAttentionModule module(small_options());
+  FastAttentionModule module(small_options());
   const Tensor out = module->forward(at::randn({2, 4, 6}), at::randn({2, 7, 5}));
   EXPECT_EQ(out.sizes(), (at::IntArrayRef{2, 4, 3}));
   EXPECT_EQ(module->named_buffers()["projection"].sizes(), (at::IntArrayRef{10, 4}));
   EXPECT_EQ(module->parameters().size(), 8U);
   auto options = small_options();
   options.use_bias = false;
-  EXPECT_EQ(nn::FastAttentionModule(options)->parameters().size(), 4U);
+  EXPECT_EQ(FastAttentionModule(options)->parameters().size(), 4U);
   options.heads = 3;
-  EXPECT_THROW(nn::FastAttentionModule{options}, UsageError);
+  EXPECT_THROW(FastAttentionModule{options}, UsageError);
 }
 
 TEST(FastAttentionModule, SeveralAxesAreAttendedOver) {
-  nn::FastAttentionModule module(small_options());
+  FastAttentionModule module(small_options());
   const Tensor q = at::randn({2, 2, 3, 6}), kv = at::randn({2, 3, 2, 5});
   const Tensor expected = module->forward(q.flatten(1, 2), kv.flatten(1, 2));
   EXPECT_TRUE(module->forward(q, kv).flatten(1, 2).allclose(expected, 1e-4, 1e-5));
@@ -50,9 +50,9 @@ TEST(FastAttentionModule, SeveralAxesAreAttendedOver) {
 // The mask reaches values alone: with equal values of 1 the output is the share of weight on kept keys.
 TEST(FastAttentionModule, MaskedKeysStayInTheDenominator) {
   auto options = small_options();
-  options.attention = jax::GeneralizedAttentionOptions{};
+  options.attention = GeneralizedAttentionOptions{};
   options.out_features = 8;
-  nn::FastAttentionModule module(options);
+  FastAttentionModule module(options);
   const at::NoGradGuard no_grad;
   for (auto& item : module->named_parameters()) {
     if (item.key() == "value.weight") item.value().zero_();
@@ -76,14 +76,14 @@ TEST(FastAttentionModule, MaskedKeysStayInTheDenominator) {
 
 TEST(FastAttentionModule, RedrawsWhenTheAttentionDoes) {
   auto options = small_options();
-  std::get<jax::SoftmaxAttentionOptions>(options.attention).redraw = true;
-  nn::FastAttentionModule module(options);
+  std::get<SoftmaxAttentionOptions>(options.attention).redraw = true;
+  FastAttentionModule module(options);
   EXPECT_EQ(module->buffers().size(), 0U);
   EXPECT_TRUE(module->forward(at::randn({1, 3, 6}), at::randn({1, 4, 5})).isfinite().all().item<bool>());
 }
 
 TEST(FastAttentionModule, ImportIsAllOrNothing) {
-  nn::FastAttentionModule module(small_options());
+  FastAttentionModule module(small_options());
   const Tensor before = module->parameters()[0].clone();
   std::map<std::string, Tensor> weights = {
       {"query/kernel", at::randn({6, 2, 4})}, {"query/bias", at::randn({2, 4})},
@@ -103,4 +103,5 @@ TEST(FastAttentionModule, ImportIsAllOrNothing) {
   EXPECT_TRUE(own.unflatten(-1, {2, 4}).allclose(query, 1e-5, 1e-6));
 }
 
-}  // namespace performer::fast_attention_module_tests
+}  // namespace
+}  // namespace performer::references::jax

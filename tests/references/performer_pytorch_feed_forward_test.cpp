@@ -8,7 +8,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer::nn::feed_forward_test {
+namespace performer::references::performer_pytorch {
 namespace {
 
 FeedForwardOptions options_of(bool glu, int64_t chunks = 1, double dropout = 0) {
@@ -56,7 +56,7 @@ TEST(FeedForward, DropsInTrainingOnly) {
 TEST(FeedForward, RefusesImpossibleOptions) {
   FeedForwardOptions options;
   options.activation = "gelou";
-  EXPECT_THROW(FeedForward{options}, UsageError);
+  EXPECT_THROW(FeedForward{options}, c10::ValueError);
   options = {};
   options.chunks = 0;
   EXPECT_THROW(FeedForward{options}, UsageError);
@@ -66,4 +66,4 @@ TEST(FeedForward, RefusesImpossibleOptions) {
 }
 
 }  // namespace
-}  // namespace performer::nn::feed_forward_test
+}  // namespace performer::references::performer_pytorch

@@ -9,10 +9,10 @@
 #include "performer/base/error.h"
 #include "performer/references/performer_pytorch/import.h"
 
-namespace performer::lm_test {
+namespace performer::references::performer_pytorch {
 namespace {
 
-PerformerLMOptions small(const char* positions = "rotary") {
+PerformerLMOptions small_lm(const char* positions = "rotary") {
   PerformerLMOptions options;
   options.vocabulary = 7;
   options.max_length = 16;
@@ -39,10 +39,10 @@ int64_t parameter_count(const torch::nn::Module& model) {
 TEST(PerformerLM, HasTheParametersItShouldHave) {
   // Two blocks of norms 2 * 16, projections 4 * 64, feed-forward 8 * 16 + 16 + 16 * 8 + 8.
   const int64_t stack = 2 * (32 + 256 + 280), ends = 7 * 8 + 16;  // embedding, final norm
-  EXPECT_EQ(parameter_count(*PerformerLM(small())), stack + ends + 8 * 7 + 7);
-  EXPECT_EQ(parameter_count(*PerformerLM(small("learned"))), stack + ends + 16 * 8 + 8 * 7 + 7);
-  EXPECT_EQ(parameter_count(*PerformerLM(small("axial"))), stack + ends + (1 + 64) * 8 + 8 * 7 + 7);
-  PerformerLMOptions options = small("none");
+  EXPECT_EQ(parameter_count(*PerformerLM(small_lm())), stack + ends + 8 * 7 + 7);
+  EXPECT_EQ(parameter_count(*PerformerLM(small_lm("learned"))), stack + ends + 16 * 8 + 8 * 7 + 7);
+  EXPECT_EQ(parameter_count(*PerformerLM(small_lm("axial"))), stack + ends + (1 + 64) * 8 + 8 * 7 + 7);
+  PerformerLMOptions options = small_lm("none");
   options.tied_output = true;
   EXPECT_EQ(parameter_count(*PerformerLM(options)), stack + ends);
   options.tied_output = options.output = false;
@@ -52,7 +52,7 @@ TEST(PerformerLM, HasTheParametersItShouldHave) {
 TEST(PerformerLM, KnowsWhereTokensStandWithAllPositionsButNone) {
   for (const char* positions : {"rotary", "rotary-only", "axial", "learned", "none"}) {
     torch::manual_seed(4);
-    PerformerLM model(small(positions));
+    PerformerLM model(small_lm(positions));
     model->eval();
     PerformerLMInputs inputs = tokens_of(1, 6), turned;
     inputs.tokens = at::tensor({1, 2, 3, 4, 5, 6}, at::kLong).unsqueeze(0);
@@ -63,7 +63,7 @@ TEST(PerformerLM, KnowsWhereTokensStandWithAllPositionsButNone) {
 }
 
 TEST(PerformerLM, LogitsAreOfTheEncodings) {
-  PerformerLMOptions options = small();
+  PerformerLMOptions options = small_lm();
   options.tied_output = true;
   PerformerLM model(options);
   model->eval();
@@ -77,7 +77,7 @@ TEST(PerformerLM, LogitsAreOfTheEncodings) {
 }
 
 TEST(PerformerLM, DropsEmbeddingsInTraining) {
-  PerformerLMOptions options = small();
+  PerformerLMOptions options = small_lm();
   options.embedding_dropout = 0.5;
   PerformerLM model(options);
   const PerformerLMInputs inputs = tokens_of(1, 5);
@@ -87,7 +87,7 @@ TEST(PerformerLM, DropsEmbeddingsInTraining) {
 }
 
 TEST(PerformerLM, ReversibleModelsLearn) {
-  PerformerLMOptions options = small();
+  PerformerLMOptions options = small_lm();
   options.stack.reversible = true;
   options.stack.causal = true;
   PerformerLM model(options);
@@ -106,22 +106,22 @@ TEST(PerformerLM, ReversibleModelsLearn) {
 }
 
 TEST(PerformerLM, RefusesImpossibleOptionsAndInputs) {
-  PerformerLMOptions options = small();
+  PerformerLMOptions options = small_lm();
   options.vocabulary = 0;
   EXPECT_THROW(PerformerLM{options}, UsageError);
-  EXPECT_THROW(PerformerLM(small("absolute")), UsageError);
-  options = small();
+  EXPECT_THROW(PerformerLM(small_lm("absolute")), UsageError);
+  options = small_lm();
   options.axial_shape = {4, 4};
   EXPECT_THROW(PerformerLM{options}, UsageError);
-  options = small();
+  options = small_lm();
   options.stack.dim_head = 5;
   EXPECT_THROW(PerformerLM{options}, UsageError);
-  PerformerLM model(small());
+  PerformerLM model(small_lm());
   EXPECT_THROW(model(tokens_of(1, 17)), UsageError);
   PerformerLMInputs inputs = tokens_of(1, 3);
   inputs.tokens[0][1] = 7;
   EXPECT_THROW(model(inputs), UsageError);
-  options = small();
+  options = small_lm();
   options.output = false;
   EXPECT_THROW(PerformerLM(options)->forward(tokens_of(1, 3)), UsageError);
 }
@@ -153,34 +153,10 @@ TEST(PerformerPytorch, NamesBecomeOurs) {
 }
 
 TEST(PerformerPytorch, ImportNeedsEveryParameter) {
-  PerformerLM model(small("none"));
+  PerformerLM model(small_lm("none"));
   EXPECT_THROW(import_performer_pytorch(*model, {{"token_emb.weight", at::zeros({7, 8})}}), InputError);
   EXPECT_THROW(import_performer_pytorch(*model, {{"pos_emb.emb", at::zeros({16, 8})}}), InputError);
 }
 
-TEST(PerformerPytorch, OurOwnHeadsShareAnImportedProjection) {
-  PerformerStackOptions options = small().stack;
-  options.depth = 1;
-  options.compatible = true;
-  PerformerStack theirs(options);
-  options.compatible = false;
-  PerformerStack ours(options);
-  std::map<std::string, at::Tensor> weights;
-  const auto store = [&](const std::string& name, const at::Tensor& tensor) {
-    const std::string rest = name.substr(name.find('.') + 1), module = rest.substr(0, rest.find('.'));
-    const std::string tail = rest.substr(rest.find('.') + 1);
-    const char* branch = module.starts_with("attention") ? "net.layers.0.0." : "net.layers.0.1.";
-    const char* inner = module.ends_with("_norm") ? "norm." : module == "attention" ? "fn." : "fn.fn.";
-    weights[branch + std::string(inner) + tail] = tensor;
-  };
-  for (const auto& item : theirs->named_parameters()) store(item.key(), item.value());
-  for (const auto& item : theirs->named_buffers()) store(item.key(), item.value());
-  import_performer_pytorch(*ours, weights);
-  const char* name = "blocks_0.attention.fast_attention.projection_matrix";
-  const at::Tensor shared = theirs->named_buffers()[name], each = ours->named_buffers()[name];
-  ASSERT_EQ(each.dim(), 3);
-  for (int64_t head = 0; head < 2; ++head) EXPECT_TRUE(at::equal(each[head], shared));
-}
-
 }  // namespace
-}  // namespace performer::lm_test
+}  // namespace performer::references::performer_pytorch

@@ -9,7 +9,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer::nn::norms_test {
+namespace performer::references::performer_pytorch {
 namespace {
 
 TEST(ScaleNorm, GivesRowsOneLengthAndKeepsZeroRows) {
@@ -40,21 +40,18 @@ TEST(BranchNorm, LayerNormStandsBeforeTheBranch) {
   EXPECT_EQ(norm->named_parameters().keys(), (std::vector<std::string>{"weight", "bias"}));
 }
 
-TEST(BranchNorm, GainsStartAsInTheirPapersOrAsInTheReference) {
-  const auto gain = [](const char* kind, bool compatible) {
-    return BranchNorm(kind, 16, compatible)->named_parameters()["gain"].item<double>();
+TEST(BranchNorm, GainsStartAsInTheReference) {
+  const auto gain = [](const char* kind) {
+    return BranchNorm(kind, 16)->named_parameters()["gain"].item<double>();
   };
-  EXPECT_DOUBLE_EQ(gain("scale-norm", false), 4);
-  EXPECT_DOUBLE_EQ(gain("scale-norm", true), 1);
-  EXPECT_DOUBLE_EQ(gain("rezero", false), 0);
-  EXPECT_FLOAT_EQ(gain("rezero", true), 1e-3);
+  EXPECT_DOUBLE_EQ(gain("scale-norm"), 1);
+  EXPECT_FLOAT_EQ(gain("rezero"), 1e-3);
 }
 
 TEST(BranchNorm, ReZeroStandsAfterTheBranch) {
   BranchNorm norm("rezero", 4);
   const at::Tensor x = at::randn({2, 4});
   EXPECT_TRUE(at::equal(norm->before(x), x));
-  EXPECT_TRUE(at::equal(norm->after(x), at::zeros({2, 4}))) << "a fresh block must be the identity";
   const at::NoGradGuard no_grad;
   norm->parameters()[0].fill_(-3);
   EXPECT_TRUE(at::equal(norm->after(x), -3 * x));
@@ -66,4 +63,4 @@ TEST(BranchNorm, RefusesWhatItDoesNotKnow) {
 }
 
 }  // namespace
-}  // namespace performer::nn::norms_test
+}  // namespace performer::references::performer_pytorch

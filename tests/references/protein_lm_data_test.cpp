@@ -5,11 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "performer/base/error.h"
 #include "performer/data/vocabulary.h"
 #include "tests/errors.h"
 
-namespace performer::protein_lm {
+namespace performer::references::protein_lm {
 namespace {
 
 using test::error_of;
@@ -27,10 +29,15 @@ std::vector<Tokens> rows_of(const at::Tensor& batch) {
 
 TEST(ProteinLMVocabulary, IsOursByDefault) {
   const Vocabulary vocabulary;
-  EXPECT_EQ(vocabulary.letters(), data::kLetters);
-  EXPECT_EQ(vocabulary.bos(), data::kBos);
-  EXPECT_EQ(vocabulary.mask(), data::kMask);
-  EXPECT_EQ(vocabulary.normal_tokens().size(), size_t{data::kResidues});
+  const data::Vocabulary ours = data::Vocabulary::protein();
+  std::vector<int64_t> ids(ours.size());
+  std::iota(ids.begin(), ids.end(), int64_t{0});
+  EXPECT_EQ(vocabulary.letters(), ours.decode(ids));
+  EXPECT_EQ(vocabulary.bos(), ours.bos());
+  EXPECT_EQ(vocabulary.eos(), ours.eos());
+  EXPECT_EQ(vocabulary.pad(), ours.pad());
+  EXPECT_EQ(vocabulary.mask(), ours.mask());
+  EXPECT_EQ(std::ssize(vocabulary.normal_tokens()), ours.symbols());
 }
 
 TEST(ProteinLMVocabulary, LeavesOutWhatItIsTold) {
@@ -103,4 +110,4 @@ TEST(ProteinLMExamples, MaskedOnesFollowTheirDraws) {
 }
 
 }  // namespace
-}  // namespace performer::protein_lm
+}  // namespace performer::references::protein_lm

@@ -11,7 +11,7 @@
 #include "performer/base/error.h"
 #include "tests/errors.h"
 
-namespace performer {
+namespace performer::references::protein_lm {
 namespace {
 
 using ::testing::HasSubstr;
@@ -88,4 +88,4 @@ TEST(ProteinLMImport, NamesWhatIsMissingOrLeftOver) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::references::protein_lm

@@ -8,7 +8,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer::protein_lm {
+namespace performer::references::protein_lm {
 namespace {
 
 double value(const at::Tensor& scalar) {
@@ -50,4 +50,4 @@ TEST(ProteinLMMetrics, CombinesByTheDenominator) {
 }
 
 }  // namespace
-}  // namespace performer::protein_lm
+}  // namespace performer::references::protein_lm

@@ -10,9 +10,9 @@
 
 #include "performer/base/error.h"
 
-namespace performer::trax_tests {
+namespace performer::references::trax {
+namespace {
 
-namespace trax = references::trax;
 using at::Tensor;
 
 Tensor normal(at::IntArrayRef sizes, int64_t seed) {
@@ -38,19 +38,18 @@ TEST(Trax, ReluWithMaskedKeysAsIfTheyWereNotThere) {
   const auto f = [](const Tensor& x) { return x.clamp_min(0) + 1e-3; };
   const Tensor weights = weights_of(f(in.q), f(in.k)) * in.mask.unsqueeze(1).unsqueeze(1);
   EXPECT_TRUE(
-      trax::favor_attention(in.q, in.k, in.v, {}, {}, in.mask).allclose(dense(weights, in.v), 1e-10, 1e-12));
+      favor_attention(in.q, in.k, in.v, {}, {}, in.mask).allclose(dense(weights, in.v), 1e-10, 1e-12));
   Tensor hidden = in.k.clone();
   hidden.masked_fill_(in.mask.logical_not().unsqueeze(-1).unsqueeze(-1), 50);
-  EXPECT_TRUE(trax::favor_attention(in.q, hidden, in.v, {}, {}, in.mask)
-                  .allclose(dense(weights, in.v), 1e-10, 1e-12));
-  const Tensor half = in.mask.to(at::kDouble) / 2;  // one weight for all keys cancels
   EXPECT_TRUE(
-      trax::favor_attention(in.q, in.k, in.v, {}, {}, half).allclose(dense(weights, in.v), 1e-10, 1e-12));
+      favor_attention(in.q, hidden, in.v, {}, {}, in.mask).allclose(dense(weights, in.v), 1e-10, 1e-12));
+  const Tensor half = in.mask.to(at::kDouble) / 2;  // one weight for all keys cancels
+  EXPECT_TRUE(favor_attention(in.q, in.k, in.v, {}, {}, half).allclose(dense(weights, in.v), 1e-10, 1e-12));
 }
 
 TEST(Trax, SoftmaxFeaturesAreNotScaledUnlessAsked) {
   const Inputs in;
-  const Tensor w = trax::draw_projection(12, 4, true, {.seed = 1}).to(at::kDouble);
+  const Tensor w = draw_projection(12, 4, true, {.seed = 1}).to(at::kDouble);
   for (const bool normalize : {false, true}) {
     const auto f = [&](const Tensor& x, bool is_query) {
       const Tensor y = normalize ? x / std::sqrt(2.0) : x;
@@ -58,8 +57,8 @@ TEST(Trax, SoftmaxFeaturesAreNotScaledUnlessAsked) {
       const Tensor shift = is_query ? u.amax({3}, true) : u.amax({1, 3}, true);
       return (at::exp(u - y.square().sum(-1, true) / 2 - shift) + 1e-4) / std::sqrt(12.0);
     };
-    trax::FavorOptions options{.approximate_softmax = true, .normalize_data = normalize};
-    EXPECT_TRUE(trax::favor_attention(in.q, in.k, in.v, options, w)
+    FavorOptions options{.approximate_softmax = true, .normalize_data = normalize};
+    EXPECT_TRUE(favor_attention(in.q, in.k, in.v, options, w)
                     .allclose(dense(weights_of(f(in.q, true), f(in.k, false)), in.v), 1e-10, 1e-12));
   }
 }
@@ -69,17 +68,18 @@ TEST(Trax, CausalReluSeesNoFuture) {
   const Tensor q = normal({2, 7, 3, 4}, 5);
   const auto f = [](const Tensor& x) { return x.clamp_min(0) + 0.5; };
   const Tensor expected = dense(weights_of(f(q), f(in.k)).tril(), in.v);
-  EXPECT_TRUE(trax::causal_favor_attention(q, in.k, in.v, 0.5).allclose(expected, 1e-10, 1e-12));
+  EXPECT_TRUE(causal_favor_attention(q, in.k, in.v, 0.5).allclose(expected, 1e-10, 1e-12));
 }
 
 TEST(Trax, RowLengthsAndErrors) {
-  const Tensor fixed = trax::draw_projection(12, 4, false, {});
+  const Tensor fixed = draw_projection(12, 4, false, {});
   EXPECT_TRUE(fixed.norm(2, {1}).allclose(at::full({12}, 2.0F), 1e-5));
-  EXPECT_FALSE(trax::draw_projection(12, 4, true, {}).norm(2, {1}).allclose(at::full({12}, 2.0F), 1e-2));
+  EXPECT_FALSE(draw_projection(12, 4, true, {}).norm(2, {1}).allclose(at::full({12}, 2.0F), 1e-2));
   const Inputs in;
-  EXPECT_THROW(trax::favor_attention(in.q, in.k, in.v, {.approximate_softmax = true}), UsageError);
-  EXPECT_THROW(trax::favor_attention(in.q, in.k, in.v, {}, {}, in.mask.narrow(1, 0, 5)), UsageError);
-  EXPECT_THROW(trax::favor_attention(in.q[0], in.k, in.v), UsageError);
+  EXPECT_THROW(favor_attention(in.q, in.k, in.v, {.approximate_softmax = true}), UsageError);
+  EXPECT_THROW(favor_attention(in.q, in.k, in.v, {}, {}, in.mask.narrow(1, 0, 5)), UsageError);
+  EXPECT_THROW(favor_attention(in.q[0], in.k, in.v), UsageError);
 }
 
-}  // namespace performer::trax_tests
+}  // namespace
+}  // namespace performer::references::trax

@@ -21,13 +21,19 @@ ModelStudyOptions options() {
   return made;
 }
 
+ModelStudy measured(LanguageModel& model, const ModelStudyOptions& made) {
+  const std::string path = temporary_file("approx.fasta", kFasta);
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
+  return model_study(model, *reader, path, made);
+}
+
 ModelStudy study(const std::string& objective, const ModelStudyOptions& made,
                  const std::string& kind = "exact") {
   TinyModel tiny;
   tiny.kind = kind;
   tiny.objective = objective;
   LanguageModel model = make_model(tiny);
-  return model_study(model, temporary_fasta("approx.fasta", kFasta), made);
+  return measured(model, made);
 }
 
 TEST(ModelStudy, HasARowForEachHeadAndChoice) {
@@ -67,13 +73,34 @@ TEST(ModelStudy, AdvisesExactWhereItIsCheaper) {
 
 TEST(ModelStudy, LeavesTheModelAsItWas) {
   LanguageModel model = make_model();
-  const std::string path = temporary_fasta("approx.fasta", kFasta);
-  const ModelStudy first = model_study(model, path, options());
+  const ModelStudy first = measured(model, options());
   SequenceBatch batch;
   batch.tokens = at::zeros({1, 50}, at::kLong);
   batch.positions = at::arange(50).unsqueeze(0);
   model->forward(batch);  // would be measured by an observer that was left behind
-  EXPECT_EQ(to_tsv(model_study(model, path, options()).errors), to_tsv(first.errors));
+  EXPECT_EQ(to_tsv(measured(model, options()).errors), to_tsv(first.errors));
+}
+
+TEST(ModelStudy, LeavesNoObserverBehindWhenTheInputIsBad) {
+  LanguageModel model = make_model();
+  const std::string path = temporary_file("approx_bad.fasta", ">a\nMKTAYIAKQR\n>b\nMK1\n");
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
+  EXPECT_THROW(model_study(model, *reader, path, options()), InputError);
+  // An observer that is left behind would write into what the study has freed (seen by the sanitizers).
+  SequenceBatch batch;
+  batch.tokens = at::zeros({1, 50}, at::kLong);
+  batch.positions = at::arange(50).unsqueeze(0);
+  model->forward(batch);
+}
+
+TEST(ModelStudy, ReadsAnyVocabulary) {
+  LanguageModel model = make_model({.kind = "exact", .vocabulary = data::Vocabulary::bytes()});
+  const std::string path = temporary_file("approx.txt", "Plain text is a sequence.");
+  const auto reader = data::open_reader(path, {}, data::Vocabulary::bytes());
+  const ModelStudy found = model_study(model, *reader, path, options());
+  EXPECT_EQ(found.sequences, 1);
+  EXPECT_NE(found.heads.title.find("1 sequences, 25 bytes on average"), std::string::npos)
+      << found.heads.title;
 }
 
 TEST(ModelStudy, SaysWhatCannotBeMeasured) {

@@ -34,8 +34,8 @@ StudyOptions small() {
 TEST(ApproxEstimator, IsReadFromText) {
   const Estimator estimator = parse_estimator("favor-softmax:hadamard:sqrt-d");
   EXPECT_EQ(estimator.attention.kind, "favor-softmax");
-  EXPECT_EQ(estimator.attention.projection, "hadamard");
-  EXPECT_EQ(estimator.attention.row_norm, "sqrt-d");
+  EXPECT_EQ(estimator.attention.options.at("projection"), FieldValue(std::string("hadamard")));
+  EXPECT_EQ(estimator.attention.options.at("row_norm"), FieldValue(std::string("sqrt-d")));
   for (const char* bad :
        {"", "favor-sofmax", "exact", "identity", "favor-softmax:qr", "favor-softmax:iid:chi:x"}) {
     EXPECT_THROW(parse_estimator(bad), UsageError) << bad;

@@ -10,7 +10,7 @@
 
 #include "performer/base/error.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 at::Tensor random_tensor(at::IntArrayRef shape, uint64_t seed, at::ScalarType type = at::kFloat) {
@@ -141,4 +141,4 @@ TEST(ClipGradients, OnlyFromTheLimitOn) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -6,7 +6,7 @@
 #include "performer/base/error.h"
 #include "tests/train/runs.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 class BatchQueueTest : public ::testing::Test {
@@ -16,14 +16,14 @@ class BatchQueueTest : public ::testing::Test {
     config_.batch_tokens = 64;
   }
   testing::TemporaryFolder folder_;
-  data::SequenceStore store_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(20))},
-                             folder_ / ""};
+  data::SequenceStore corpus_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(20))},
+                              folder_ / ""};
   DataConfig config_;
 };
 
 TEST_F(BatchQueueTest, SameBatchesAndCursorsAsTheStream) {
-  data::BatchStream stream(store_, config_, "causal");
-  BatchQueue queue(training_batches(store_, config_, "causal", {}));
+  data::BatchStream stream(corpus_, config_, "causal");
+  BatchQueue queue(training_batches(corpus_, config_, "causal", {}));
   for (int i = 0; i < 40; ++i) {  // more than an epoch
     const data::Batch expected = stream.next();
     const QueuedBatch got = queue.next();
@@ -36,16 +36,16 @@ TEST_F(BatchQueueTest, SameBatchesAndCursorsAsTheStream) {
 }
 
 TEST_F(BatchQueueTest, ContinuesFromTheCursorOfTheLastBatchTaken) {
-  BatchQueue whole(training_batches(store_, config_, "causal", {}));
+  BatchQueue whole(training_batches(corpus_, config_, "causal", {}));
   data::Cursor cursor;
   {
-    BatchQueue first(training_batches(store_, config_, "causal", {}));
+    BatchQueue first(training_batches(corpus_, config_, "causal", {}));
     for (int i = 0; i < 7; ++i) {
       cursor = first.next().cursor;
       whole.next();
     }
   }  // destroyed while it waits for room: must not hang
-  BatchQueue second(training_batches(store_, config_, "causal", cursor));
+  BatchQueue second(training_batches(corpus_, config_, "causal", cursor));
   for (int i = 0; i < 10; ++i) EXPECT_EQ(second.next().batch.inputs, whole.next().batch.inputs);
 }
 
@@ -62,4 +62,4 @@ TEST(BatchQueue, RethrowsWhatTheSourceThrewInItsTurn) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "performer/base/error.h"
-#include "performer/train/trainer.h"
+#include "performer/train/config.h"
 
 namespace performer {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "tests/train/runs.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 class EvaluationTest : public ::testing::Test {
@@ -20,36 +20,32 @@ class EvaluationTest : public ::testing::Test {
     AttentionConfig attention;
     attention.kind = "favor-softmax";
     attention.set("features", 8);
-    LanguageModel made(model, attention, data::kVocabularySize);
+    LanguageModel made(model, attention, data::Vocabulary::protein().size());
     made->train();
     return made;
   }
-  data::Baselines fitted() const {
-    data::Baselines baselines;
-    for (int64_t i = 0; i < store_.size(); ++i) baselines.add(store_.tokens(i));
-    return baselines;
-  }
+  data::Baselines fitted() const { return testing::fitted(corpus_); }
   testing::TemporaryFolder folder_;
-  data::SequenceStore store_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(30))},
-                             folder_ / ""};
+  data::SequenceStore corpus_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(30))},
+                              folder_ / ""};
   DataConfig config_;
 };
 
 TEST_F(EvaluationTest, CausalIsTheSumOverSequencesAlone) {
   LanguageModel model = make_model("causal");
-  const Evaluation all = evaluate(model, store_, config_, fitted());
+  const Evaluation all = evaluate(model, corpus_, config_, fitted());
   EXPECT_TRUE(model->is_training()) << "the mode is left as it was";
-  EXPECT_EQ(all.sequences, store_.size());
-  EXPECT_EQ(all.model.tokens, store_.residues());
-  EXPECT_EQ(all.end_marker.tokens, store_.size());
+  EXPECT_EQ(all.sequences, corpus_.size());
+  EXPECT_EQ(all.model.tokens, corpus_.total_tokens());
+  EXPECT_EQ(all.end_marker.tokens, corpus_.size());
 
   const at::NoGradGuard no_grad;
   model->eval();
   double residues = 0, ends = 0;
   data::Score unigram, bigram;
-  for (int64_t i = 0; i < store_.size(); ++i) {
-    const auto sequence = store_.tokens(i);
-    std::vector<int64_t> tokens{data::kBos};
+  for (int64_t i = 0; i < corpus_.size(); ++i) {
+    const auto sequence = corpus_.tokens(i);
+    std::vector<int64_t> tokens{data::Vocabulary::protein().bos()};
     tokens.insert(tokens.end(), sequence.begin(), sequence.end());
     const auto length = static_cast<int64_t>(tokens.size());
     SequenceBatch batch;
@@ -59,7 +55,7 @@ TEST_F(EvaluationTest, CausalIsTheSumOverSequencesAlone) {
     for (int64_t t = 0; t + 1 < length; ++t) {
       residues += log_probabilities[t][tokens[static_cast<size_t>(t) + 1]].item<double>();
     }
-    ends += log_probabilities[length - 1][data::kEos].item<double>();
+    ends += log_probabilities[length - 1][data::Vocabulary::protein().eos()].item<double>();
     fitted().add_unigram(unigram, sequence);
     fitted().add_bigram(bigram, sequence);
   }
@@ -75,9 +71,9 @@ TEST_F(EvaluationTest, BatchSizeChangesNothing) {
   for (const char* objective : {"causal", "masked"}) {
     LanguageModel model = make_model(objective);
     config_.batch_tokens = 1 << 20;
-    const Evaluation whole = evaluate(model, store_, config_, fitted());
+    const Evaluation whole = evaluate(model, corpus_, config_, fitted());
     config_.batch_tokens = 50;
-    const Evaluation pieces = evaluate(model, store_, config_, fitted());
+    const Evaluation pieces = evaluate(model, corpus_, config_, fitted());
     EXPECT_EQ(whole.model.tokens, pieces.model.tokens);
     EXPECT_EQ(whole.model.correct, pieces.model.correct);
     EXPECT_NEAR(whole.model.perplexity(), pieces.model.perplexity(), 1e-5 * whole.model.perplexity());
@@ -88,23 +84,23 @@ TEST_F(EvaluationTest, BatchSizeChangesNothing) {
 
 TEST_F(EvaluationTest, MaskedScoresAllThreeOnTheChosenResidues) {
   LanguageModel model = make_model("masked");
-  const Evaluation masked = evaluate(model, store_, config_, fitted());
+  const Evaluation masked = evaluate(model, corpus_, config_, fitted());
   EXPECT_GT(masked.model.tokens, 0);
-  EXPECT_LT(masked.model.tokens, store_.residues() / 2);
+  EXPECT_LT(masked.model.tokens, corpus_.total_tokens() / 2);
   EXPECT_EQ(masked.unigram.tokens, masked.model.tokens);
   EXPECT_EQ(masked.bigram.tokens, masked.model.tokens);
   EXPECT_EQ(masked.end_marker.tokens, 0);
   EXPECT_FALSE(to_json(masked).contains("end_marker"));
 
-  // The same places by hand: weights of the stream, residues of the store.
+  // The same places by hand: weights of the stream, symbols of the corpus.
   data::Score unigram;
-  data::EvaluationStream stream(store_, config_, "masked");
+  data::EvaluationStream stream(corpus_, config_, "masked");
   int64_t index = 0;
   while (const auto batch = stream.next()) {
     for (size_t i = 0; i < batch->targets.size(); ++i) {
       index += i > 0 && batch->positions[i] == 0;
       if (batch->weights[i] == 0) continue;
-      const auto residue = store_.tokens(index)[static_cast<size_t>(batch->positions[i]) - 1];
+      const auto residue = corpus_.tokens(index)[static_cast<size_t>(batch->positions[i]) - 1];
       EXPECT_EQ(residue, batch->targets[i]);
       fitted().add_unigram(unigram, std::span(&residue, 1));
     }
@@ -122,7 +118,59 @@ TEST_F(EvaluationTest, Json) {
     EXPECT_EQ(json[part]["tokens"], 10);
     EXPECT_DOUBLE_EQ(json[part]["accuracy"], 0.3);
     EXPECT_NEAR(json[part]["perplexity"].get<double>(), 4, 1e-12);
+    EXPECT_EQ(json[part].size(), 3);
   }
+}
+
+TEST(EvaluationBits, NamedByWhatATokenIs) {
+  const std::vector<std::vector<data::Token>> one = {{0, 1}};
+  const auto key = [&](const data::Vocabulary& vocabulary) {
+    return bits_key(data::MemoryCorpus(one, vocabulary));
+  };
+  EXPECT_EQ(key(data::Vocabulary::bytes()), "bits_per_byte");
+  EXPECT_EQ(key(data::Vocabulary::pixels()), "bits_per_dimension");
+  EXPECT_EQ(key(data::Vocabulary::protein()), "");
+  EXPECT_EQ(key(data::Vocabulary::of_symbols("syllables", {"la", "lo"})), "");
+
+  // Text in a vocabulary of its own: a token is a byte only where every symbol is one.
+  const testing::TemporaryFolder folder;
+  write_file(folder / "text.txt", "abab");
+  write_file(folder / "letters", "a\nb\n");
+  write_file(folder / "pairs", "ab\na\n");
+  const auto text_key = [&](const std::string& vocabulary) {
+    DataConfig config;
+    config.vocabulary = folder / vocabulary;
+    return bits_key(data::SequenceStore({folder / "text.txt"}, folder / "", config));
+  };
+  EXPECT_EQ(text_key("letters"), "bits_per_byte");
+  EXPECT_EQ(text_key("pairs"), "");
+}
+
+// The same numbers, in the units in which images and text are compared.
+TEST(EvaluationBits, StandBesidePerplexity) {
+  for (const auto& [vocabulary, bits] : {std::pair{data::Vocabulary::bytes(), "bits_per_byte"},
+                                         std::pair{data::Vocabulary::pixels(), "bits_per_dimension"}}) {
+    const data::MemoryCorpus corpus({{10, 200, 30, 30}, {0, 255, 7}}, vocabulary);
+    at::manual_seed(3);
+    LanguageModel model(ModelConfig{.layers = 1, .width = 16, .heads = 2, .ffn = 32}, AttentionConfig{},
+                        vocabulary.size());
+    const Evaluation found = evaluate(model, corpus, {}, testing::fitted(corpus));
+    EXPECT_EQ(found.model.tokens, 7) << "end markers are counted apart";
+    EXPECT_EQ(found.end_marker.tokens, 2);
+    const auto json = to_json(found);
+    for (const char* part : {"model", "unigram", "bigram"}) {
+      EXPECT_NEAR(json[part][bits].get<double>(), std::log2(json[part]["perplexity"].get<double>()), 1e-9)
+          << part;
+      EXPECT_EQ(json[part].size(), 4) << "no other measure of bits";
+    }
+    EXPECT_EQ(json["end_marker"].size(), 3) << "the end is no byte and no dimension";
+  }
+}
+
+TEST(EvaluationVocabulary, OfAnotherSizeIsRefused) {
+  const data::MemoryCorpus corpus({{0, 1}}, data::Vocabulary::dna());
+  LanguageModel model(ModelConfig{.layers = 1, .width = 16, .heads = 2, .ffn = 32}, AttentionConfig{}, 29);
+  EXPECT_THROW(evaluate(model, corpus, {}, testing::fitted(corpus)), InputError);
 }
 
 TEST(ToTensors, PaddedAndPacked) {
@@ -154,4 +202,4 @@ TEST(ToTensors, PaddedAndPacked) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 at::Tensor longs(std::vector<int64_t> values) {
@@ -53,4 +53,4 @@ TEST(WeightedSoftCorrect, PartialCredit) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

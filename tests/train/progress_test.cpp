@@ -4,15 +4,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-namespace performer {
+#include <cmath>
+
+namespace performer::train {
 namespace {
 
 constexpr ProgressState kHalfWay{.step = 500,
                                  .steps = 1000,
+                                 .elapsed = 151,
+                                 .pace = 0.302,
                                  .loss = 2.8124,
                                  .accuracy = 0.1312,
-                                 .tokens_per_second = 9713.6,
-                                 .remaining = 151};
+                                 .tokens_per_second = 9713.6};
 
 TEST(Progress, Durations) {
   EXPECT_EQ(format_duration(0), "0:00");
@@ -25,9 +28,37 @@ TEST(Progress, Durations) {
 TEST(Progress, Status) {
   EXPECT_EQ(format_status(kHalfWay), "500/1000  loss 2.812  accuracy 0.131  9,714 tokens/s  2:31 left");
   ProgressState state = kHalfWay;
-  state.remaining = -1;
+  state.pace = 0;
   state.tokens_per_second = 1234567;
   EXPECT_EQ(format_status(state), "500/1000  loss 2.812  accuracy 0.131  1,234,567 tokens/s");
+}
+
+TEST(Progress, WithoutAccuracy) {
+  ProgressState state = kHalfWay;
+  state.accuracy = std::nan("");
+  EXPECT_EQ(format_status(state), "500/1000  loss 2.812  9,714 tokens/s  2:31 left");
+}
+
+TEST(Progress, SaysHowFarByWhatEndsTheRun) {
+  ProgressState state = kHalfWay;
+  state.elapsed = 130;
+  state.time_limit = 300;  // 170 s left, and the steps left take 151 s
+  EXPECT_FALSE(ends_by_time(state));
+  EXPECT_DOUBLE_EQ(fraction_done(state), 0.5);
+  EXPECT_THAT(format_status(state), ::testing::StartsWith("500/1000  loss"));
+
+  state.pace = 0.5;  // 250 s
+  EXPECT_TRUE(ends_by_time(state));
+  EXPECT_DOUBLE_EQ(fraction_done(state), 130.0 / 300);
+  EXPECT_EQ(format_status(state), "2:10 of 5:00  step 500  loss 2.812  accuracy 0.131  9,714 tokens/s");
+  EXPECT_THAT(format_progress(state, 100), ::testing::StartsWith("[=============>  "));
+
+  state.pace = 0;  // not known: only the limit is certain
+  EXPECT_TRUE(ends_by_time(state));
+  state.time_limit = 0;
+  EXPECT_FALSE(ends_by_time(state));
+  state.time_limit = 100;  // the step under way went beyond it
+  EXPECT_DOUBLE_EQ(fraction_done(state), 1);
 }
 
 TEST(Progress, LineFitsTheTerminal) {
@@ -43,4 +74,4 @@ TEST(Progress, LineFitsTheTerminal) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -11,10 +11,9 @@
 #include "performer/base/error.h"
 #include "performer/models/folder.h"
 #include "performer/train/run_folder.h"
-#include "performer/train/trainer.h"
 #include "tests/train/runs.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 namespace fs = std::filesystem;
@@ -26,34 +25,35 @@ using testing::records;
 class ResumeTest : public testing::RunTest {
  protected:
   // Losses and final parameters of a run of `steps` that was never stopped.
-  void expect_never_stopped(const TrainRequest& resumed) {
-    TrainRequest whole = resumed;
+  void expect_never_stopped(const LanguageModelRequest& resumed) {
+    LanguageModelRequest whole = resumed;
     whole.output = folder_ / "whole";
     whole.resume = false;
-    whole.stop = nullptr;
-    train(whole);
+    whole.options.stop = nullptr;
+    run(whole);
     EXPECT_EQ(losses(resumed.output), losses(whole.output));
     const auto expected = model_state(load_model(whole.output).model),
                got = model_state(load_model(resumed.output).model);
     for (const auto& [name, tensor] : expected) EXPECT_TRUE(at::equal(tensor, got.at(name))) << name;
-    EXPECT_EQ(records(resumed.output).back()["final"]["tokens"],
-              records(whole.output).back()["final"]["tokens"]);
-    EXPECT_EQ(records(resumed.output).back()["final"]["sequences"],
-              records(whole.output).back()["final"]["sequences"]);
+    for (const char* key : {"tokens", "targets", "sequences", "cropped", "tokens_dropped", "pieces"}) {
+      const auto expected_count = records(whole.output).back()["final"][key];
+      EXPECT_TRUE(expected_count.is_number_integer()) << key;
+      EXPECT_EQ(records(resumed.output).back()["final"][key], expected_count) << key;
+    }
   }
 };
 
 TEST_F(ResumeTest, LongerAfterTheEnd) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 3;  // no multiple of checkpoint_every, evaluate_every or redraw_every but of the last
-  train(with);
+  run(with);
   with.resume = true;
   with.train.steps = 5;
-  train(with);
+  run(with);
   with.train.steps = 11;
   with.train.log_every = 3;
   with.train.checkpoint_every = 2;
-  train(with);
+  run(with);
   expect_never_stopped(with);
 }
 
@@ -61,7 +61,7 @@ TEST_F(ResumeTest, EveryLayoutAndObjective) {
   for (const char* objective : {"causal", "masked"}) {
     for (const char* layout : {"packed", "padded", "concatenated"}) {
       for (const char* crop : {"split", "random"}) {
-        TrainRequest with = request(fmt::format("{}-{}-{}", objective, layout, crop));
+        LanguageModelRequest with = request(fmt::format("{}-{}-{}", objective, layout, crop));
         with.model.objective = objective;
         with.data.layout = layout;
         with.data.crop = crop;
@@ -70,11 +70,11 @@ TEST_F(ResumeTest, EveryLayoutAndObjective) {
         if (!failure(with).empty()) continue;  // combinations that the data layer refuses
         with.resume = true;
         with.train.steps = 9;
-        train(with);
-        TrainRequest whole = with;
+        run(with);
+        LanguageModelRequest whole = with;
         whole.output += "-whole";
         whole.resume = false;
-        train(whole);
+        run(whole);
         EXPECT_EQ(losses(with.output), losses(whole.output)) << with.output;
       }
     }
@@ -82,11 +82,11 @@ TEST_F(ResumeTest, EveryLayoutAndObjective) {
 }
 
 TEST_F(ResumeTest, InterruptedAtAnyStep) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 40;
   with.train.checkpoint_every = 1000;
   std::atomic<bool> stop{false};
-  with.stop = &stop;
+  with.options.stop = &stop;
   {
     const std::jthread interrupter([&](const std::stop_token& over) {
       while (!over.stop_requested()) {
@@ -97,7 +97,7 @@ TEST_F(ResumeTest, InterruptedAtAnyStep) {
       }
       stop = true;
     });
-    EXPECT_THROW(train(with), Interrupted);
+    EXPECT_THROW(run(with), Interrupted);
   }
   const size_t done = losses(with.output).size();
   EXPECT_GT(done, 0u);
@@ -105,29 +105,29 @@ TEST_F(ResumeTest, InterruptedAtAnyStep) {
   EXPECT_NO_THROW(load_model(with.output));
   stop = false;
   with.resume = true;
-  train(with);
+  run(with);
   expect_never_stopped(with);
 }
 
 TEST_F(ResumeTest, InterruptedBeforeTheFirstStep) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   const std::atomic<bool> stop{true};
-  with.stop = &stop;
+  with.options.stop = &stop;
   EXPECT_THAT(failure(with), AllOf(HasSubstr("interrupted after step 0"), HasSubstr("--resume")));
-  with.stop = nullptr;
+  with.options.stop = nullptr;
   with.resume = true;
-  train(with);
+  run(with);
   expect_never_stopped(with);
 }
 
 // An evaluation that was due when the signal came is made up for.
 TEST_F(ResumeTest, EvaluationsAreNotLost) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 5;
-  train(with);
+  run(with);
   with.resume = true;
   with.train.steps = 10;
-  train(with);
+  run(with);
   std::vector<int64_t> evaluated;
   for (const auto& record : records(with.output)) {
     if (record.contains("valid")) evaluated.push_back(record["step"]);
@@ -137,9 +137,9 @@ TEST_F(ResumeTest, EvaluationsAreNotLost) {
 
 // What kill -9 leaves: records behind the checkpoint, a line cut off, a half-written file.
 TEST_F(ResumeTest, AfterACrash) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 4;
-  train(with);
+  run(with);
   {
     std::ofstream metrics(with.output + "/metrics.jsonl", std::ios::app);
     metrics << R"({"step": 5, "loss": 99.0, "tokens": 1})"
@@ -151,7 +151,7 @@ TEST_F(ResumeTest, AfterACrash) {
   fs::remove(with.output + "/model.safetensors");  // training.safetensors alone must do
   with.resume = true;
   with.train.steps = 10;
-  train(with);
+  run(with);
   EXPECT_FALSE(fs::exists(stale));
   expect_never_stopped(with);
   int64_t step = 0;
@@ -163,22 +163,22 @@ TEST_F(ResumeTest, AfterACrash) {
 }
 
 TEST_F(ResumeTest, NothingLeftToDo) {
-  TrainRequest with = request("run");
-  const TrainResult first = train(with);
+  LanguageModelRequest with = request("run");
+  const RunResult first = run(with);
   with.resume = true;
-  const TrainResult again = train(with);
+  const RunResult again = run(with);
   EXPECT_EQ(again.steps, first.steps);
   EXPECT_EQ(again.tokens, first.tokens);
   EXPECT_EQ(again.loss, first.loss);
 }
 
 TEST_F(ResumeTest, WhatChangesResultsIsRefused) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 2;
-  train(with);
+  run(with);
   with.resume = true;
   const auto refusal = [&](const auto& change) {
-    TrainRequest changed = with;
+    LanguageModelRequest changed = with;
     change(changed);
     return failure(changed);
   };
@@ -191,12 +191,14 @@ TEST_F(ResumeTest, WhatChangesResultsIsRefused) {
   const auto other = testing::write_fasta(folder_ / "other.fasta", testing::random_proteins(40, 2));
   EXPECT_THAT(refusal([&](auto& r) { r.train_files = {other}; }), HasSubstr("--train"));
   EXPECT_THAT(refusal([&](auto& r) { r.valid_files = {other}; }), HasSubstr("--"));
+  EXPECT_THAT(refusal([](auto& r) { r.data.vocabulary = "protein"; }),
+              AllOf(HasSubstr("data.vocabulary is protein"), HasSubstr("started with auto")));
   EXPECT_EQ(load_training(with.output).settings.at("train.learning_rate"), "0.003");
   EXPECT_EQ(losses(with.output).size(), 2u) << "a refusal changes nothing";
 }
 
 TEST_F(ResumeTest, WithoutACheckpoint) {
-  TrainRequest with = request("absent");
+  LanguageModelRequest with = request("absent");
   with.resume = true;
   EXPECT_THAT(failure(with), AllOf(HasSubstr("does not exist"), HasSubstr("--resume")));
   EXPECT_FALSE(fs::exists(with.output));
@@ -205,15 +207,15 @@ TEST_F(ResumeTest, WithoutACheckpoint) {
 }
 
 TEST_F(ResumeTest, DamagedOrNewerCheckpoints) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 1;
-  train(with);
+  run(with);
   with.resume = true;
   const std::string path = with.output + "/training.safetensors";
   const std::string whole = read_file(path);
 
   write_file(path, whole.substr(0, whole.size() / 2));
-  EXPECT_THROW(train(with), InputError);
+  EXPECT_THROW(run(with), InputError);
 
   const auto edited = [&](const std::string& from, const std::string& to) {
     std::string text = whole;
@@ -221,12 +223,18 @@ TEST_F(ResumeTest, DamagedOrNewerCheckpoints) {
     EXPECT_NE(at, std::string::npos);
     return text.replace(at, from.size(), to);
   };
-  write_file(path, edited(R"("performer_format":"1")", R"("performer_format":"9")"));
+  write_file(path,
+             edited(fmt::format(R"("performer_format":"{}")", kModelFormat), R"("performer_format":"9")"));
   EXPECT_THAT(failure(with), AllOf(HasSubstr("format 9"), HasSubstr(path)));
+  write_file(path,
+             edited(fmt::format(R"("performer_format":"{}")", kModelFormat), R"("performer_format":"1")"));
+  EXPECT_THAT(failure(with), AllOf(HasSubstr("format 1"), HasSubstr("train into another folder")));
   write_file(path, edited("performer_format", "performer_fornat"));
   EXPECT_THAT(failure(with), HasSubstr("not a training checkpoint"));
-  write_file(path, edited("seconds", "sekonds"));
-  EXPECT_THAT(failure(with), HasSubstr("damaged training state"));
+  for (const auto& [key, other] : {std::pair{"seconds", "sekonds"}, std::pair{"cursor", "kursor"}}) {
+    write_file(path, edited(key, other));  // of the loop, and of the task
+    EXPECT_THAT(failure(with), AllOf(HasSubstr("damaged training state"), HasSubstr(path))) << key;
+  }
 }
 
 TEST_F(ResumeTest, OneProcessAFolder) {
@@ -239,4 +247,4 @@ TEST_F(ResumeTest, OneProcessAFolder) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -18,8 +18,10 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/base/philox.h"
+#include "performer/data/baselines.h"
+#include "performer/data/store.h"
 #include "performer/data/vocabulary.h"
-#include "performer/train/trainer.h"
+#include "performer/train/language_model_run.h"
 
 namespace performer::testing {
 
@@ -51,7 +53,7 @@ inline std::vector<std::string> random_proteins(int count, uint64_t seed = 1) {
   std::vector<std::string> proteins(static_cast<size_t>(count));
   for (auto& protein : proteins) {
     const uint64_t length = 8 + random.below(33);
-    for (uint64_t i = 0; i < length; ++i) protein += data::kLetters[random.below(data::kStandardResidues)];
+    for (uint64_t i = 0; i < length; ++i) protein += "ACDEFGHIKLMNPQRSTVWY"[random.below(20)];
   }
   return proteins;
 }
@@ -64,10 +66,10 @@ inline std::string write_fasta(const std::string& path, const std::vector<std::s
 }
 
 // A causal FAVOR+ model with everything on that draws random numbers: dropout, redraws, accumulation.
-inline TrainRequest small_request(const std::string& fasta, const std::string& output) {
+inline train::LanguageModelRequest small_request(const std::string& fasta, const std::string& output) {
   at::set_num_threads(
       1);  // nothing here is worth a second thread, and waiting for one is slow on a busy machine
-  TrainRequest request;
+  train::LanguageModelRequest request;
   request.model = {.layers = 1, .width = 16, .heads = 2, .ffn = 32};
   request.attention.kind = "favor-softmax";
   request.attention.set("features", 8);
@@ -89,11 +91,13 @@ inline TrainRequest small_request(const std::string& fasta, const std::string& o
 // What tests of whole runs start from: a folder with forty proteins in it.
 class RunTest : public ::testing::Test {
  protected:
-  TrainRequest request(const std::string& output) { return small_request(fasta_, folder_ / output); }
+  train::LanguageModelRequest request(const std::string& output) {
+    return small_request(fasta_, folder_ / output);
+  }
   // Message of the error that a run ends with, "" for none.
-  static std::string failure(const TrainRequest& request) {
+  static std::string failure(const train::LanguageModelRequest& request) {
     try {
-      train(request);
+      train::run(request);
     } catch (const Error& error) {
       return error.what();
     }
@@ -108,6 +112,13 @@ inline std::vector<nlohmann::json> records(const std::string& directory) {
   std::vector<nlohmann::json> all;
   for (std::string line; std::getline(file, line);) all.push_back(nlohmann::json::parse(line));
   return all;
+}
+
+// Baselines of a corpus.
+inline data::Baselines fitted(const data::Corpus& corpus) {
+  data::Baselines baselines(corpus.vocabulary().symbols());
+  for (int64_t i = 0; i < corpus.size(); ++i) baselines.add(corpus.tokens(i));
+  return baselines;
 }
 
 // Loss of every step in the order of the file, bit for bit (JSON numbers round-trip).

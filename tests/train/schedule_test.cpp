@@ -9,7 +9,7 @@
 #include "performer/base/error.h"
 #include "tests/errors.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 TEST(Schedule, FactorsByHand) {
@@ -51,4 +51,4 @@ TEST(Schedule, ErrorsNameTheFactor) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

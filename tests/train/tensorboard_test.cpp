@@ -8,7 +8,7 @@
 
 #include "tests/train/runs.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 std::string bytes(std::initializer_list<int> values) {
@@ -91,4 +91,4 @@ TEST(TensorBoard, TheRealReaderReadsIt) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

@@ -7,16 +7,18 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 
 #include "performer/base/error.h"
+#include "performer/data/batches.h"
 #include "performer/models/folder.h"
 #include "performer/train/metrics_log.h"
 #include "tests/train/runs.h"
 
-namespace performer {
+namespace performer::train {
 namespace {
 
 using ::testing::AllOf;
@@ -28,7 +30,7 @@ class TrainerTest : public testing::RunTest {};
 
 TEST_F(TrainerTest, LearnsATinySetByHeart) {
   for (const char* kind : {"favor-softmax", "favor-relu"}) {
-    TrainRequest small = request(kind);
+    LanguageModelRequest small = request(kind);
     small.train_files = {testing::write_fasta(folder_ / "tiny.fasta", testing::random_proteins(3))};
     small.model.width = 32;
     small.model.dropout = 0;
@@ -39,16 +41,16 @@ TEST_F(TrainerTest, LearnsATinySetByHeart) {
     small.train.learning_rate = 1e-2;
     small.train.weight_decay = 0;
     small.train.accumulate = 1;
-    const TrainResult result = train(small);
+    const RunResult result = run(small);
     EXPECT_GT(losses(small.output).front(), 2.5) << kind;
     EXPECT_LT(result.loss, 0.2) << kind;
   }
 }
 
 TEST_F(TrainerTest, RecordsEveryStep) {
-  const TrainRequest with = request("run");
-  const TrainResult result = train(with);
-  int64_t step = 0, tokens = 0, evaluations = 0;
+  const LanguageModelRequest with = request("run");
+  const RunResult result = run(with);
+  int64_t step = 0, tokens = 0, targets = 0, evaluations = 0;
   double seconds = 0;
   const auto all = records(with.output);
   for (const auto& record : all) {
@@ -68,53 +70,60 @@ TEST_F(TrainerTest, RecordsEveryStep) {
     EXPECT_GT(record["tokens_per_second"], 0);
     EXPECT_GT(record["peak_memory_mib"], 1);
     EXPECT_THAT(record["accuracy"].get<double>(), AllOf(::testing::Ge(0), ::testing::Le(1)));
+    EXPECT_GT(record["targets"], targets);
+    EXPECT_EQ(record["targets"], record["tokens"]) << "a causal model predicts at every token";
     tokens = record["tokens"];
+    targets = record["targets"];
     seconds = record["seconds"];
   }
   EXPECT_EQ(step, 10);
   EXPECT_EQ(evaluations, 2);
   EXPECT_EQ(result.steps, 10);
   EXPECT_EQ(result.tokens, tokens);
+  EXPECT_EQ(result.targets, targets);
   EXPECT_EQ(result.loss, losses(with.output).back());
   EXPECT_EQ(all.back()["final"]["tokens"], tokens);
+  EXPECT_EQ(all.back()["final"]["targets"], targets);
   EXPECT_GT(all.back()["final"]["sequences"], 0);
 }
 
 TEST_F(TrainerTest, LeavesAModelFolder) {
-  const TrainRequest with = request("run");
-  train(with);
+  const LanguageModelRequest with = request("run");
+  run(with);
   const ModelFolder loaded = load_model(with.output);
   EXPECT_EQ(loaded.model->model_config().width, 16);
   EXPECT_EQ(loaded.data.length, 32);
   EXPECT_THAT(loaded.objective_note, HasSubstr("causal"));
   // The baselines are those of the training split alone.
-  data::Baselines expected;
-  const data::SequenceStore store(with.train_files, folder_ / "", {data::HashSplit::Side::train, 0.2, 0});
-  for (int64_t i = 0; i < store.size(); ++i) expected.add(store.tokens(i));
-  EXPECT_EQ(loaded.baselines.counts(), expected.counts());
+  const data::SequenceStore corpus(with.train_files, folder_ / "", {},
+                                   {data::HashSplit::Side::train, 0.2, 0});
+  EXPECT_EQ(loaded.baselines.counts(), testing::fitted(corpus).counts());
+  EXPECT_TRUE(loaded.vocabulary == data::Vocabulary::protein());
+  EXPECT_EQ(loaded.data.format, "fasta") << "what was automatic is recorded";
+  EXPECT_EQ(loaded.data.vocabulary, "protein");
 }
 
 TEST_F(TrainerTest, HoldsSequencesOut) {
-  const data::SequenceStore held_out({fasta_}, folder_ / "", {data::HashSplit::Side::held_out, 0.2, 0});
-  const TrainRequest with = request("run");
-  train(with);
+  const data::SequenceStore held_out({fasta_}, folder_ / "", {}, {data::HashSplit::Side::held_out, 0.2, 0});
+  const LanguageModelRequest with = request("run");
+  run(with);
   const auto all = records(with.output);
   const auto last = std::find_if(all.rbegin(), all.rend(), [](const auto& r) { return r.contains("valid"); });
   ASSERT_NE(last, all.rend());
   EXPECT_EQ((*last)["valid"]["sequences"], held_out.size());
-  EXPECT_EQ((*last)["valid"]["model"]["tokens"], held_out.residues());
+  EXPECT_EQ((*last)["valid"]["model"]["tokens"], held_out.total_tokens());
 
-  TrainRequest own = request("own");
+  LanguageModelRequest own = request("own");
   own.valid_files = {testing::write_fasta(folder_ / "v.fasta", testing::random_proteins(7, 9))};
   own.train.steps = 1;
-  train(own);
+  run(own);
   for (const auto& record : records(own.output)) {
     if (record.contains("valid")) {
       EXPECT_EQ(record["valid"]["sequences"], 7);
     }
   }
 
-  TrainRequest none = request("none");  // so small that nothing falls into the held-out part
+  LanguageModelRequest none = request("none");  // so small that nothing falls into the held-out part
   none.train_files = {testing::write_fasta(folder_ / "one.fasta", testing::random_proteins(1))};
   none.data.holdout = 1e-6;
   none.train.steps = 1;
@@ -122,11 +131,11 @@ TEST_F(TrainerTest, HoldsSequencesOut) {
 }
 
 TEST_F(TrainerTest, SameSeedSameLosses) {
-  TrainRequest a = request("a"), b = request("b"), c = request("c");
+  LanguageModelRequest a = request("a"), b = request("b"), c = request("c");
   c.train.seed = 1;
-  train(a);
-  train(b);
-  train(c);
+  run(a);
+  run(b);
+  run(c);
   EXPECT_EQ(losses(a.output), losses(b.output));
   EXPECT_NE(losses(a.output).front(), losses(c.output).front()) << "the seed names the weights";
 }
@@ -134,8 +143,8 @@ TEST_F(TrainerTest, SameSeedSameLosses) {
 // Rows of different lengths: only the mean over all tokens of the group, not that of batch means, is the
 // same.
 TEST_F(TrainerTest, TwoHalfBatchesAreOneBatch) {
-  TrainRequest halves = request("halves"), whole = request("whole");
-  for (TrainRequest* r : {&halves, &whole}) {
+  LanguageModelRequest halves = request("halves"), whole = request("whole");
+  for (LanguageModelRequest* r : {&halves, &whole}) {
     r->model.dropout = 0;
     r->data.layout = "padded";
     r->data.length = 48;
@@ -145,25 +154,27 @@ TEST_F(TrainerTest, TwoHalfBatchesAreOneBatch) {
   halves.train.accumulate = 2;
   whole.data.batch_tokens = 48 * 6;
   whole.train.accumulate = 1;
-  EXPECT_EQ(train(halves).tokens, train(whole).tokens);
+  const RunResult a_result = run(halves), b_result = run(whole);
+  EXPECT_EQ(a_result.tokens, b_result.tokens);
+  EXPECT_EQ(a_result.targets, b_result.targets);
   const auto a = losses(halves.output), b = losses(whole.output);
   ASSERT_EQ(a.size(), b.size());
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 2e-5) << "step " << i + 1;
 }
 
 TEST_F(TrainerTest, CheckpointedActivationsChangeNothing) {
-  TrainRequest plain = request("plain"), lean = request("lean");
+  LanguageModelRequest plain = request("plain"), lean = request("lean");
   lean.train.checkpoint_activations = true;
-  train(plain);
-  train(lean);
+  run(plain);
+  run(lean);
   EXPECT_EQ(losses(plain.output), losses(lean.output));
 }
 
 TEST_F(TrainerTest, Bfloat16StaysNearFloat32) {
-  TrainRequest full = request("full"), half = request("half");
+  LanguageModelRequest full = request("full"), half = request("half");
   half.train.precision = "bfloat16";
-  train(full);
-  train(half);
+  run(full);
+  run(half);
   const auto a = losses(full.output), b = losses(half.output);
   ASSERT_EQ(a.size(), b.size());
   EXPECT_NE(a, b) << "autocast must do something";
@@ -173,7 +184,7 @@ TEST_F(TrainerTest, Bfloat16StaysNearFloat32) {
 TEST_F(TrainerTest, MaskedAndPaddedAndConcatenated) {
   for (const char* objective : {"causal", "masked"}) {
     for (const char* layout : {"packed", "padded", "concatenated"}) {
-      TrainRequest with = request(std::string(objective) + layout);
+      LanguageModelRequest with = request(std::string(objective) + layout);
       with.model.objective = objective;
       with.data.layout = layout;
       with.train.steps = 3;
@@ -183,19 +194,58 @@ TEST_F(TrainerTest, MaskedAndPaddedAndConcatenated) {
   }
 }
 
+// A masked model reads every token and is asked for some. Padding is neither.
+TEST_F(TrainerTest, CountsWhatIsReadAndWhatIsPredicted) {
+  for (const char* layout : {"packed", "padded"}) {
+    LanguageModelRequest with = request(layout);
+    with.model.objective = "masked";
+    with.data.layout = layout;
+    with.data.holdout = 0;
+    with.train.steps = 3;
+    with.train.evaluate_every = 0;
+    const RunResult result = run(with);
+
+    const data::SequenceStore corpus(with.train_files, folder_ / "");
+    data::BatchStream stream(corpus, with.data, "masked");
+    int64_t tokens = 0, targets = 0, places = 0;
+    for (int i = 0; i < 3 * 2; ++i) {  // steps times train.accumulate
+      const data::Batch batch = stream.next();
+      tokens += std::ssize(batch.inputs) - std::ranges::count(batch.inputs, corpus.vocabulary().pad());
+      targets += std::ranges::count(batch.weights, 1.0F);
+      places += std::ssize(batch.inputs);
+    }
+    EXPECT_EQ(result.tokens, tokens) << layout;
+    EXPECT_EQ(result.targets, targets) << layout;
+    EXPECT_LT(targets, tokens / 2);
+    EXPECT_EQ(tokens < places, std::string(layout) == "padded");
+
+    const auto all = records(with.output);
+    double seconds = 0;
+    int64_t before = 0;
+    for (const auto& record : all) {
+      if (!record.contains("loss")) continue;
+      seconds += (record["tokens"].get<double>() - static_cast<double>(before)) /
+                 record["tokens_per_second"].get<double>();
+      before = record["tokens"];
+    }
+    EXPECT_NEAR(all.back()["final"]["tokens_per_second"].get<double>() * seconds, static_cast<double>(tokens),
+                1e-6 * static_cast<double>(tokens));
+  }
+}
+
 // Draw i serves the steps i * redraw_every + 1 to (i + 1) * redraw_every.
 TEST_F(TrainerTest, RedrawsAtStepBoundaries) {
   const auto projection_after = [&](int64_t steps) {
-    TrainRequest with = request(fmt::format("run{}", steps));
+    LanguageModelRequest with = request(fmt::format("run{}", steps));
     with.train.steps = steps;
-    train(with);
-    return model_state(load_model(with.output).model).at("blocks_0.attention.linear.projection").clone();
+    run(with);
+    return model_state(load_model(with.output).model).at("blocks_0.attention.kind.projection").clone();
   };
-  const TrainRequest with = request("x");
-  LanguageModel reference(with.model, with.attention, data::kVocabularySize);
+  const LanguageModelRequest with = request("x");
+  LanguageModel reference(with.model, with.attention, data::Vocabulary::protein().size());
   const auto draw = [&](int64_t index) {
     reference->redraw(index);
-    return model_state(reference).at("blocks_0.attention.linear.projection").clone();
+    return model_state(reference).at("blocks_0.attention.kind.projection").clone();
   };
   EXPECT_TRUE(at::equal(projection_after(3), draw(0)));
   EXPECT_TRUE(at::equal(projection_after(4), draw(1)));
@@ -205,12 +255,12 @@ TEST_F(TrainerTest, RedrawsAtStepBoundaries) {
 
 TEST_F(TrainerTest, DecayOfMatricesSparesNorms) {
   const auto norm_weight = [&](const std::string& decay) {
-    TrainRequest with = request(decay);
+    LanguageModelRequest with = request(decay);
     with.train.decay = decay;
     with.train.learning_rate = 1e-9;  // only the decay moves anything
     with.train.weight_decay = 1e8;
     with.train.steps = 1;
-    train(with);
+    run(with);
     const auto state = model_state(load_model(with.output).model);
     EXPECT_LT(state.at("embedding.weight").abs().mean().item<double>(), 0.75) << "0.9 of 0.8";
     return state.at("final_norm.weight").mean().item<double>();
@@ -220,11 +270,11 @@ TEST_F(TrainerTest, DecayOfMatricesSparesNorms) {
 }
 
 TEST_F(TrainerTest, StopsAtTheTimeLimit) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.steps = 1000000;
   with.train.evaluate_every = with.train.checkpoint_every = 0;
-  with.time_limit = 0.3;
-  const TrainResult result = train(with);
+  with.options.time_limit = 0.3;
+  const RunResult result = run(with);
   EXPECT_GT(result.steps, 0);
   EXPECT_LT(result.steps, 1000000);
   EXPECT_GE(result.seconds, 0.3);
@@ -233,7 +283,7 @@ TEST_F(TrainerTest, StopsAtTheTimeLimit) {
 }
 
 TEST_F(TrainerTest, DivergenceNamesTheStepAndKeepsTheCheckpoint) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train.learning_rate = 1e38;
   with.train.checkpoint_every = 1;
   EXPECT_THAT(failure(with), AllOf(HasSubstr(" is "), HasSubstr("in step "), HasSubstr("train.learning_rate"),
@@ -242,7 +292,7 @@ TEST_F(TrainerTest, DivergenceNamesTheStepAndKeepsTheCheckpoint) {
 }
 
 TEST_F(TrainerTest, UsageErrors) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   write_file(folder_ / "notes.txt", "keep me");
   with.output = folder_ / "";
   EXPECT_THAT(failure(with), AllOf(HasSubstr("is not empty"), HasSubstr("--resume")));
@@ -269,26 +319,26 @@ TEST_F(TrainerTest, UsageErrors) {
 
   with = request("run");
   with.train_files = {folder_ / "absent.fasta"};
-  EXPECT_THROW(train(with), InputError);
+  EXPECT_THROW(run(with), InputError);
   EXPECT_TRUE(std::filesystem::is_empty(with.output)) << "nothing half-made is left";
 }
 
 TEST_F(TrainerTest, HugeModelsAndBatchesNameWhatToLower) {
-  TrainRequest with = request("model");
+  LanguageModelRequest with = request("model");
   with.model.width = 1 << 22;
   with.model.ffn = 1 << 23;  // 2^45 weights
   EXPECT_THAT(failure(with), AllOf(HasSubstr("out of memory"), HasSubstr("model.width")));
 }
 
 TEST_F(TrainerTest, BatchesThatCannotFitAreRefusedBeforehand) {
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.data.batch_tokens = int64_t{1} << 40;
   EXPECT_THAT(failure(with), AllOf(HasSubstr("out of memory"), HasSubstr("data.batch_tokens")));
   EXPECT_FALSE(std::filesystem::exists(with.output));
 }
 
 // A child with little address space left, so that a batch does not fit.
-int train_in_little_memory(TrainRequest with) {
+int train_in_little_memory(LanguageModelRequest with) {
   rlimit limit{};
   const auto vsize = [] {
     long pages = 0;
@@ -301,7 +351,7 @@ int train_in_little_memory(TrainRequest with) {
   limit.rlim_cur = limit.rlim_max = vsize + (rlim_t{400} << 20);
   ::setrlimit(RLIMIT_AS, &limit);
   try {
-    train(with);
+    run(with);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return error.exit_code();
@@ -311,7 +361,7 @@ int train_in_little_memory(TrainRequest with) {
 
 TEST_F(TrainerTest, BatchTooLargeForMemory) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
-  TrainRequest with = request("run");
+  LanguageModelRequest with = request("run");
   with.train_files = {testing::write_fasta(folder_ / "large.fasta", testing::random_proteins(8000))};
   with.model.ffn = 4096;
   with.data.batch_tokens = 150000;
@@ -322,4 +372,4 @@ TEST_F(TrainerTest, BatchTooLargeForMemory) {
 }
 
 }  // namespace
-}  // namespace performer
+}  // namespace performer::train

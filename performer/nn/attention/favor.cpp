@@ -213,11 +213,7 @@ void validate_favor(const AttentionConfig& config, const AttentionShape& shape) 
                     "attention.features must be between 1 and {}, not {}", kLargestSize, options.features);
   check<UsageError>(options.epsilon == -1 || (options.epsilon >= 0 && std::isfinite(options.epsilon)),
                     "attention.epsilon must be at least 0, or -1 for the default, not {}", options.epsilon);
-  try {
-    ops::validate(options, shape.head_size);
-  } catch (const c10::Error& error) {  // the request is wrong, not a tensor
-    throw UsageError(fmt::format("attention.kind = {}: {}", config.kind, error.what_without_backtrace()));
-  }
+  validate_map(config, options, shape.head_size);
 }
 
 std::string summary_of(const std::string& map) {
@@ -248,6 +244,14 @@ AttentionKind favor_kind(const std::string& name) {
 }
 
 }  // namespace
+
+void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size) {
+  try {
+    ops::validate(map, head_size);
+  } catch (const c10::Error& error) {  // the request is wrong, not a tensor
+    throw UsageError(fmt::format("attention.kind = {}: {}", config.kind, error.what_without_backtrace()));
+  }
+}
 
 std::vector<AttentionKind> favor_kinds() {
   std::vector<AttentionKind> kinds = {favor_kind("favor-softmax"), favor_kind("favor-relu")};

@@ -11,6 +11,11 @@ namespace performer::nn {
 std::vector<AttentionKind> favor_kinds();  // favor.cpp: favor-softmax, favor-relu and all other feature maps
 AttentionKind exact_kind();                // exact.cpp
 AttentionKind local_kind();                // local.cpp
+AttentionKind windowed_kind();             // windowed.cpp: favor-windowed
 AttentionKind identity_kind();             // identity.cpp
+
+// favor.cpp: ops::validate(), whose errors are those of the configuration here. Throws UsageError naming the
+// kind.
+void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size);
 
 }  // namespace performer::nn

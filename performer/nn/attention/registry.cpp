@@ -18,6 +18,7 @@ class Registry {
     for (AttentionKind& kind : favor_kinds()) add(std::move(kind));
     add(exact_kind());
     add(local_kind());
+    add(windowed_kind());
     add(identity_kind());
   }
 

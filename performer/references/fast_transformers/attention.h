@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Feature maps and linear attention as pytorch-fast-transformers 0.4.0 computes them, every quirk included
-// (Katharopoulos et al., arXiv 2006.16236; random features of Performers, arXiv 2009.14794). For numbers that
-// must agree with that library; our own form of the same ideas is ops/favor.h. Letters: N batch, L queries, S
-// keys, H heads, D head size, M features, E values.
+// Feature maps and linear attention as pytorch-fast-transformers 0.4.0 computes them, questionable behaviour
+// included (Katharopoulos et al., arXiv 2006.16236; random features of Performers, arXiv 2009.14794). For
+// numbers that must agree with that library; the project's own form of the same ideas is
+// performer/ops/feature_maps.h. Letters: N batch, L queries, S keys, H heads, D head size, M features,
+// E values.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +22,7 @@ namespace performer::references::fast_transformers {
 // Columns of random directions as fast-transformers draws them, from recorded Gaussian blocks [B, D, D]:
 // column j of a block is column j of Q (Householder QR, signs as LAPACK leaves them, so not Haar) times the
 // length of ROW j of the same block, so direction and length are not independent. -> [D, columns], in the
-// type of the blocks. Throws UsageError when B D < columns.
+// type of the blocks. Throws c10::ValueError when B D < columns.
 at::Tensor orthogonal_random_matrix(const at::Tensor& normal_blocks, int64_t columns);
 // The same from the values of `stream`; -> [rows, columns] float32.
 at::Tensor orthogonal_random_matrix(int64_t rows, int64_t columns, PhiloxStream& stream);
@@ -68,18 +69,21 @@ struct FeatureMapOptions {
 
 // One feature map with its random projection, the buffer `omega` [D, n_dims / 2] (generalized: [D, n_dims]).
 // For x scaled by sqrt(t), u = x omega and n the number of features asked for:
-//   elu                      elu(x) + 1                                                           D features
-//   activation               f(x), no epsilon                                                     D
-//   favor                    exp(+-u - |x|^2 / 2 - ln(n) / 2); `stabilize` subtracts max |x|^2     2 floor(n
-//   / 2) random-fourier           sqrt(2 / n) [cos u, sin u]: the RBF kernel exp(-t |x - y|^2 / 2)      2
-//   floor(n / 2) smoothed-random-fourier  random-fourier of n - 1 features and the constant s (kernel + s^2)
-//   2 floor((n - 1) / 2) + 1 generalized              f(u), no epsilon and no 1 / sqrt(n); x scaled only if t
-//   is not 1      n
-// Quirks kept: factors use n where it is odd and n - 1 features exist, so smoothed maps of even n (the
-// default) have the self-kernel (n - 2) / (n - 1) + s^2; a request that leaves no pair of features leaves
-// none (smoothed: the constant alone, but a request for 1 is the default); `stabilize` subtracts twice the
-// half square, so features shrink instead of being kept near 1, sees padded tokens too, and takes its maximum
-// over dimension 1 of any shape: tokens of [N, L, H, D], but heads of the recurrent [N, H, D].
+//
+//   map                      features                                                  how many
+//   elu                      elu(x) + 1                                                D
+//   activation               f(x), no epsilon                                          D
+//   favor                    exp(u - |x|^2/2 - ln(n)/2), exp(-u - |x|^2/2 - ln(n)/2)   2 floor(n/2)
+//   random-fourier           sqrt(2/n) [cos u, sin u]: kernel exp(-t |x - y|^2 / 2)    2 floor(n/2)
+//   smoothed-random-fourier  random-fourier of n - 1 features, and the constant s      2 floor((n-1)/2) + 1
+//   generalized              f(u), no epsilon and no 1/sqrt(n)                         n
+//
+// Kept from the library: generalized scales x only if t is not 1. Factors use n where it is odd and n - 1
+// features exist, so that smoothed maps of even n (the default) have the self-kernel (n - 2) / (n - 1) + s^2. A
+// request that leaves no pair of features leaves none (smoothed: the constant alone, but a request for 1 is the
+// default). `stabilize` of favor subtracts max |x|^2, twice the half square, so that features shrink instead of
+// staying near 1; it sees padded tokens too, and takes its maximum over dimension 1 of any shape: tokens of
+// [N, L, H, D], but heads of the recurrent [N, H, D].
 class FeatureMapImpl : public torch::nn::Module {
  public:
   // `layer` names the draws, beside the seed. Throws UsageError for unknown names and impossible sizes.

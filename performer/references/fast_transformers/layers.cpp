@@ -264,10 +264,6 @@ void TransformerEncoderImpl::observe(const AttentionObserver& observer) {
   }
 }
 
-void TransformerEncoderImpl::redraw(int64_t index) {
-  for (TransformerEncoderLayer& layer : layers_) layer->attention()->attention()->redraw(index);
-}
-
 TransformerDecoderImpl::TransformerDecoderImpl(std::vector<TransformerDecoderLayer> layers,
                                                torch::nn::LayerNorm norm)
     : layers_(std::move(layers)), norm_(std::move(norm)) {
@@ -306,13 +302,6 @@ void TransformerDecoderImpl::observe(const AttentionObserver& observer) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     layers_[i]->self_attention()->observe(fmt::format("layers.{}.self_attention", i), observer);
     layers_[i]->cross_attention()->observe(fmt::format("layers.{}.cross_attention", i), observer);
-  }
-}
-
-void TransformerDecoderImpl::redraw(int64_t index) {
-  for (TransformerDecoderLayer& layer : layers_) {
-    layer->self_attention()->attention()->redraw(index);
-    layer->cross_attention()->attention()->redraw(index);
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Transformer encoders and decoders of pytorch-fast-transformers 0.4.0 over any attention of
-// transformer_layers_attention.h: post-norm layers, biased projections, an optional final norm; parameter
+// layers_attention.h: post-norm layers, biased projections, an optional final norm; parameter
 // names are that library's, so its weights import by name. Each model has its recurrent form as methods of
 // its own (step), on the same weights and projections.
 #pragma once
@@ -161,7 +161,6 @@ class TransformerEncoderImpl : public torch::nn::Module {
   at::Tensor step(const at::Tensor& x, std::vector<AttentionState>& state);
 
   void observe(const AttentionObserver& observer);  // of all attentions
-  void redraw(int64_t index);                       // of attentions whose draws are named by an index (favor)
   const std::vector<TransformerEncoderLayer>& layers() const { return layers_; }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 
@@ -187,7 +186,6 @@ class TransformerDecoderImpl : public torch::nn::Module {
                   const OptionalMask& memory_lengths = {});
 
   void observe(const AttentionObserver& observer);
-  void redraw(int64_t index);
   const std::vector<TransformerDecoderLayer>& layers() const { return layers_; }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 

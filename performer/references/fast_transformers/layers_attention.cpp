@@ -15,12 +15,9 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention/exact.h"
 #include "performer/ops/dropout.h"
-#include "performer/ops/projection.h"
 
 namespace performer::references::fast_transformers {
 namespace {
-
-namespace ft = references::fast_transformers;
 
 void check_lengths(const AttentionMask& lengths, const at::Tensor& tokens, const char* name) {
   check<UsageError>(lengths.rows() == tokens.size(0) && lengths.columns() == tokens.size(1),
@@ -44,10 +41,10 @@ class LinearInner : public InnerAttention {
  public:
   LinearInner(const AttentionRequest& request, bool causal)
       : InnerAttention(causal ? "causal-linear" : "linear"), causal_(causal), eps_(request.options.eps) {
-    auto shared = std::dynamic_pointer_cast<ft::FeatureMapImpl>(request.shared);
+    auto shared = std::dynamic_pointer_cast<FeatureMapImpl>(request.shared);
     if (!shared) {
-      shared = std::make_shared<ft::FeatureMapImpl>(request.options.feature_map,
-                                                    request.sizes.query_dimensions, request.sizes.layer);
+      shared = std::make_shared<FeatureMapImpl>(request.options.feature_map, request.sizes.query_dimensions,
+                                                request.sizes.layer);
     }
     map_ = register_module("feature_map", std::move(shared));
   }
@@ -65,15 +62,14 @@ class LinearInner : public InnerAttention {
     map_->new_feature_map();
     const at::Tensor q = map_->forward(in.query), k = map_->forward(in.key);
     const auto keep = mask_unless_all(in.key_lengths);
-    return causal_ ? ft::causal_linear_attention(q, k, in.value, keep, eps_)
-                   : ft::linear_attention(q, k, in.value, keep, eps_);
+    return causal_ ? causal_linear_attention(q, k, in.value, keep, eps_)
+                   : linear_attention(q, k, in.value, keep, eps_);
   }
 
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   AttentionState& state) override {
     if (!state.defined()) map_->new_feature_map();
-    return ft::recurrent_linear_attention(map_->forward(query), map_->forward(key), value, state.linear,
-                                          eps_);
+    return recurrent_linear_attention(map_->forward(query), map_->forward(key), value, state.linear, eps_);
   }
 
   AttentionState summarize(const at::Tensor& key, const at::Tensor& value,
@@ -81,12 +77,12 @@ class LinearInner : public InnerAttention {
     check_lengths(key_lengths, key, "key lengths");
     map_->new_feature_map();
     AttentionState state;
-    state.linear = ft::cross_linear_summary(map_->forward(key), value, mask_unless_all(key_lengths));
+    state.linear = cross_linear_summary(map_->forward(key), value, mask_unless_all(key_lengths));
     return state;
   }
 
   at::Tensor cross_step(const at::Tensor& query, const AttentionState& memory) override {
-    return ft::recurrent_cross_linear_attention(map_->forward(query), memory.linear, eps_);
+    return recurrent_cross_linear_attention(map_->forward(query), memory.linear, eps_);
   }
 
   std::shared_ptr<torch::nn::Module> randomness() const override { return map_; }
@@ -94,31 +90,28 @@ class LinearInner : public InnerAttention {
  private:
   bool causal_;
   double eps_;
-  std::shared_ptr<ft::FeatureMapImpl> map_;
+  std::shared_ptr<FeatureMapImpl> map_;
 };
 
-// Softmax attention; a query that sees no key gives 0 (`compatible`: NaN).
+// Softmax attention; a query that sees no key gives NaN.
 class FullInner : public InnerAttention {
  public:
   explicit FullInner(const AttentionRequest& request)
       : InnerAttention("full"),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout),
-        compatible_(request.options.compatible) {}
+        dropout_(request.options.attention_dropout) {}
 
   at::Tensor forward(const InnerInputs& in) override {
-    const bool drops = is_training() && dropout_ > 0;
-    at::Tensor keep = visible_keys(in), empty;
-    if (compatible_) return explicit_product(in, keep, drops);
-    if (keep.defined()) {  // a softmax over nothing is NaN, also in its gradient: such rows see all and are
-                           // dropped
-      empty = keep.any(-1, /*keepdim=*/true).logical_not();
-      keep = keep.logical_or(empty);
+    at::Tensor scores = at::einsum("nlhe,nshe->nhls", {in.query, in.key}) * temperature_;
+    const at::Tensor keep = visible_keys(in);
+    if (keep.defined()) {  // added, so that the gradient of a row without keys is NaN where the row is
+      scores = scores + at::zeros(keep.sizes(), scores.options())
+                            .masked_fill(keep.logical_not(), -std::numeric_limits<double>::infinity());
     }
-    at::Tensor out =
-        drops || in.weights != nullptr ? explicit_product(in, keep, drops) : fused_product(in, keep);
-    if (empty.defined()) out = out.masked_fill(empty.transpose(1, 2), 0);
-    return out;
+    at::Tensor weights = scores.softmax(-1);
+    if (is_training() && dropout_ > 0) weights = ops::dropout(weights, dropout_);
+    if (in.weights != nullptr) *in.weights = weights;
+    return at::einsum("nhls,nshd->nlhd", {weights, in.value});
   }
 
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -160,29 +153,7 @@ class FullInner : public InnerAttention {
   }
 
  private:
-  at::Tensor explicit_product(const InnerInputs& in, const at::Tensor& keep, bool drops) const {
-    at::Tensor scores = at::einsum("nlhe,nshe->nhls", {in.query, in.key}) * temperature_;
-    if (keep.defined()) {  // added, so that the gradient of a row without keys is NaN where the row is
-      scores = scores + at::zeros(keep.sizes(), scores.options())
-                            .masked_fill(keep.logical_not(), -std::numeric_limits<double>::infinity());
-    }
-    at::Tensor weights = scores.softmax(-1);
-    if (drops) weights = ops::dropout(weights, dropout_);
-    if (in.weights != nullptr) *in.weights = weights;
-    return at::einsum("nhls,nshd->nlhd", {weights, in.value});
-  }
-
-  at::Tensor fused_product(const InnerInputs& in, const at::Tensor& keep) const {
-    std::optional<at::Tensor> mask;
-    if (keep.defined()) mask = keep;
-    return at::scaled_dot_product_attention(in.query.transpose(1, 2), in.key.transpose(1, 2),
-                                            in.value.transpose(1, 2), mask, 0.0, /*is_causal=*/false,
-                                            temperature_)
-        .transpose(1, 2);
-  }
-
   double temperature_, dropout_;
-  bool compatible_;
 };
 
 // Full attention up to a length, another kind beyond it.
@@ -204,124 +175,11 @@ class ConditionalFullInner : public InnerAttention {
     const bool is_long = in.query.size(1) > limit_ || in.value.size(1) > limit_;
     return is_long ? other_->forward(in) : full_->forward(in);
   }
-  void redraw(int64_t index) override { other_->redraw(index); }
   std::shared_ptr<torch::nn::Module> randomness() const override { return other_->randomness(); }
 
  private:
   int64_t limit_;
   InnerAttentionPtr full_, other_;
-};
-
-// The projection of favor, [H, M, D] float32: the buffer `weight`.
-class FavorProjection : public torch::nn::Module {
- public:
-  FavorProjection(const InnerAttentionOptions& options, const AttentionSizes& sizes)
-      : kind_(options.favor_projection),
-        row_norm_(options.favor_row_norm),
-        features_(options.favor_features),
-        seed_(options.favor_seed),
-        sizes_(sizes) {
-    weight = register_buffer("weight", draw(0));
-  }
-  at::Tensor draw(int64_t index) const {
-    return ops::draw_projection(kind_, row_norm_, sizes_.heads, features_, sizes_.query_dimensions, seed_,
-                                sizes_.layer, index);
-  }
-  at::Tensor weight;
-
- private:
-  std::string kind_, row_norm_;
-  int64_t features_, seed_;
-  AttentionSizes sizes_;
-};
-
-// Our own operator: Haar projections, log-scales, masks that act as if masked tokens did not exist.
-class FavorInner : public InnerAttention {
- public:
-  explicit FavorInner(const AttentionRequest& request) : InnerAttention("favor"), sizes_(request.sizes) {
-    const InnerAttentionOptions& options = request.options;
-    map_.family = options.favor_family;
-    const bool exponential = map_.family == "exponential";
-    check<UsageError>(!exponential || options.favor_epsilon == 0,
-                      "favor_epsilon ({}) belongs to element-wise families; the exponential one needs none",
-                      options.favor_epsilon);
-    check<UsageError>(
-        !exponential || options.favor_projection != "none",
-        "favor_projection = none does not go with the exponential family; choose orthogonal or iid");
-    if (exponential)
-      map_.scale = std::sqrt(softmax_temperature(options, request.sizes));  // of queries and of keys
-    map_.epsilon = options.favor_epsilon;
-    if (options.favor_projection == "none") return;
-    projection_ = std::dynamic_pointer_cast<FavorProjection>(request.shared);
-    if (!projection_) projection_ = std::make_shared<FavorProjection>(options, request.sizes);
-    register_module("projection", projection_);
-  }
-
-  at::Tensor forward(const InnerInputs& in) override {
-    const bool all = in.mask.all_ones();
-    check<UsageError>(all || in.mask.lower_triangular(),
-                      "attention 'favor' follows a mask of all ones or a lower triangular one, no other");
-    check<UsageError>(all || in.query.size(1) == in.key.size(1),
-                      "causal attention 'favor' needs as many keys as queries, found {} queries and {} keys",
-                      in.query.size(1), in.key.size(1));
-    check_lengths(in.key_lengths, in.key, "key lengths");
-    check_lengths(in.query_lengths, in.query, "query lengths");
-    ops::AttentionInputs inputs{in.query, in.key, in.value};
-    inputs.causal = !all;
-    inputs.key_mask = mask_unless_all(in.key_lengths);
-    inputs.query_mask = mask_unless_all(in.query_lengths);
-    return std::get<0>(ops::favor_attention(inputs, map()));
-  }
-
-  at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  AttentionState& state) override {
-    check_batch(state, state.favor.defined() ? state.favor.kv.size(0) : 0, query.size(0));
-    const at::NoGradGuard no_grad;
-    if (!state.favor.defined()) {
-      const int64_t features = projection_ ? projection_->weight.size(1) : sizes_.query_dimensions;
-      state.favor = ops::empty_state(query.size(0), sizes_.heads, features, value.size(-1), map_.family,
-                                     query.options());
-    }
-    return ops::favor_step(query, key, value, state.favor, map());
-  }
-
-  AttentionState summarize(const at::Tensor& key, const at::Tensor& value,
-                           const AttentionMask& key_lengths) override {
-    check_lengths(key_lengths, key, "key lengths");
-    ops::AttentionInputs inputs{key.narrow(1, 0, 0), key, value};  // no queries: only the state is wanted
-    inputs.key_mask = mask_unless_all(key_lengths);
-    inputs.return_state = true;
-    AttentionState state;
-    state.favor = std::get<1>(ops::favor_attention(inputs, map()));
-    return state;
-  }
-
-  at::Tensor cross_step(const at::Tensor& query, const AttentionState& memory) override {
-    check_batch(memory, memory.favor.kv.size(0), query.size(0));
-    const at::Tensor row = query.unsqueeze(1);
-    ops::AttentionInputs inputs{
-        row, row.narrow(1, 0, 0),
-        at::empty({query.size(0), 0, query.size(1), memory.favor.kv.size(-1)}, query.options())};
-    inputs.initial = memory.favor;
-    return std::get<0>(ops::favor_attention(inputs, map())).squeeze(1);
-  }
-
-  void redraw(int64_t index) override {
-    if (projection_) projection_->weight.set_data(projection_->draw(index).to(projection_->weight.options()));
-  }
-  std::shared_ptr<torch::nn::Module> randomness() const override { return projection_; }
-
- private:
-  ops::FeatureMap map() const {
-    ops::FeatureMap map = map_;
-    // Detached, so that a graph keeps this draw when redraw() puts another one into `weight`.
-    if (projection_) map.projection = projection_->weight.detach().to(at::kFloat);
-    return map;
-  }
-
-  AttentionSizes sizes_;
-  ops::FeatureMap map_;
-  std::shared_ptr<FavorProjection> projection_;
 };
 
 struct AttentionRegistry {
@@ -349,7 +207,6 @@ AttentionRegistry& attention_registry() {
                                           {"linear", factory_of<LinearInner>(false)},
                                           {"causal-linear", factory_of<LinearInner>(true)},
                                           {"full", factory_of<FullInner>()},
-                                          {"favor", factory_of<FavorInner>()},
                                           {"aft-simple", make_aft_simple},
                                           {"aft-full", make_aft_full},
                                           {"local", make_local},
@@ -385,12 +242,12 @@ std::vector<std::string> split_at(const std::string& text, char separator) {
 
 at::Tensor InnerAttention::step(const at::Tensor&, const at::Tensor&, const at::Tensor&, AttentionState&) {
   throw UsageError(fmt::format(
-      "attention '{}' has no recurrent form; mirror the model to linear, full, favor or aft-simple", kind_));
+      "attention '{}' has no recurrent form; mirror the model to linear, full or aft-simple", kind_));
 }
 AttentionState InnerAttention::summarize(const at::Tensor&, const at::Tensor&, const AttentionMask&) {
   throw UsageError(fmt::format(
-      "attention '{}' has no recurrent form for cross-attention; mirror the model to linear, full, "
-      "favor or aft-simple",
+      "attention '{}' has no recurrent form for cross-attention; mirror the model to linear, full "
+      "or aft-simple",
       kind_));
 }
 at::Tensor InnerAttention::cross_step(const at::Tensor&, const AttentionState&) {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention kinds that the layers of transformer_layers.h are built over, each in up to three forms: all
-// tokens at once, one token of self-attention with a state, one query of cross-attention with a summary of
-// the memory. One module has all its forms, so batch and recurrent use share weights and projections. After
-// pytorch-fast-transformers 0.4.0, whose kinds keep their numbers; `favor` is our own operator. Letters: B
-// batch, L queries, S keys, H heads, D head size, E value size.
+// The attentions that the layers of pytorch-fast-transformers 0.4.0 (layers.h) are built over, each in up to
+// three forms: all tokens at once, one token of self-attention with a state, one query of cross-attention
+// with a summary of the memory. One module has all its forms, so batch and recurrent use share weights and
+// projections. Letters: B batch, L queries, S keys, H heads, D head size, E value size.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +15,6 @@
 #include <vector>
 
 #include "performer/base/fields.h"
-#include "performer/ops/favor.h"
 #include "performer/references/fast_transformers/attention.h"
 #include "performer/references/fast_transformers/masks.h"
 
@@ -24,28 +22,21 @@ namespace performer::references::fast_transformers {
 
 // Options of all kinds; a kind reads its own.
 struct InnerAttentionOptions {
-  references::fast_transformers::FeatureMapOptions feature_map;  // linear, causal-linear
+  FeatureMapOptions feature_map;  // linear, causal-linear
   double eps = 1e-6;
   double softmax_temp = 0;
   double attention_dropout = 0.1;
   int64_t length_limit = 512;
   int64_t topk = 32;
   int64_t local_context = 0;
-  bool compatible = false;
   int64_t max_sequence_length = 1024;
   int64_t aft_parameterization = 64;
-  std::string favor_family = "exponential";
-  int64_t favor_features = 256;
-  std::string favor_projection = "orthogonal";
-  std::string favor_row_norm = "chi";
-  double favor_epsilon = 0;
-  int64_t favor_seed = 0;
 
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
     visit("eps", self.eps, "linear, causal-linear: added to the denominator");
     visit("softmax_temp", self.softmax_temp,
-          "full, exact-topk, local, favor (exponential): factor of the scores; 0: 1 / sqrt(head size)");
+          "full, exact-topk, local: factor of the scores; 0: 1 / sqrt(head size)");
     visit("attention_dropout", self.attention_dropout,
           "full, exact-topk, local: dropout of the attention matrix in training");
     visit("length_limit", self.length_limit,
@@ -53,20 +44,8 @@ struct InnerAttentionOptions {
     visit("topk", self.topk, "exact-topk: keys that a query keeps");
     visit("local_context", self.local_context,
           "local: keys around a query's own place that it sees; must be given");
-    visit(
-        "compatible", self.compatible,
-        "full, exact-topk, local: what fast-transformers gives for a query that sees no key (NaN; local: the "
-        "sum of the values around it by the context) instead of 0");
     visit("max_sequence_length", self.max_sequence_length, "aft-full: tokens that have position weights");
     visit("aft_parameterization", self.aft_parameterization, "aft-full: rank of the position weights");
-    visit("favor_family", self.favor_family, "favor: exponential, or an element-wise function such as relu");
-    visit("favor_features", self.favor_features, "favor: random features of a head");
-    visit("favor_projection", self.favor_projection,
-          "favor: orthogonal (Haar), iid, or none (element-wise only)", Choices{"orthogonal", "iid", "none"});
-    visit("favor_row_norm", self.favor_row_norm, "favor: lengths of the projection's rows",
-          Choices{"chi", "sqrt-d"});
-    visit("favor_epsilon", self.favor_epsilon, "favor: added to element-wise features");
-    visit("favor_seed", self.favor_seed, "favor: names the projections, together with the layer");
   }
 };
 
@@ -78,22 +57,20 @@ struct AttentionSizes {
 // What one attention keeps of the tokens so far, or of a memory; a kind uses its part. A fresh one stands for
 // no tokens.
 struct AttentionState {
-  references::fast_transformers::LinearState
-      linear;  // linear, causal-linear; aft-simple: average and log-sum [B, H, D]
-  ops::State favor;
+  LinearState linear;       // linear, causal-linear; aft-simple: average and log-sum [B, H, D]
   at::Tensor keys, values;  // full: [B, H, capacity, D], the first `length` filled; cross: [B, S, H, D]
   at::Tensor key_mask;      // full, cross: bool [B, S]
   int64_t length = 0;
-  bool defined() const { return linear.defined() || favor.defined() || keys.defined(); }
+  bool defined() const { return linear.defined() || keys.defined(); }
 };
 
 struct InnerInputs {
   at::Tensor query, key, value;  // [B, L, H, D], [B, S, H, D], [B, S, H, E]
   AttentionMask mask;            // [L, S]
-  AttentionMask query_lengths;   // [B, L]; only favor looks at it: masked rows are 0
+  AttentionMask query_lengths;   // [B, L]; no kind of the library looks at it
   AttentionMask key_lengths;     // [B, S]
-  at::Tensor* weights =
-      nullptr;  // receives the attention matrix [B, H, L, S] of kinds that have one (full, exact-topk)
+  // Receives the attention matrix [B, H, L, S] of kinds that have one (full, exact-topk).
+  at::Tensor* weights = nullptr;
 };
 
 class InnerAttention : public torch::nn::Module {
@@ -104,7 +81,7 @@ class InnerAttention : public torch::nn::Module {
   virtual at::Tensor forward(const InnerInputs& inputs) = 0;
   // One more token of causal self-attention: query, key [B, H, D], value [B, H, E] -> [B, H, E]. Throws
   // UsageError for kinds without this form and when the batch size changes. linear, causal-linear and
-  // aft-simple carry gradients, favor and full do not.
+  // aft-simple carry gradients, full does not.
   virtual at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           AttentionState& state);
   // The summary of a memory: key [B, S, H, D], value [B, S, H, E], key_lengths [B, S].
@@ -113,8 +90,6 @@ class InnerAttention : public torch::nn::Module {
   // query [B, H, D] -> [B, H, E].
   virtual at::Tensor cross_step(const at::Tensor& query, const AttentionState& memory);
 
-  // Draws anew where draws are named by an index (favor); feature maps have a schedule of their own.
-  virtual void redraw(int64_t /*index*/) {}
   // The module that owns the random projection, null without one: a mirror shares it.
   virtual std::shared_ptr<torch::nn::Module> randomness() const { return nullptr; }
   const std::string& kind() const { return kind_; }
@@ -134,8 +109,9 @@ struct AttentionRequest {
 };
 using AttentionFactory = std::function<InnerAttentionPtr(const AttentionRequest&)>;
 
-// Kinds: linear, causal-linear, full, conditional-full, favor, aft-simple, aft-full, local, exact-topk, and
-// what register_attention() added. Adding a known name replaces it.
+// Kinds: linear, causal-linear, full, conditional-full, aft-simple, aft-full, local, exact-topk, and what
+// register_attention() added. Adding a known name replaces it. A query that sees no key gets NaN from full
+// and exact-topk, and from local the sum of the values around it divided by the context, as in the library.
 std::vector<std::string> attention_kinds();
 void register_attention(const std::string& kind, AttentionFactory factory);
 
@@ -153,7 +129,7 @@ double softmax_temperature(const InnerAttentionOptions& options, const Attention
 // the masks do not have the shapes of the inputs.
 at::Tensor visible_keys(const InnerInputs& inputs);
 
-// Factories of transformer_layers_baselines.cpp.
+// Factories of layers_baselines.cpp.
 InnerAttentionPtr make_aft_simple(const AttentionRequest& request);
 InnerAttentionPtr make_aft_full(const AttentionRequest& request);
 InnerAttentionPtr make_local(const AttentionRequest& request);

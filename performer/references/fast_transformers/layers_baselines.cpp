@@ -172,8 +172,7 @@ class LocalInner : public InnerAttention {
       : InnerAttention("local"),
         context_(request.options.local_context),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout),
-        compatible_(request.options.compatible) {
+        dropout_(request.options.attention_dropout) {
     check<UsageError>(context_ >= 1, "attention 'local' needs local_context of at least 1, found {}",
                       context_);
   }
@@ -206,10 +205,9 @@ class LocalInner : public InnerAttention {
         keep = keep.logical_and(valid.narrow(1, first, end - first).unsqueeze(1).unsqueeze(1));
       const at::Tensor q = in.query.narrow(1, begin, rows), k = in.key.narrow(1, first, end - first);
       at::Tensor weights = masked_softmax(at::einsum("nlhe,nshe->nhls", {q, k}) * temperature_, keep, -1);
-      if (compatible_) {  // its window is always `context` wide, and without a key all scores are equal
-        const at::Tensor window = near.to(weights.scalar_type()) / static_cast<double>(context_);
-        weights = at::where(keep.any(-1, /*keepdim=*/true), weights, window);
-      }
+      // The window is always `context` wide, and without a key in it all scores are equal.
+      const at::Tensor window = near.to(weights.scalar_type()) / static_cast<double>(context_);
+      weights = at::where(keep.any(-1, /*keepdim=*/true), weights, window);
       if (is_training() && dropout_ > 0) weights = ops::dropout(weights, dropout_);
       blocks.push_back(at::einsum("nhls,nshd->nlhd", {weights, in.value.narrow(1, first, end - first)}));
     }
@@ -219,7 +217,6 @@ class LocalInner : public InnerAttention {
  private:
   int64_t context_;
   double temperature_, dropout_;
-  bool compatible_;
 };
 
 // Softmax over the k visible keys of largest score.
@@ -229,8 +226,7 @@ class ExactTopKInner : public InnerAttention {
       : InnerAttention("exact-topk"),
         topk_(request.options.topk),
         temperature_(softmax_temperature(request.options, request.sizes)),
-        dropout_(request.options.attention_dropout),
-        compatible_(request.options.compatible) {
+        dropout_(request.options.attention_dropout) {
     check<UsageError>(topk_ >= 1, "attention 'exact-topk' needs topk of at least 1, found {}", topk_);
   }
 
@@ -243,7 +239,7 @@ class ExactTopKInner : public InnerAttention {
         std::get<1>(ranked.detach().topk(std::min(topk_, in.key.size(1)), -1, true, /*sorted=*/false));
     at::Tensor chosen = at::zeros(scores.sizes(), scores.options().dtype(at::kBool)).scatter(-1, best, true);
     if (keep.defined()) chosen = chosen.logical_and(keep);
-    at::Tensor weights = compatible_ ? softmax_or_nan(scores, chosen) : masked_softmax(scores, chosen, -1);
+    at::Tensor weights = softmax_or_nan(scores, chosen);
     if (is_training() && dropout_ > 0) weights = ops::dropout(weights, dropout_);
     if (in.weights != nullptr) *in.weights = weights;
     return at::einsum("nhls,nshd->nlhd", {weights, in.value});
@@ -252,7 +248,6 @@ class ExactTopKInner : public InnerAttention {
  private:
   int64_t topk_;
   double temperature_, dropout_;
-  bool compatible_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names and layouts of other implementations' encoders, turned into those of transformer_layers.h for
+// Names and layouts of other implementations' encoders, turned into those of layers.h for
 // import_weights().
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Masks of the layers in transformer_layers.h: who may attend to whom, and how long sequences are. One value
+// Masks of the layers in layers.h: who may attend to whom, and how long sequences are. One value
 // with several views, after the masks of pytorch-fast-transformers 0.4.0. True (or 1) always means: keep.
 #pragma once
 

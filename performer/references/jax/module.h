@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // google-research's MultiHeadDotProductFastAttention (performer/fast_attention/jax/attention_module.py):
-// multi-head attention around any attention of compat/google.h, for weights trained there.
+// multi-head attention around any attention of jax/attention.h, for weights trained there.
 #pragma once
 
 #include <torch/nn/module.h>

@@ -10,9 +10,6 @@
 #include <optional>
 #include <string>
 
-#include "performer/nn/local_attention.h"
-#include "performer/ops/favor.h"
-
 namespace performer::references::performer_pytorch {
 
 struct PerformerAttentionOptions {
@@ -21,18 +18,16 @@ struct PerformerAttentionOptions {
   int64_t local_heads = 0;  // the last heads; the others are global
   int64_t local_window_size = 256;
   int64_t features = 0;  // M of the global heads; 0: int(d ln d)
-  // Compatible mode: the projection is replaced in every (interval + 1)-th forward call in training mode; 0:
-  // in each, negative: never. A module whose forward runs twice a step (recomputation, reversible layers)
-  // needs a negative value and redraw() between steps. Not used otherwise: there is only redraw().
+  // The projection is replaced in every (interval + 1)-th forward call in training mode; 0: in each,
+  // negative: never. A module whose forward runs twice a step (recomputation, reversible layers) needs a
+  // negative value and redraw() between steps.
   int64_t redraw_interval = 1000;
   bool causal = false;
   bool generalized = false;    // features f(W x) + 1e-3 instead of positive softmax features
   bool no_projection = false;  // features are softmaxes ("efficient attention"): no random features
   bool qkv_bias = false, out_bias = true;
   bool cross = false;           // keys and values from a context; needs local_heads = 0
-  bool compatible = true;       // the reference's arithmetic, quirks included; false: our own, see below
-  std::string kernel = "relu";  // f of `generalized`: a name of ops::activation, or, in our own mode, of
-                                // kernels::Function
+  std::string kernel = "relu";  // f of `generalized`: a name of ops::activation
   double dropout = 0;           // of the output, and of the attention weights of local heads
   int64_t seed = 0, layer = 0;  // name the random projection, together with the redraw index
 };
@@ -48,42 +43,23 @@ struct PerformerAttentionInputs {
   std::optional<at::Tensor> context_mask = {};  // bool [B, S], true keeps
 };
 
-// What a module remembers of the sequences that continue_from() has read.
-struct PerformerAttentionState {
-  ops::State global;           // self-attention: of the tokens so far; cross-attention: of the whole context
-  at::Tensor context_summary;  // cross-attention with no_projection: [B, H, D, D]
-  nn::LocalAttentionState local;
-};
-
-// Two modes with the same parameters.
+// performer-pytorch 1.1.4 and local-attention 1.11.2, questionable behaviour included: one projection [M, D]
+// for all heads whose QR signs are left alone, feature epsilons, masks that only set the values of global
+// heads to zero, `mask` without effect in cross-attention, a causal form cut to the shorter of queries and
+// keys. In self-attention the global heads prefer `context_mask` to `mask`.
 //
-// compatible: performer-pytorch 1.1.4 and local-attention 1.11.2 to the last quirk: one projection [M, D] for
-// all heads whose QR signs are left alone, feature epsilons, masks that only zero the values of global heads,
-// `mask` without effect in cross-attention, a causal form cut to the shorter of queries and keys. In
-// self-attention the global heads prefer `context_mask` to `mask`, as the reference does.
-//
-// our own: global heads through ops::favor_attention (log-scales, no epsilon in softmax features, the future
-// never seen) with a Haar-orthogonal projection for each global head, [H, M, D]; masked keys do not exist and
-// masked queries get nothing but the output bias; local heads as in local_attention.h.
-//
-// State: to_q, to_k, to_v, to_out (weight, bias), fast_attention.projection_matrix, and in compatible mode
-// local_attn.rel_pos.inv_freq with local heads. With redraw_interval >= 0 in compatible mode also
-// fast_attention.calls_since_last_redraw and fast_attention.redraws, so that training resumes exactly; the
-// reference counts once for a whole stack instead.
+// State: to_q, to_k, to_v, to_out (weight, bias), fast_attention.projection_matrix, and with local heads
+// local_attn.rel_pos.inv_freq. With redraw_interval >= 0 also fast_attention.calls_since_last_redraw and
+// fast_attention.redraws, so that training resumes exactly; the reference counts once for a whole stack
+// instead.
 //
 // Errors: UsageError for impossible options and for inputs that contradict them.
 class PerformerAttentionImpl : public torch::nn::Module {
  public:
   explicit PerformerAttentionImpl(PerformerAttentionOptions options);
 
-  // -> [B, T, dim]; compatible and causal with a shorter context: [B, S, dim].
+  // -> [B, T, dim]; causal with a shorter context: [B, S, dim].
   at::Tensor forward(const PerformerAttentionInputs& inputs);
-
-  // The next T tokens of sequences, x [B, T, dim] with the rows of `positions` that are theirs: the last T
-  // rows of forward() over all tokens so far, from a state whose size does not grow with them.
-  // Cross-attention reads the context on the first call only. No gradients. Throws UsageError in compatible
-  // mode, for self-attention that is not causal, and for a mask.
-  at::Tensor continue_from(const PerformerAttentionInputs& inputs, PerformerAttentionState& state);
 
   // Replaces the projection in place by draw number `index` (a fresh module has number 0): the same on every
   // machine. No effect without a projection or after fix_projection().
@@ -100,25 +76,18 @@ class PerformerAttentionImpl : public torch::nn::Module {
     Heads part(int64_t first, int64_t count) const;  // of the heads
   };
   void check_inputs(const PerformerAttentionInputs& inputs) const;
-  ops::FeatureMap feature_map() const;
-  nn::LocalAttentionOptions local_options() const;
-  Heads rotated(const Heads& heads, const PerformerAttentionInputs& inputs) const;
-  at::Tensor continue_global(const Heads& heads, const PerformerAttentionInputs& inputs,
-                             PerformerAttentionState& state) const;
-  at::Tensor continue_cross(const PerformerAttentionInputs& inputs, PerformerAttentionState& state);
   Heads project(const PerformerAttentionInputs& inputs);
   at::Tensor attend_global(const Heads& heads, const PerformerAttentionInputs& inputs) const;
-  at::Tensor attend_compatible(const Heads& heads, const PerformerAttentionInputs& inputs) const;
   at::Tensor attend_local(const Heads& heads, const PerformerAttentionInputs& inputs) const;
-  at::Tensor draw(int64_t index) const;  // [M, D] or [H, M, D]
+  at::Tensor draw(int64_t index) const;  // [M, D]
   void count_training_forward();
 
   PerformerAttentionOptions options_;  // with the defaults resolved
   int64_t global_heads_ = 0;
   bool fixed_ = false;
   torch::nn::Linear to_q_{nullptr}, to_k_{nullptr}, to_v_{nullptr}, to_out_{nullptr};
-  at::Tensor projection_;       // buffer, undefined in our own mode without projection or global heads
-  at::Tensor rates_;            // [D/2]: angles of local heads per position; a buffer in compatible mode
+  at::Tensor projection_;       // buffer [M, D]
+  at::Tensor rates_;            // buffer [D/2]: angles of local heads per position; undefined without them
   at::Tensor calls_, redraws_;  // scalar buffers, undefined unless redraws are automatic
 };
 TORCH_MODULE(PerformerAttention);

@@ -12,8 +12,6 @@ EncoderDecoderImpl::EncoderDecoderImpl(const EncoderDecoderOptions& options) {
   check<UsageError>(options.encoder.stack.dim == options.decoder.stack.dim,
                     "encoder and decoder must have the same dim, not {} and {}", options.encoder.stack.dim,
                     options.decoder.stack.dim);
-  check<UsageError>(options.encoder.stack.compatible == options.decoder.stack.compatible,
-                    "encoder and decoder must both be compatible, or neither");
   check<UsageError>(!options.tie_token_embeddings || options.encoder.vocabulary == options.decoder.vocabulary,
                     "tied token embeddings need one vocabulary, not {} and {} tokens",
                     options.encoder.vocabulary, options.decoder.vocabulary);

@@ -13,8 +13,8 @@
 namespace performer::references::performer_pytorch {
 
 struct EncoderDecoderOptions {
-  // Both with the same stack.dim and stack.compatible. The encoder has no output layer, whatever its options
-  // say; the decoder is causal and attends to the encoder's result.
+  // Both with the same stack.dim. The encoder has no output layer, whatever its options say; the decoder is
+  // causal and attends to the encoder's result.
   PerformerLMOptions encoder, decoder;
   bool tie_token_embeddings = false;  // one token embedding, the decoder's; needs equal vocabularies
   AutoregressiveOptions autoregressive;

@@ -11,7 +11,7 @@
 #include "performer/models/import_weights.h"
 
 namespace performer::references::performer_pytorch {
-namespace pytorch_names {
+namespace {
 
 // "net.layers.3.0.fn.to_q.weight" and "net.blocks.3.f.net.fn.to_q.weight": block, branch and the rest.
 std::string block_name(const std::string& name) {
@@ -45,30 +45,24 @@ constexpr Prefix kPrefixes[] = {{"performer.", "stack."},
                                 {"enc.", "encoder."},
                                 {"dec.", "decoder."}};
 
-std::string translate(const std::string& name) {
+std::string our_name(const std::string& name) {
   if (name.starts_with("net.layers.") || name.starts_with("net.blocks.")) {
     const std::string found = block_name(name);
     return found.empty() ? name : found;
   }
-  if (name.starts_with("net.")) return "net." + translate(name.substr(4));  // of AutoregressiveWrapper
+  if (name.starts_with("net.")) return "net." + our_name(name.substr(4));  // of AutoregressiveWrapper
   for (const Prefix& prefix : kPrefixes) {
     if (name.starts_with(prefix.theirs)) {
-      return prefix.ours + translate(name.substr(std::string_view(prefix.theirs).size()));
+      return prefix.ours + our_name(name.substr(std::string_view(prefix.theirs).size()));
     }
   }
   return name;
 }
 
-// Of modules that have no such tensor: outputs of an encoder, and what our own attention computes itself.
-bool is_unused(const std::string& name) {
-  return name.starts_with("encoder.output.") || name.ends_with(".local_attn.rel_pos.inv_freq") ||
-         name.ends_with(".fast_attention.projection_matrix");
-}
-
-}  // namespace pytorch_names
+}  // namespace
 
 std::string performer_pytorch_name(const std::string& name) {
-  return name.find("proj_updater.") == std::string::npos ? pytorch_names::translate(name) : "";
+  return name.find("proj_updater.") == std::string::npos ? our_name(name) : "";
 }
 
 void import_performer_pytorch(torch::nn::Module& model, const std::map<std::string, at::Tensor>& weights) {
@@ -86,11 +80,8 @@ void import_performer_pytorch(torch::nn::Module& model, const std::map<std::stri
       check<InputError>(given != weights.end() && at::equal(given->second, tensor),
                         "weights to import: {} and {} differ, but this model ties its token embeddings", tied,
                         owner);
-    } else if (place == ours.end() && pytorch_names::is_unused(name)) {
+    } else if (place == ours.end() && name.starts_with("encoder.output.")) {
       continue;
-    } else if (place != ours.end() && name.ends_with(".projection_matrix") && place->second.dim() == 3 &&
-               tensor.dim() == 2) {
-      renamed[name] = tensor.expand({place->second.size(0), -1, -1});  // ours has one for each head
     } else if (!name.empty()) {
       renamed[name] = tensor;
     }

@@ -14,11 +14,10 @@ namespace performer::references::performer_pytorch {
 // that the reference stores twice (proj_updater.instance...) and for its count of calls.
 std::string performer_pytorch_name(const std::string& name);
 
-// Copies the reference's weights into `model`, all or nothing: see import_weights. What our models have
-// no place for, because they do not use it, is left out: an encoder's output layer, its embedding when that
-// is the decoder's, projections of layers without any. Build the model with stack.compatible for the
-// reference's outputs; without, each head gets a copy of the layer's projection. Throws InputError
-// naming the tensor that is missing, unknown, of another shape, or said to be tied but different.
+// Copies the reference's weights into `model`, all or nothing: see import_weights. What a model has no place
+// for, because it does not use it, is left out: an encoder's output layer, and its embedding when that is the
+// decoder's. Throws InputError naming the tensor that is missing, unknown, of another shape, or said to be
+// tied but different.
 void import_performer_pytorch(torch::nn::Module& model, const std::map<std::string, at::Tensor>& weights);
 
 }  // namespace performer::references::performer_pytorch

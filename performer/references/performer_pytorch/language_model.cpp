@@ -99,42 +99,6 @@ at::Tensor PerformerLMImpl::forward(const PerformerLMInputs& inputs) {
   return logits(encode(inputs));
 }
 
-at::Tensor PerformerLMImpl::continue_from(const PerformerLMInputs& inputs, PerformerLMState& state) {
-  check<UsageError>(options_.output, "a model without an output layer gives no logits");
-  check_tokens(inputs.tokens);
-  const int64_t count = inputs.tokens.size(1);
-  check<UsageError>(state.length + count <= options_.max_length,
-                    "{} tokens after {} are more than this model's max_length {}", count, state.length,
-                    options_.max_length);
-  const at::NoGradGuard no_grad;
-  if (state.length == 0) state.positions = position_rows(options_.max_length);
-  PerformerStackInputs with;
-  with.x = token_embedding_(inputs.tokens);
-  if (state.positions.defined()) {
-    with.x = with.x + state.positions.narrow(0, state.length, count).to(with.x.scalar_type());
-  }
-  with.mask = inputs.mask;
-  with.context = inputs.context;
-  with.context_mask = inputs.context_mask;
-  if (rotary_table_.defined()) with.positions = rotary_table_.narrow(0, state.length, count);
-  const at::Tensor hidden = stack_->continue_from(with, state.stack);
-  state.length += count;
-  return logits(final_norm_(hidden));
-}
-
-PerformerLMState select_rows(const PerformerLMState& state, const at::Tensor& index) {
-  PerformerLMState selected = state;
-  for (PerformerBlockState& block : selected.stack) {
-    PerformerAttentionState& attention = block.attention;
-    for (at::Tensor* tensor : {&attention.global.kv, &attention.global.key_sum, &attention.global.log_scale,
-                               &attention.context_summary, &attention.local.key, &attention.local.value,
-                               &block.attention_token, &block.feed_forward_token}) {
-      if (tensor->defined()) *tensor = tensor->index_select(0, index);
-    }
-  }
-  return selected;
-}
-
 at::Tensor PerformerLMImpl::logits(const at::Tensor& hidden) {
   return options_.tied_output ? at::linear(hidden, token_embedding_->weight) : output_(hidden);
 }

@@ -41,15 +41,6 @@ struct PerformerLMInputs {
   std::optional<at::Tensor> context_mask = {};  // bool [B, S]
 };
 
-// What a model remembers of the sequences read so far.
-struct PerformerLMState {
-  PerformerStackState stack;
-  at::Tensor positions;  // [max_length, dim]: what is added to embeddings, undefined for nothing
-  int64_t length = 0;    // tokens so far
-};
-// Rows `index` (int64) of the batch, copied.
-PerformerLMState select_rows(const PerformerLMState& state, const at::Tensor& index);
-
 // Embeddings start as N(0, 0.02^2), other weights as LibTorch's defaults. Tables of fixed positions are
 // float32 buffers, as in the reference.
 class PerformerLMImpl : public torch::nn::Module {
@@ -60,12 +51,6 @@ class PerformerLMImpl : public torch::nn::Module {
   // max_length, inputs that the stack refuses, and for a model without an output layer.
   at::Tensor forward(const PerformerLMInputs& inputs);
   at::Tensor encode(const PerformerLMInputs& inputs);  // after the final norm: [B, T, dim]
-
-  // Logits [B, T, vocabulary] of the next T tokens of sequences: the last T rows of forward() over all tokens
-  // so far, from a state that does not grow with them; the context counts on the first call only. In
-  // evaluation mode, without gradients. Throws UsageError beyond max_length, for a mask, and for a stack that
-  // is compatible or not causal.
-  at::Tensor continue_from(const PerformerLMInputs& inputs, PerformerLMState& state);
 
   // From now on the embedding of another model, which owns it: it is no parameter of this one any more.
   void share_token_embedding(torch::nn::Embedding other);

@@ -3,8 +3,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 #include "performer/base/error.h"
 
 namespace performer::references::performer_pytorch {
@@ -13,7 +11,7 @@ at::Tensor scale_norm(const at::Tensor& x, const at::Tensor& gain, double epsilo
   return x / at::linalg_vector_norm(x, 2, at::IntArrayRef{-1}, /*keepdim=*/true).clamp_min(epsilon) * gain;
 }
 
-BranchNormImpl::BranchNormImpl(const std::string& kind, int64_t dim, bool compatible, double epsilon)
+BranchNormImpl::BranchNormImpl(const std::string& kind, int64_t dim, double epsilon)
     : dim_(dim), epsilon_(epsilon) {
   check<UsageError>(dim >= 1, "a norm needs a size of at least 1, not {}", dim);
   if (kind == "layer-norm") {
@@ -22,11 +20,10 @@ BranchNormImpl::BranchNormImpl(const std::string& kind, int64_t dim, bool compat
     bias_ = register_parameter("bias", at::zeros({dim}));
   } else if (kind == "scale-norm") {
     kind_ = Kind::scale;
-    const double start = compatible ? 1 : std::sqrt(static_cast<double>(dim));
-    gain_ = register_parameter("gain", at::full({1}, start, at::kFloat));
+    gain_ = register_parameter("gain", at::full({1}, 1.0, at::kFloat));
   } else if (kind == "rezero") {
     kind_ = Kind::rezero;
-    gain_ = register_parameter("gain", at::full({1}, compatible ? 1e-3 : 0, at::kFloat));
+    gain_ = register_parameter("gain", at::full({1}, 1e-3, at::kFloat));
   } else {
     throw UsageError(fmt::format("norm '{}' is not known; choose layer-norm, scale-norm or rezero", kind));
   }

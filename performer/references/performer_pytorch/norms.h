@@ -17,15 +17,13 @@ at::Tensor scale_norm(const at::Tensor& x, const at::Tensor& gain, double epsilo
 
 // Around a residual branch, x + after(branch(before(x))):
 //   layer-norm  before: layer norm with `weight` and `bias` [dim], epsilon 1e-5
-//   scale-norm  before: scale_norm with `gain` [1], which starts at sqrt(dim) as in its paper
-//   rezero      after: times `gain` [1], which starts at 0 as in its paper (Bachlechner et al. 2020, arXiv
-//               2003.04887): every block starts as the identity
-// With `compatible` the gains start at 1 and 1e-3, as in performer-pytorch 1.1.4. `epsilon` is the clamp of
-// scale-norm. Throws UsageError for another kind or dim < 1.
+//   scale-norm  before: scale_norm with `gain` [1], which starts at 1 (its paper: sqrt(dim))
+//   rezero      after: times `gain` [1], which starts at 1e-3 (its paper, Bachlechner et al. 2020, arXiv
+//               2003.04887: 0)
+// `epsilon` is the clamp of scale-norm. Throws UsageError for another kind or dim < 1.
 class BranchNormImpl : public torch::nn::Module {
  public:
-  BranchNormImpl(const std::string& kind, int64_t dim, bool compatible = false,
-                 double epsilon = kScaleNormEpsilon);
+  BranchNormImpl(const std::string& kind, int64_t dim, double epsilon = kScaleNormEpsilon);
 
   at::Tensor before(const at::Tensor& x) const;  // [..., dim] -> same
   at::Tensor after(const at::Tensor& y) const;   // [..., dim] -> same

@@ -29,7 +29,7 @@ void validate(const PerformerStackOptions& options) {
                     "attn_dropout must be in [0, 1), not {}", options.attn_dropout);
 }
 
-namespace stack {
+namespace {
 
 PerformerAttentionOptions attention_options(const PerformerStackOptions& options, int64_t layer,
                                             int64_t local_heads, bool cross) {
@@ -48,7 +48,6 @@ PerformerAttentionOptions attention_options(const PerformerStackOptions& options
   attention.qkv_bias = options.qkv_bias;
   attention.out_bias = options.out_bias;
   attention.cross = cross;
-  attention.compatible = options.compatible;
   attention.dropout = options.attn_dropout;
   attention.seed = options.seed;
   attention.layer = layer;
@@ -65,19 +64,17 @@ FeedForwardOptions feed_forward_options(const PerformerStackOptions& options) {
   return feed_forward;
 }
 
-}  // namespace stack
+}  // namespace
 
 PerformerBlockImpl::PerformerBlockImpl(const PerformerStackOptions& options, int64_t layer,
                                        int64_t local_heads, bool cross)
-    : cross_(cross), compatible_(options.compatible) {
+    : cross_(cross) {
   if (options.shift_tokens && !cross) shifts_ = nn::stack_shifts(options.causal);
-  attention_norm_ =
-      register_module("attention_norm", BranchNorm(options.norm, options.dim, options.compatible));
-  attention_ = register_module(
-      "attention", PerformerAttention(stack::attention_options(options, layer, local_heads, cross)));
-  feed_forward_norm_ =
-      register_module("feed_forward_norm", BranchNorm(options.norm, options.dim, options.compatible));
-  feed_forward_ = register_module("feed_forward", FeedForward(stack::feed_forward_options(options)));
+  attention_norm_ = register_module("attention_norm", BranchNorm(options.norm, options.dim));
+  attention_ =
+      register_module("attention", PerformerAttention(attention_options(options, layer, local_heads, cross)));
+  feed_forward_norm_ = register_module("feed_forward_norm", BranchNorm(options.norm, options.dim));
+  feed_forward_ = register_module("feed_forward", FeedForward(feed_forward_options(options)));
 }
 
 at::Tensor PerformerBlockImpl::attend(const at::Tensor& x, const PerformerStackInputs& with) {
@@ -94,42 +91,9 @@ at::Tensor PerformerBlockImpl::attend(const at::Tensor& x, const PerformerStackI
   return attention_norm_->after(attention_(inputs));
 }
 
-at::Tensor PerformerBlockImpl::transform(const at::Tensor& x, const PerformerStackInputs& with) {
+at::Tensor PerformerBlockImpl::transform(const at::Tensor& x) {
   at::Tensor inner = feed_forward_norm_->before(x);
-  if (!shifts_.empty()) {
-    inner = nn::shift_tokens(inner, shifts_, compatible_ ? std::nullopt : with.mask);
-  }
-  return feed_forward_norm_->after(feed_forward_(inner));
-}
-
-namespace stack {
-
-// shift_tokens() of the tokens behind `last`, which moves on.
-at::Tensor shift_behind(const at::Tensor& x, const std::vector<int64_t>& shifts, at::Tensor& last) {
-  const at::Tensor before = last.defined() ? last : at::zeros_like(x.narrow(1, 0, 1));
-  last = x.narrow(1, x.size(1) - 1, 1);
-  return nn::shift_tokens(at::cat({before, x}, 1), shifts).narrow(1, 1, x.size(1));
-}
-
-}  // namespace stack
-
-at::Tensor PerformerBlockImpl::continue_attending(const at::Tensor& x, const PerformerStackInputs& with,
-                                                  PerformerBlockState& state) {
-  PerformerAttentionInputs inputs;
-  inputs.x = attention_norm_->before(x);
-  if (!shifts_.empty()) inputs.x = stack::shift_behind(inputs.x, shifts_, state.attention_token);
-  if (cross_) {
-    inputs.context = with.context;
-    inputs.context_mask = with.context_mask;
-  } else {
-    inputs.positions = with.positions;
-  }
-  return attention_norm_->after(attention_->continue_from(inputs, state.attention));
-}
-
-at::Tensor PerformerBlockImpl::continue_transforming(const at::Tensor& x, PerformerBlockState& state) {
-  at::Tensor inner = feed_forward_norm_->before(x);
-  if (!shifts_.empty()) inner = stack::shift_behind(inner, shifts_, state.feed_forward_token);
+  if (!shifts_.empty()) inner = nn::shift_tokens(inner, shifts_);
   return feed_forward_norm_->after(feed_forward_(inner));
 }
 
@@ -165,12 +129,11 @@ void PerformerStackImpl::redraw(int64_t index) {
 
 void PerformerStackImpl::count_training_call() {
   if (!is_training() || !options_.auto_redraw || options_.redraw_interval < 0 || fixed_) return;
-  if (!options_.compatible && options_.redraw_interval == 0) return;
-  if (redraws_.calls >= options_.redraw_interval) {
-    redraw(redraws_.index + 1);
-    if (options_.compatible) return;  // the call that redraws is not counted there
+  if (redraws_.calls < options_.redraw_interval) {
+    ++redraws_.calls;
+  } else {
+    redraw(redraws_.index + 1);  // this call is not counted
   }
-  ++redraws_.calls;
 }
 
 at::Tensor PerformerStackImpl::forward_reversible(const PerformerStackInputs& inputs) {
@@ -182,32 +145,13 @@ at::Tensor PerformerStackImpl::forward_reversible(const PerformerStackInputs& in
   for (PerformerBlock& block : blocks_) {
     nn::ReversibleLayer& layer = layers.emplace_back();
     layer.f = [block, with](const at::Tensor& x) mutable { return block->attend(x, with); };
-    layer.g = [block, with](const at::Tensor& x) mutable { return block->transform(x, with); };
+    layer.g = [block](const at::Tensor& x) mutable { return block->transform(x); };
     layer.used = block->parameters();
     for (const at::Tensor& buffer : block->buffers()) layer.used.push_back(buffer);
     if (block->cross()) layer.used.push_back(*inputs.context);
   }
   const nn::Streams y = nn::reversible_sequence(layers, {inputs.x, inputs.x}, reconstruct_);
   return y.first + y.second;
-}
-
-at::Tensor PerformerStackImpl::continue_from(const PerformerStackInputs& inputs, PerformerStackState& state) {
-  check_inputs(inputs);
-  check<UsageError>(options_.causal, "a Performer that is not causal cannot continue a sequence");
-  check<UsageError>(!inputs.mask,
-                    "a Performer that continues a sequence takes no mask: leave masked tokens out");
-  check<UsageError>(inputs.x.size(1) >= 1, "a sequence is continued by at least 1 token");
-  const at::NoGradGuard no_grad;
-  state.resize(blocks_.size());
-  // Reversible blocks read each other's stream, plain ones the only one.
-  at::Tensor first = inputs.x, second = inputs.x;
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    first = first + blocks_[i]->continue_attending(second, inputs, state[i]);
-    if (!options_.reversible) second = first;
-    second = second + blocks_[i]->continue_transforming(first, state[i]);
-    if (!options_.reversible) first = second;
-  }
-  return options_.reversible ? first + second : first;
 }
 
 at::Tensor PerformerStackImpl::forward(const PerformerStackInputs& inputs) {
@@ -217,7 +161,7 @@ at::Tensor PerformerStackImpl::forward(const PerformerStackInputs& inputs) {
   at::Tensor x = inputs.x;
   for (PerformerBlock& block : blocks_) {
     x = x + block->attend(x, inputs);
-    x = x + block->transform(x, inputs);
+    x = x + block->transform(x);
   }
   return x;
 }

@@ -17,9 +17,8 @@ namespace performer::references::performer_pytorch {
 
 struct PerformerStackOptions {
   int64_t dim = 512, depth = 6, heads = 8;
-  int64_t dim_head = 64;  // 0: dim / heads
-  std::vector<int64_t> local_heads = {
-      0};  // heads with windowed softmax: one number for all layers or one a layer
+  int64_t dim_head = 64;                   // 0: dim / heads
+  std::vector<int64_t> local_heads = {0};  // with windowed softmax: one number for all layers or one a layer
   int64_t local_window_size = 256;
   bool causal = false;
   int64_t features = 0;  // M; 0: int(d ln d)
@@ -34,16 +33,11 @@ struct PerformerStackOptions {
   bool shift_tokens = false;  // nn::shift_tokens before every branch but those of cross-attention blocks
   bool cross_attend = false;  // after each block one that attends to a context
   bool reversible = false;    // two streams, both starting as x; the result is their sum
-  // Redraws of the random projections, counted in forward calls in training mode of the whole stack;
-  // negative: never. With auto_redraw false only redraw() replaces them: for data-parallel training, and when
-  // several forward calls make one optimizer step.
+  // Random projections are replaced in every (interval + 1)-th forward call of the whole stack in training
+  // mode; negative: never. With auto_redraw false only redraw() replaces them: for data-parallel training,
+  // and when several forward calls make one optimizer step.
   int64_t redraw_interval = 1000;
   bool auto_redraw = true;
-  // true: performer-pytorch 1.1.4 in arithmetic, initial gains and schedule (see PerformerAttention for
-  // the attention; a redraw every interval + 1 calls; a mask reaches the token shift of attention branches
-  // only). false: our own attention, gains as in their papers, a redraw every `redraw_interval` calls (0:
-  // never), and masked tokens that no token shift lets through.
-  bool compatible = false;
   int64_t seed = 0;  // names the projections, together with layer and redraw index
 };
 
@@ -53,15 +47,8 @@ void validate(const PerformerStackOptions& options);
 // What a stack reads: x [B, T, dim], mask and, with cross_attend, context [B, S, dim] and context_mask.
 using PerformerStackInputs = PerformerAttentionInputs;
 
-// What blocks remember of the sequences read so far.
-struct PerformerBlockState {
-  PerformerAttentionState attention;
-  at::Tensor attention_token, feed_forward_token;  // [B, 1, dim]: what token shift reads of the last token
-};
-using PerformerStackState = std::vector<PerformerBlockState>;  // one a block; empty before the first token
-
 // Attention and a feed-forward part with residuals: x + after(attention(before(x))), then the same with the
-// feed-forward part.
+// feed-forward part. A mask reaches the token shift of the attention branch only, as in the reference.
 class PerformerBlockImpl : public torch::nn::Module {
  public:
   // `layer` names the projection; `local_heads` of a cross-attention block are 0.
@@ -69,18 +56,13 @@ class PerformerBlockImpl : public torch::nn::Module {
 
   // The two branches, without their residuals: [B, T, dim] -> same.
   at::Tensor attend(const at::Tensor& x, const PerformerStackInputs& with);
-  at::Tensor transform(const at::Tensor& x, const PerformerStackInputs& with);
-
-  // The same for the next tokens of sequences, see PerformerStackImpl::continue_from().
-  at::Tensor continue_attending(const at::Tensor& x, const PerformerStackInputs& with,
-                                PerformerBlockState& state);
-  at::Tensor continue_transforming(const at::Tensor& x, PerformerBlockState& state);
+  at::Tensor transform(const at::Tensor& x);
 
   void redraw(int64_t index) { attention_->redraw(index); }
   bool cross() const { return cross_; }
 
  private:
-  bool cross_, compatible_;
+  bool cross_;
   std::vector<int64_t> shifts_;  // none without shift_tokens
   BranchNorm attention_norm_{nullptr}, feed_forward_norm_{nullptr};
   PerformerAttention attention_{nullptr};
@@ -102,12 +84,6 @@ class PerformerStackImpl : public torch::nn::Module {
 
   // [B, T, dim]. Throws UsageError for inputs that do not fit the options.
   at::Tensor forward(const PerformerStackInputs& inputs);
-
-  // The next T tokens of sequences, x [B, T, dim] with their rows of `positions`: the last T rows of
-  // forward() over all tokens so far, from a state of fixed size; the context counts on the first call only.
-  // For evaluation mode, without gradients. Throws UsageError in compatible mode, unless causal, and for a
-  // mask.
-  at::Tensor continue_from(const PerformerStackInputs& inputs, PerformerStackState& state);
 
   // Replaces all projections by draw number `index`, now; no effect after fix_projections().
   void redraw(int64_t index);

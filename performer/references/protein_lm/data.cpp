@@ -11,7 +11,8 @@
 namespace performer::references::protein_lm {
 namespace {
 
-constexpr std::string_view kMarkers = "<>_*";
+constexpr std::string_view kResidues = "ACDEFGHIKLMNPQRSTVWYBOUXZ", kMarkers = "<>_*";
+constexpr size_t kStandardResidues = 20;  // the first of them
 
 at::Tensor row_of(std::span<const int64_t> tokens) {
   return at::tensor(at::IntArrayRef(tokens.data(), tokens.size()), at::kLong);
@@ -26,7 +27,7 @@ std::vector<T> values_of(const at::Tensor& tensor) {
 }  // namespace
 
 Vocabulary::Vocabulary(const VocabularyOptions& options) {
-  letters_ = data::kLetters.substr(0, options.anomalous ? data::kResidues : data::kStandardResidues);
+  letters_ = kResidues.substr(0, options.anomalous ? kResidues.size() : kStandardResidues);
   if (options.align) letters_ += ".-";
   const bool present[] = {options.bos, options.eos, options.pad, options.mask};
   for (size_t i = 0; i < kMarkers.size(); ++i) {
@@ -96,6 +97,7 @@ std::vector<at::Tensor> batches(const std::vector<Tokens>& sequences, const Batc
       "batches need a length of at least 0, a size of at least 1 and a pack length of at least 0, not {}, "
       "{} and {}",
       options.length, options.batch_size, options.pack_length);
+  const Vocabulary standard;
   std::vector<Tokens> rows;
   Tokens packed;
   for (const Tokens& sequence : sequences) {
@@ -106,7 +108,7 @@ std::vector<at::Tensor> batches(const std::vector<Tokens>& sequences, const Batc
       continue;
     }
     packed.insert(packed.end(), kept.begin(), kept.end());
-    packed.push_back(data::kEos);
+    packed.push_back(*standard.eos());
   }
   for (auto row = packed.begin(); options.pack_length > 0 && packed.end() - row >= options.pack_length;
        row += options.pack_length) {
@@ -118,7 +120,7 @@ std::vector<at::Tensor> batches(const std::vector<Tokens>& sequences, const Batc
     const auto longest = std::ranges::max(batch, {}, &Tokens::size).size();
     const int64_t width =
         options.pack_length > 0 || options.length == 0 ? static_cast<int64_t>(longest) : options.length;
-    result.push_back(pad_sequences(batch, width, data::kPad));
+    result.push_back(pad_sequences(batch, width, *standard.pad()));
   }
   return result;
 }

@@ -28,7 +28,7 @@ std::vector<ProteinLMParameter> protein_lm_parameters(const ModelConfig& model);
 // "Transformer1DBlock_1/LayerNorm_0/scale",
 // ...) in its layouts ([in, out] kernels, [width, heads, head size] projections). Sizes and positions are
 // read off the tensors; objective, norm_epsilon and dropout come from `model`. `attention` must name the same
-// attention: exact, the preset jax-softmax, or favor-relu, whose features are the reference's. `projection`
+// attention: exact, the kind jax-softmax, or favor-relu, whose features are the reference's. `projection`
 // [M, D] is the random matrix of all layers and heads there, if it has one. A reference model whose attention
 // ignores that it is causal (FAVOR built without `unidirectional`) is one of objective `masked` here. Throws
 // InputError naming the parameter that is missing, superfluous or of another shape.

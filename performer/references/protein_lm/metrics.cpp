@@ -24,17 +24,17 @@ at::Tensor of_both(const at::Tensor& logits, const at::Tensor& targets, const We
 Sums cross_entropy(const at::Tensor& logits, const at::Tensor& targets, const Weights& weights) {
   at::Tensor counted = of_tokens(logits, targets, weights);
   if (!weights.tokens) counted = counted * targets.ge(0).logical_and(targets.lt(logits.size(-1)));
-  return {weighted_cross_entropy(logits, targets, of_both(logits, targets, weights)), counted.sum()};
+  return {train::weighted_cross_entropy(logits, targets, of_both(logits, targets, weights)), counted.sum()};
 }
 
 Sums accuracy(const at::Tensor& logits, const at::Tensor& targets, const Weights& weights) {
-  return {weighted_correct(logits, targets, of_both(logits, targets, weights)),
+  return {train::weighted_correct(logits, targets, of_both(logits, targets, weights)),
           of_tokens(logits, targets, weights).sum()};
 }
 
 Sums soft_accuracy(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& substitution,
                    const Weights& weights) {
-  return {weighted_soft_correct(logits, targets, of_both(logits, targets, weights), substitution),
+  return {train::weighted_soft_correct(logits, targets, of_both(logits, targets, weights), substitution),
           of_tokens(logits, targets, weights).sum()};
 }
 

@@ -109,7 +109,7 @@ int32_t redraw_seed(const Tensor& query) {
 
 Tensor softmax_features(const Tensor& x, bool is_query, const Tensor& projection, double epsilon) {
   check<UsageError>(x.dim() == 4, "features need x [B, T, H, D], found {} dimensions", x.dim());
-  // Heads before tokens, so that the keys' maximum is over the last dimensions as in google.h.
+  // Heads before tokens, so that the keys' maximum is over the last dimensions as in the JAX version.
   return jax::positive_features(x.transpose(1, 2), projection, {.is_query = is_query, .epsilon = epsilon})
       .transpose(1, 2);
 }
