@@ -139,7 +139,8 @@ TEST(Store, RefusesToBeEmpty) {
   EXPECT_THAT(error_of<InputError>([&] {
                 SequenceStore({file}, testing::TempDir(), {}, {Side::held_out, 0, 0});
               }),
-              AllOf(HasSubstr("no sequence is left in the held-out part: of 1 sequences"), HasSubstr("validation file")));
+              AllOf(HasSubstr("no sequence is left in the held-out part: of 1 sequences"),
+                    HasSubstr("validation file")));
   EXPECT_THAT(error_of<UsageError>([&] {
                 SequenceStore({file}, testing::TempDir(), {}, {Side::train, 1, 0});
               }),
