@@ -3,8 +3,8 @@
 //
 // Counted are calls that change something below the folder PERFORMER_FAIL_UNDER: open for writing, write,
 // fsync, rename, truncate and temporary files. The call number PERFORMER_FAIL_CALL (from 1) fails with the
-// error PERFORMER_FAIL_ERROR (a number of errno.h). At exit the number of counted calls is written to the file
-// PERFORMER_FAIL_COUNT.
+// error PERFORMER_FAIL_ERROR (a number of errno.h). At exit the number of counted calls is written to the
+// file PERFORMER_FAIL_COUNT.
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,8 @@ struct Plan {
         next<int(const char*, int, ...)>("open")(count, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     char text[32];
     const int size = snprintf(text, sizeof(text), "%ld\n", seen.load());
-    [[maybe_unused]] const ssize_t done = next<ssize_t(int, const void*, size_t)>("write")(descriptor, text, size);
+    [[maybe_unused]] const ssize_t done =
+        next<ssize_t(int, const void*, size_t)>("write")(descriptor, text, size);
   }
 };
 
@@ -78,7 +79,9 @@ bool fails(Place place) {
   return true;
 }
 
-bool writes(int flags) { return (flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT) != 0; }
+bool writes(int flags) {
+  return (flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT) != 0;
+}
 
 int open_with(const char* name, const char* path, int flags, mode_t mode) {
   if (writes(flags) && fails(path)) return -1;
@@ -90,7 +93,9 @@ FILE* fopen_with(const char* name, const char* path, const char* mode) {
   return next<FILE*(const char*, const char*)>(name)(path, mode);
 }
 
-mode_t mode_of(int flags, va_list list) { return (flags & O_CREAT) != 0 ? va_arg(list, mode_t) : 0; }
+mode_t mode_of(int flags, va_list list) {
+  return (flags & O_CREAT) != 0 ? va_arg(list, mode_t) : 0;
+}
 
 }  // namespace
 
@@ -110,8 +115,12 @@ int open64(const char* path, int flags, ...) {
   va_end(list);
   return open_with("open64", path, flags, mode);
 }
-FILE* fopen(const char* path, const char* mode) { return fopen_with("fopen", path, mode); }
-FILE* fopen64(const char* path, const char* mode) { return fopen_with("fopen64", path, mode); }
+FILE* fopen(const char* path, const char* mode) {
+  return fopen_with("fopen", path, mode);
+}
+FILE* fopen64(const char* path, const char* mode) {
+  return fopen_with("fopen64", path, mode);
+}
 int mkostemp(char* path, int flags) {
   return fails(static_cast<const char*>(path)) ? -1 : next<int(char*, int)>("mkostemp")(path, flags);
 }
@@ -124,7 +133,9 @@ ssize_t write(int descriptor, const void* data, size_t size) {
 ssize_t writev(int descriptor, const iovec* parts, int count) {
   return fails(descriptor) ? -1 : next<ssize_t(int, const iovec*, int)>("writev")(descriptor, parts, count);
 }
-int fsync(int descriptor) { return fails(descriptor) ? -1 : next<int(int)>("fsync")(descriptor); }
+int fsync(int descriptor) {
+  return fails(descriptor) ? -1 : next<int(int)>("fsync")(descriptor);
+}
 int ftruncate(int descriptor, off_t size) {
   return fails(descriptor) ? -1 : next<int(int, off_t)>("ftruncate")(descriptor, size);
 }

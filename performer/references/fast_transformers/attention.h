@@ -79,11 +79,11 @@ struct FeatureMapOptions {
 //   generalized              f(u), no epsilon and no 1/sqrt(n)                         n
 //
 // Kept from the library: generalized scales x only if t is not 1. Factors use n where it is odd and n - 1
-// features exist, so that smoothed maps of even n (the default) have the self-kernel (n - 2) / (n - 1) + s^2. A
-// request that leaves no pair of features leaves none (smoothed: the constant alone, but a request for 1 is the
-// default). `stabilize` of favor subtracts max |x|^2, twice the half square, so that features shrink instead of
-// staying near 1; it sees padded tokens too, and takes its maximum over dimension 1 of any shape: tokens of
-// [N, L, H, D], but heads of the recurrent [N, H, D].
+// features exist, so that smoothed maps of even n (the default) have the self-kernel (n - 2) / (n - 1) + s^2.
+// A request that leaves no pair of features leaves none (smoothed: the constant alone, but a request for 1 is
+// the default). `stabilize` of favor subtracts max |x|^2, twice the half square, so that features shrink
+// instead of staying near 1; it sees padded tokens too, and takes its maximum over dimension 1 of any shape:
+// tokens of [N, L, H, D], but heads of the recurrent [N, H, D].
 class FeatureMapImpl : public torch::nn::Module {
  public:
   // `layer` names the draws, beside the seed. Throws UsageError for unknown names and impossible sizes.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// google-research's performer/fast_attention/tensorflow as it computes. Against the JAX version (references/jax):
-// no guard of the denominator, ReLU features with 1/sqrt(M) inside the ReLU, and orthogonal matrices as
-// products of Givens rotations.
+// google-research's performer/fast_attention/tensorflow as it computes. Against the JAX version
+// (references/jax): no guard of the denominator, ReLU features with 1/sqrt(M) inside the ReLU, and orthogonal
+// matrices as products of Givens rotations.
 #pragma once
 
 #include <ATen/core/Tensor.h>
