@@ -8,7 +8,6 @@
 #include <cstdio>
 
 #include "performer/ops/feature_maps.h"
-#include "performer/references/jax/attention.h"
 
 namespace ops = performer::ops;
 

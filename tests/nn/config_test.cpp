@@ -56,7 +56,7 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"dropout_nan", [](auto& m, auto&) { m.dropout = std::nan(""); }, "model.dropout"},
         Bad{"norm_epsilon", [](auto& m, auto&) { m.norm_epsilon = 0; }, "model.norm_epsilon"},
         Bad{"norm", [](auto& m, auto&) { m.norm = "middle"; },
-            "model.norm must be one of pre, post, not 'middle'"},
+            "model.norm must be one of pre, post, but is 'middle'"},
         Bad{"kind", [](auto&, auto& a) { a.kind = "soft"; },
             "attention.kind must be a known attention kind, but is 'soft'"},
         Bad{"features", [](auto&, auto& a) { a.set("features", 0); }, "attention.features must be between 1"},
