@@ -27,6 +27,7 @@ MAY_INCLUDE = {
 WITHOUT_TORCH = {"base", "kernels", "data"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60  # lines
+LONGEST_DOCUMENT_LINE = 159  # characters
 # The first line of a function's body, as clang-format leaves it: at most two levels deep, ending with the brace.
 FUNCTION = re.compile(r"^(  )?(?! |namespace\b|class\b|struct\b|enum\b|extern\b|union\b|#|//|\}).*\{$")
 
@@ -151,6 +152,10 @@ class Checker:
             if path.suffix in NEEDS_LICENCE and "__pycache__" not in path.parts and "testdata" not in path.parts:
                 self.check_file(path)
                 checked += 1
+        for path in sorted([*self.root.glob("*.md"), *self.root.glob("docs/*.md")]):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if len(line) > LONGEST_DOCUMENT_LINE:
+                    self.report(path.relative_to(self.root), number, f"a line of {len(line)} characters: break it")
         return checked
 
 

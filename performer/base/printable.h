@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text from outside, such as names and paths, as part of a message: a terminal obeys no command that it
-// holds.
+// Text from outside, such as names and paths, as part of a message: control characters are escaped, so that
+// a terminal executes none of them.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+
 #include <torch/nn/functional/linear.h>
 #include <torch/nn/modules/linear.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a token stands, told without learned parameters.
+// Fixed position encodings: sinusoids, and the tables of rotary positions.
 #pragma once
 
 #include <ATen/core/Tensor.h>

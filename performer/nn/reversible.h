@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layers whose inputs follow from their outputs, so that nothing between them has to be kept.
+// Reversible layers: their inputs can be computed from their outputs, so activations need not be kept.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Line charts as plain SVG: what a study needs to be seen at a glance, without a plotting library.
+// Line charts as plain SVG: enough for the studies, without a plotting library.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Means of independent draws, and how well they are known.
+// Means of independent draws, with their standard errors.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -50,7 +50,7 @@ Study kernel_error_study(const StudyOptions& options, const Progress& progress =
 // attention differs from exact (arXiv 2009.14794, figure 5).
 Study propagation_study(const StudyOptions& options, const Progress& progress = {});
 
-// The orderings of variances that the papers prove, measured: ratio of mean square errors with a 95 %
+// The orderings of variances that the papers prove, measured: ratio of mean square errors with a 99.9 %
 // interval, what the theorem says, and whether the measurement agrees.
 Study ordering_study(const StudyOptions& options, const Progress& progress = {});
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What favor.cpp offers to dispatch.cpp.
+// The entry points of favor.cpp that dispatch.cpp chooses from.
 #pragma once
 
 #include <cstdint>
