@@ -5,11 +5,11 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "performer/base/error.h"
@@ -30,6 +30,7 @@ struct ApproxOptions {
   std::vector<std::string> kinds, studies = {"output", "kernel", "propagation", "orderings"};
   std::vector<int64_t> features;
   std::string model, input, output;
+  const CLI::Option* draws = nullptr;  // of both studies when it is given
 };
 
 // Everything a study found, as files that are each complete or not there.
@@ -73,7 +74,8 @@ void run_studies(const ApproxOptions& options, const Folder& folder, Output& out
 }
 
 void run_on_model(const ApproxOptions& options, const Folder& folder, Output& out) {
-  ModelFolder model = load_model(options.model);
+  ModelFolder model = load_model_before(options.model, {});
+  check_model_inputs({options.input}, model);
   const auto reader = data::open_reader(options.input, model.data, model.vocabulary);
   const studies::ModelStudy found =
       studies::model_study(model.model, *reader, data::source_name(options.input), options.on_model, note);
@@ -98,11 +100,16 @@ void run(ApproxOptions options) {
   check<UsageError>(options.model.empty() == options.input.empty(),
                     "--model and --input go together: {} is missing",
                     options.model.empty() ? "--model" : "--input");
+  if (!options.draws->empty()) options.on_model.draws = options.study.draws;
   if (!options.kinds.empty()) options.study.kinds = options.on_model.kinds = options.kinds;
   if (!options.features.empty()) options.study.features = options.on_model.features = options.features;
   std::sort(options.study.features.begin(), options.study.features.end());
   std::sort(options.on_model.features.begin(), options.on_model.features.end());
   if (options.model.empty()) studies::validate(options.study);
+  const std::vector<std::string> inputs =
+      options.input.empty() ? std::vector<std::string>{} : std::vector{options.input};
+  refuse_input_as_folder(options.output, inputs, options.model, {".tsv", ".json", ".svg"});
+  refuse_input_as_output("-", inputs, options.model);
   const Folder folder(options.output);
   Output out("-");
   if (options.model.empty()) {
@@ -120,38 +127,35 @@ Action approx_command(CLI::App& app) {
   studies::StudyOptions& study = options->study;
   studies::ModelStudyOptions& on_model = options->on_model;
   const auto list = [](CLI::Option* option) { return option->delimiter(','); };
+  constexpr WholeRange kSize{.least = 1, .most = 1 << 24};
   list(app.add_option("--kinds", options->kinds,
                       fmt::format("kinds to compare, KIND[:PROJECTION[:ROW_NORM]]; default {}",
                                   fmt::join(study.kinds, ","))));
-  list(app.add_option("--features", options->features,
-                      fmt::format("numbers of random features; default {}, with --model {}",
-                                  fmt::join(study.features, ","), fmt::join(on_model.features, ","))));
-  list(app.add_option("--std", study.stds, "standard deviations of the entries of queries and keys")
-           ->capture_default_str());
-  list(app.add_option("--lengths", study.lengths, "sequence lengths")->capture_default_str());
+  whole_list(app, "--features", options->features,
+             fmt::format("numbers of random features; default {}, with --model {}",
+                         fmt::join(study.features, ","), fmt::join(on_model.features, ",")),
+             kSize);
+  real_list(app, "--std", study.stds, "standard deviations of the entries of queries and keys", {.least = 0});
+  whole_list(app, "--lengths", study.lengths, "sequence lengths", kSize);
   list(app.add_option("--studies", options->studies, "which studies: output, kernel, propagation, orderings")
            ->check(CLI::IsMember({"output", "kernel", "propagation", "orderings"}))
            ->capture_default_str());
-  app.add_option("--head-size", study.head_size, "D")->capture_default_str();
-  app.add_option("--layers", study.layers, "layers of the propagation study")->capture_default_str();
-  CLI::Option* draws = app.add_option("--draws", study.draws, "independent draws a number is the mean of")
-                           ->capture_default_str();
-  draws->each(
-      [&on_model](const std::string& text) { on_model.draws = std::strtoll(text.c_str(), nullptr, 10); });
-  app.add_option("--seed", study.seed, "of data and projections")->capture_default_str();
+  whole_option(app, "--head-size", study.head_size, "D", kSize);
+  whole_option(app, "--layers", study.layers, "layers of the propagation study", kSize);
+  options->draws =
+      whole_option(app, "--draws", study.draws, "independent draws a number is the mean of", kSize);
+  whole_option(app, "--seed", study.seed, "of data and projections");
   app.add_flag("--causal", study.causal, "attention of each token to those before it only");
   app.add_option("--model", options->model, "measure on the queries and keys of this model folder instead")
       ->type_name("DIR");
   app.add_option("--input", options->input,
                  "data that --model reads, as it was trained on; - is standard input")
       ->type_name("FILE");
-  app.add_option("--sequences", on_model.sequences, "sequences of --input to measure on")
-      ->capture_default_str();
-  app.add_option("--max-length", on_model.max_length, "leave out longer sequences of --input")
-      ->capture_default_str();
-  app.add_option("--tolerance", on_model.tolerance,
-                 "relative error of a head's output that is still acceptable")
-      ->capture_default_str();
+  whole_option(app, "--sequences", on_model.sequences, "sequences of --input to measure on", {.least = 1});
+  whole_option(app, "--max-length", on_model.max_length, "leave out longer sequences of --input",
+               {.least = 1});
+  real_option(app, "--tolerance", on_model.tolerance,
+              "relative error of a head's output that is still acceptable", {.least = 0});
   app.add_option("-o,--output", options->output,
                  "folder for tables (TSV, JSON) and pictures (SVG); none: standard output only")
       ->type_name("DIR");

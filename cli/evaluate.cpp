@@ -3,14 +3,16 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/heartbeat.h"
+#include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/report.h"
+#include "performer/base/error.h"
 #include "performer/data/store.h"
 #include "performer/models/folder.h"
 #include "performer/train/evaluation.h"
@@ -69,12 +71,26 @@ std::string as_table(const train::Evaluation& evaluation, const ModelFolder& fol
 
 void run(const EvaluateOptions& options) {
   options.common.apply();
+  refuse_input_as_output(options.output, options.files, options.model);
   Output out(options.output);
-  ModelFolder folder = load_model(options.model);
-  const data::SequenceStore corpus(options.files, std::filesystem::temp_directory_path().string(),
-                                   folder.data, {}, folder.vocabulary);
+  ModelFolder folder = load_model_before(options.model, options.files);
+  check<InputError>(
+      folder.has_baselines,
+      "{} has no baselines.json, the counts of the training sequences that a model is evaluated "
+      "beside: copy it from where the model was trained (score and generate need none)",
+      options.model);
+  const std::string temporary = temporary_folder();
+  check_model_inputs(options.files, folder);
+  const data::SequenceStore corpus(options.files, temporary, folder.data, {}, folder.vocabulary);
   report_changes(corpus.report());
-  const train::Evaluation evaluation = train::evaluate(folder.model, corpus, folder.data, folder.baselines);
+  check_lengths(corpus, folder);
+  Heartbeat beat;
+  train::EvaluationOptions watch;
+  watch.progress = [&](int64_t done, int64_t total) {
+    beat.tell(done, total, fmt::format("{} of {} sequences evaluated", done, total));
+  };
+  const train::Evaluation evaluation =
+      train::evaluate(folder.model, corpus, folder.data, folder.baselines, watch);
   out.write(options.json ? as_json(evaluation, folder) : as_table(evaluation, folder));
   out.finish();
 }

@@ -4,9 +4,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/samples.h"
 #include "performer/base/error.h"
@@ -58,14 +60,25 @@ void complete_request(GenerateRequest& request, const GenerateOptions& options, 
                     "{}: give --prompt TEXT",
                     folder.vocabulary.unit());
   request.prompt = encode_prompt(folder.vocabulary, options.prompt);
+  const ModelConfig& config = folder.model->model_config();
+  if (options.max_length->empty() && limits_length(config)) {
+    request.max_length = std::min(request.max_length, config.max_length);
+  }
 }
 
 void run(const GenerateOptions& options) {
   options.common.apply();
   check<UsageError>(!options.prompt_rows || !options.prompt_image.empty(),
                     "--prompt-rows needs --prompt-image FILE, whose rows it counts");
+  std::vector<std::string> inputs;
+  if (!options.prompt_image.empty()) inputs.push_back(options.prompt_image);
+  if (is_sample_folder(options.output)) {
+    refuse_input_as_folder(options.output, inputs, options.model, {".png", ".txt", ".fasta"});
+  } else {
+    refuse_input_as_output(options.output, inputs, options.model);
+  }
   SamplePlace place(options.output);
-  ModelFolder folder = load_model(options.model);
+  ModelFolder folder = load_model_before(options.model, {});
   GenerateRequest request = options.request;
   complete_request(request, options, folder);
   const auto writer = place.writer(folder, request.count);
@@ -87,18 +100,17 @@ constexpr const char* kFooter =
     "byte for byte what was drawn. For text and images the log says what FASTA headers say.";
 
 void add_sampling(CLI::App& app, SamplingOptions& sampling) {
-  app.add_option("--temperature", sampling.temperature,
-                 "divides the logits; 0: always the most probable token")
-      ->capture_default_str();
-  app.add_option("--top-k", sampling.top_k, "draw from the K most probable; 0: from all")
-      ->capture_default_str();
-  app.add_option("--top-p", sampling.top_p, "draw from the smallest set with at least this probability")
-      ->capture_default_str();
-  app.add_option("--repetition-penalty", sampling.repetition_penalty,
-                 "for tokens among the last few: positive logits divided by it, others multiplied")
-      ->capture_default_str();
-  app.add_option("--repetition-window", sampling.repetition_window, "how many tokens the penalty looks back")
-      ->capture_default_str();
+  constexpr WholeRange kCount{.least = 0};
+  real_option(app, "--temperature", sampling.temperature,
+              "divides the logits; 0: always the most probable token", {.least = 0});
+  whole_option(app, "--top-k", sampling.top_k, "draw from the K most probable; 0: from all", kCount);
+  real_option(app, "--top-p", sampling.top_p, "draw from the smallest set with at least this probability",
+              {.least = 0, .most = 1});
+  real_option(app, "--repetition-penalty", sampling.repetition_penalty,
+              "for tokens among the last few: positive logits divided by it, others multiplied",
+              {.least = 0});
+  whole_option(app, "--repetition-window", sampling.repetition_window,
+               "how many tokens the penalty looks back", kCount);
 }
 
 }  // namespace
@@ -107,19 +119,21 @@ Action generate_command(CLI::App& app) {
   auto options = std::make_shared<GenerateOptions>();
   GenerateRequest& request = options->request;
   app.add_option("MODEL", options->model, "model folder (causal)")->required();
-  app.add_option("-n,--count", request.count, "number of sequences")->capture_default_str();
+  whole_option(app, "-n,--count", request.count, "number of sequences", {.least = 0});
   app.add_option("--prompt", options->prompt, "what every sequence starts with, in the model's vocabulary")
       ->type_name("SEQUENCE");
   app.add_option("--prompt-image", options->prompt_image,
                  "image whose first rows every sample starts with (models of images)")
       ->type_name("FILE");
-  app.add_option("--prompt-rows", options->prompt_rows, "how many rows of it; default: half of them");
+  whole_option(app, "--prompt-rows", options->prompt_rows, "how many rows of it; default: half of them");
   options->max_length =
-      app.add_option("--max-length", request.max_length, "tokens at most, prompt included (not for images)")
-          ->capture_default_str();
+      whole_option(app, "--max-length", request.max_length,
+                   "tokens at most, prompt included (not for images); by default not more than the model's "
+                   "positions cover",
+                   {.least = 1});
   add_sampling(app, request.sampling);
-  app.add_option("--batch-size", request.batch_size, "sequences sampled side by side")->capture_default_str();
-  app.add_option("--seed", request.seed, "sequence i is drawn from stream (seed, i)")->capture_default_str();
+  whole_option(app, "--batch-size", request.batch_size, "sequences sampled side by side", {.least = 1});
+  seed_option(app, request.seed, "sequence i is drawn from stream (seed, i)");
   app.add_option("-o,--output", options->output, "file, or folder with a file each; - is standard output")
       ->type_name("FILE|DIR")
       ->capture_default_str();

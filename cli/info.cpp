@@ -38,7 +38,7 @@ Json section_json(const std::vector<FieldInfo>& fields) {
   return json;
 }
 
-Json program_json() {
+Json program_json(const std::string& threads_from) {
   Json available = Json::array();
   for (const auto* kernels : kernels::available_favor_kernels()) available.push_back(kernels->name);
   const std::string chosen = kernels::favor_kernels().name;
@@ -52,6 +52,7 @@ Json program_json() {
           {"kernels", operations},
           {"available_targets", available},
           {"threads", at::get_num_threads()},
+          {"threads_from", threads_from},
           {"cpus", available_cpus()}};
 }
 
@@ -63,7 +64,8 @@ std::string program_text(const Json& json) {
   text += fmt::format("LibTorch        {} (CPU capability {})\n", json["libtorch"].get<std::string>(),
                       json["libtorch_cpu_capability"].get<std::string>());
   text += fmt::format("CPU features    {}\n", words(json["cpu_features"]));
-  text += fmt::format("threads         {} of {} CPUs\n", json["threads"].get<int>(), json["cpus"].get<int>());
+  text += fmt::format("threads         {} of {} CPUs (set by {})\n", json["threads"].get<int>(),
+                      json["cpus"].get<int>(), json["threads_from"].get<std::string>());
   for (const auto& [operation, target] : json["kernels"].items()) {
     text += fmt::format("{:<16}{}\n", operation, target.get<std::string>());
   }
@@ -114,7 +116,7 @@ void run(const InfoOptions& options) {
     const nn::AttentionKind& kind = nn::find_kind(*options.kind);
     return print(options, kind_json(kind), kind_text(kind));
   }
-  Json json = program_json();
+  Json json = program_json(options.common.threads_from);
   std::string text = program_text(json);
   if (!options.model.empty()) {
     const ModelFolder folder = load_model(options.model);

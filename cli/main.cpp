@@ -11,6 +11,8 @@
 #endif
 
 int main(int argc, char** argv) {
+  performer::cli::open_standard_streams();
+  performer::cli::end_on_signals();
   signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error like a full disk, not a death without a message
   auto logger = spdlog::stderr_logger_mt("performer");
   logger->set_pattern("%H:%M:%S %v");

@@ -3,12 +3,11 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <toml++/toml.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -19,28 +18,101 @@
 
 namespace performer::cli {
 
+namespace {
+
+// The name of an option in messages: "--count" of "-n,--count".
+std::string message_name(const std::string& names) {
+  return names.substr(names.rfind(',') + 1);
+}
+
+// An option that takes one text and gives it to `parse`.
+template <class Parse>
+CLI::Option* number_option(CLI::App& app, const std::string& names, const std::string& help, const char* type,
+                           Parse parse) {
+  const std::string name = message_name(names);
+  return app
+      .add_option_function<std::string>(
+          names, [name, parse](const std::string& text) { parse(name, text); }, help)
+      ->type_name(type);
+}
+
+template <class Value, class Parse>
+CLI::Option* list_option(CLI::App& app, const std::string& names, std::vector<Value>& values,
+                         const std::string& help, const char* type, Parse parse) {
+  const std::string name = message_name(names);
+  const auto set = [name, parse, &values](const std::vector<std::string>& texts) {
+    values.clear();
+    for (const std::string& text : texts) values.push_back(parse(name, text));
+  };
+  CLI::Option* option = app.add_option_function<std::vector<std::string>>(names, set, help);
+  option->type_name(type)->delimiter(',');
+  if (!values.empty()) option->default_str(fmt::format("{}", fmt::join(values, ",")));
+  return option;
+}
+
+}  // namespace
+
+CLI::Option* whole_option(CLI::App& app, const std::string& names, int64_t& value, const std::string& help,
+                          const WholeRange& range) {
+  const auto parse = [&value, range](const std::string& name, const std::string& text) {
+    value = parse_whole(name, text, range);
+  };
+  return number_option(app, names, help, "INT", parse)->default_str(fmt::format("{}", value));
+}
+
+CLI::Option* whole_option(CLI::App& app, const std::string& names, std::optional<int64_t>& value,
+                          const std::string& help, const WholeRange& range) {
+  return number_option(app, names, help, "INT",
+                       [&value, range](const std::string& name, const std::string& text) {
+                         value = parse_whole(name, text, range);
+                       });
+}
+
+CLI::Option* seed_option(CLI::App& app, uint64_t& value, const std::string& help) {
+  const auto parse = [&value](const std::string& name, const std::string& text) {
+    value = parse_unsigned(name, text);
+  };
+  return number_option(app, "--seed", help, "INT", parse)->default_str(fmt::format("{}", value));
+}
+
+CLI::Option* real_option(CLI::App& app, const std::string& names, double& value, const std::string& help,
+                         const RealRange& range) {
+  const auto parse = [&value, range](const std::string& name, const std::string& text) {
+    value = parse_real(name, text, range);
+  };
+  return number_option(app, names, help, "NUMBER", parse)->default_str(fmt::format("{}", value));
+}
+
+CLI::Option* whole_list(CLI::App& app, const std::string& names, std::vector<int64_t>& values,
+                        const std::string& help, const WholeRange& range) {
+  return list_option(app, names, values, help, "INT", [range](const std::string& name, const auto& text) {
+    return parse_whole(name, text, range);
+  });
+}
+
+CLI::Option* real_list(CLI::App& app, const std::string& names, std::vector<double>& values,
+                       const std::string& help, const RealRange& range) {
+  return list_option(app, names, values, help, "NUMBER", [range](const std::string& name, const auto& text) {
+    return parse_real(name, text, range);
+  });
+}
+
 void CommonOptions::add_to(CLI::App& app) {
-  threads = available_cpus();
-  app.add_option("-t,--threads", threads, "threads to compute with")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024).description(""));
+  const ThreadChoice choice = default_threads();
+  threads = choice.threads;
+  threads_from = choice.reason;
+  whole_option(
+      app, "-t,--threads", threads,
+      "threads to compute with; the default follows OMP_NUM_THREADS, else the CPUs that this process "
+      "may use",
+      {1, kMostThreads})
+      ->each([this](const std::string&) { threads_from = "-t"; });
   app.add_flag("--quiet", quiet, "only warnings and errors on standard error");
 }
 
 void CommonOptions::apply() const {
-  at::set_num_threads(threads);
+  at::set_num_threads(static_cast<int>(threads));
   if (quiet) spdlog::set_level(spdlog::level::warn);
-}
-
-double parse_duration(const std::string& option, const std::string& text) {
-  double value = 0;
-  const char* end = text.data() + text.size();
-  const auto [rest, error] = std::from_chars(text.data(), end, value);
-  const std::string unit(rest, end);
-  const double factor = unit.empty() || unit == "s" ? 1 : unit == "m" ? 60 : unit == "h" ? 3600 : 0;
-  check<UsageError>(error == std::errc{} && factor > 0 && value > 0 && std::isfinite(value),
-                    "{} must be a duration such as 90s, 30m or 2h, but is '{}'", option, text);
-  return value * factor;
 }
 
 namespace {
@@ -90,11 +162,17 @@ void apply_setting(RunConfig& config, const std::string& setting) {
   set_key(config, setting.substr(0, equals), setting.substr(equals + 1));
 }
 
+// A real number so that it is told from a whole one.
+std::string real_text(double value) {
+  const std::string text = fmt::format("{}", value);
+  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
+}
+
 // What a TOML value is, in words.
 std::string describe(const toml::node& node) {
   if (const auto* text = node.as_string()) return fmt::format("the text '{}'", text->get());
   if (const auto* whole = node.as_integer()) return fmt::format("{}", whole->get());
-  if (const auto* real = node.as_floating_point()) return fmt::format("{}", real->get());
+  if (const auto* real = node.as_floating_point()) return real_text(real->get());
   if (const auto* flag = node.as_boolean()) return flag->get() ? "true" : "false";
   return node.is_table() ? "a table" : node.is_array() ? "a list" : "a date or time";
 }
@@ -152,6 +230,9 @@ decltype(auto) at_place(const std::string& file, const toml::node& node, Apply&&
 
 void apply_file(RunConfig& config, const std::string& path) {
   const std::string text = read_file(path);
+  check<UsageError>(
+      !text.starts_with("\xff\xfe") && !text.starts_with("\xfe\xff"),
+      "{} is written in UTF-16, but TOML is UTF-8: store it as UTF-8 (iconv -f UTF-16 -t UTF-8)", path);
   toml::table root;
   try {
     root = toml::parse(text, path);

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 
 #include "performer/base/error.h"
 
@@ -20,6 +21,13 @@ constexpr size_t kBufferSize = 1 << 16;
 Output::Output(const std::string& path) : path_(path.empty() || path == "-" ? "standard output" : path) {
   if (path_ != path) {
     descriptor_ = STDOUT_FILENO;
+    return;
+  }
+  // What is open already is written to as it is: its place in the file stays, and no right to open it again
+  // is needed.
+  if (const std::optional<int> open = descriptor_of(path)) {
+    descriptor_ = ::fcntl(*open, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    check(descriptor_ >= 0, "cannot write {}: {}", path, std::strerror(errno));
     return;
   }
   std::error_code unknown;
@@ -49,7 +57,8 @@ void Output::flush() {
     for (std::string_view rest = buffer_; !rest.empty();) {
       const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
       if (written < 0 && errno == EINTR) continue;
-      check(written >= 0, "cannot write {}: {}", path_, std::strerror(errno));
+      check(written >= 0, "cannot write {}: {}", path_,
+            errno == EBADF ? "it is closed" : std::strerror(errno));
       rest.remove_prefix(static_cast<size_t>(written));
     }
   }

@@ -11,7 +11,8 @@
 namespace performer::cli {
 
 // Opened before the work starts, so that an unwritable place is found at once. "" and "-" are standard
-// output; regular files are written aside and renamed by finish(); pipes and devices are written directly.
+// output; regular files are written aside and renamed by finish(); pipes, devices and descriptors that are
+// open already (/dev/stdout) are written directly.
 // Without finish() a file is left as it was. Throws Error with the path and the system's reason.
 class Output {
  public:

@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/process.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <sstream>
+#include <string_view>
 #include <thread>
+
+#include "performer/base/files.h"
 
 namespace performer::cli {
 
@@ -19,6 +26,76 @@ int available_cpus() {
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
   return std::max(1u, std::thread::hardware_concurrency());
+}
+
+namespace {
+
+// The CPUs of a quota of so many microseconds in each period; 0: there is no quota.
+double quota_of(const std::string& quota, const std::string& period) {
+  const double microseconds = std::strtod(quota.c_str(), nullptr);  // "max" and "-1": none
+  const double every = std::strtod(period.c_str(), nullptr);
+  return microseconds > 0 && every > 0 ? microseconds / every : 0;
+}
+
+std::string first_line(const std::string& path) {
+  std::ifstream stream(path);
+  std::string line;
+  std::getline(stream, line);
+  return line;
+}
+
+// The quota in one folder of the control groups, version 2 (cpu.max: "QUOTA PERIOD") or 1.
+double quota_in(const std::string& folder) {
+  std::istringstream words(first_line(folder + "/cpu.max"));
+  std::string quota, period;
+  if (words >> quota >> period) return quota_of(quota, period);
+  return quota_of(first_line(folder + "/cpu.cfs_quota_us"), first_line(folder + "/cpu.cfs_period_us"));
+}
+
+// The smallest quota of this process's control group and of those around it; 0: there is none.
+double cpu_quota() {
+  double smallest = 0;
+  const auto look_in = [&](const std::string& folder) {
+    const double quota = quota_in(folder);
+    if (quota > 0 && (smallest == 0 || quota < smallest)) smallest = quota;
+  };
+  std::ifstream stream("/proc/self/cgroup");
+  for (std::string line; std::getline(stream, line);) {  // "0::/PATH", or "4:cpu,cpuacct:/PATH"
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool of_cpus = controllers.empty() || controllers == "cpu" || controllers.starts_with("cpu,");
+    if (!of_cpus) continue;
+    const std::string root = "/sys/fs/cgroup" + (controllers.empty() ? "" : "/" + controllers);
+    for (std::string path = line.substr(second + 1); !path.empty(); path.resize(path.rfind('/'))) {
+      if (!path.starts_with('/')) break;
+      if (path != "/") look_in(root + path);
+    }
+    look_in(root);
+  }
+  look_in("/sys/fs/cgroup");
+  look_in("/sys/fs/cgroup/cpu");
+  return smallest;
+}
+
+}  // namespace
+
+ThreadChoice default_threads() {
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    // A list gives the numbers of nested levels: the first is the outermost.
+    char* end = nullptr;
+    const long number = std::strtol(text, &end, 10);
+    const bool whole = end != text && (*end == '\0' || *end == ',' || *end == ' ');
+    if (whole && number >= 1) {
+      return {static_cast<int>(std::min<long>(number, kMostThreads)), "OMP_NUM_THREADS"};
+    }
+  }
+  const int cpus = std::min(available_cpus(), kMostThreads);
+  const double quota = cpu_quota();
+  if (quota > 0 && std::ceil(quota) < cpus) {
+    return {std::max(1, static_cast<int>(std::ceil(quota))), "the CPU quota of the control group"};
+  }
+  return {cpus, "the CPUs this process may use"};
 }
 
 std::vector<std::string> cpu_features() {
@@ -75,25 +152,82 @@ void limit_memory() {
 namespace {
 
 std::atomic<bool> stop_flag = false;
-static_assert(std::atomic<bool>::is_always_lock_free);  // a signal handler may set it
+enum class Phase { ends, reads, trains };  // what a signal finds
+std::atomic<Phase> phase = Phase::ends;
+std::atomic<bool> interrupts_ignored = false;
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<Phase>::is_always_lock_free);
 
-void on_signal(int) {
-  stop_flag = true;
-  signal(SIGINT, SIG_DFL);
-  signal(SIGTERM, SIG_DFL);
-  constexpr char message[] = "\nstopping after this step with a checkpoint; a second signal stops at once\n";
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, message, sizeof(message) - 1);
+constexpr int kEnding[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE};
+constexpr int kInterrupted = 130;
+
+template <size_t Size>
+void say(const char (&message)[Size]) {
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, message, Size - 1);
+}
+
+// Only functions that are safe in a signal handler are called.
+void on_signal(int number, siginfo_t* info, void*) {
+  // A shell lets its background jobs ignore the terminal's Ctrl-C; what a process sends is meant for us.
+  if (number == SIGINT && interrupts_ignored && info->si_code > 0) return;
+  if (number != SIGPIPE) {
+    if (phase == Phase::trains && !stop_flag.exchange(true)) {
+      say("\nstopping after this step with a checkpoint; a second signal stops at once\n");
+      return;
+    }
+    if (phase == Phase::reads) {
+      remove_unfinished_files();
+      say("\nperformer: interrupted before a step was made; a checkpoint from before is as it was\n");
+      _exit(kInterrupted);
+    }
+  }
+  remove_unfinished_files();
+  signal(number, SIG_DFL);
+  raise(number);
 }
 
 }  // namespace
 
-const std::atomic<bool>& stop_on_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+bool can_redraw_lines() {
+  constexpr int kNarrow = 40;
+  if (isatty(STDERR_FILENO) != 1) return false;
+  const char* terminal = std::getenv("TERM");
+  if (terminal == nullptr || *terminal == '\0' || std::string_view(terminal) == "dumb") return false;
+  winsize size{};
+  const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return !known || size.ws_col >= kNarrow;
+}
+
+void open_standard_streams() {
+  // Reading what was closed for reading, and writing what was closed for writing, stays an error. Only
+  // messages vanish.
+  constexpr int kModes[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+  for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
+    if (fcntl(descriptor, F_GETFD) < 0)
+      open("/dev/null", kModes[descriptor]);  // takes the lowest that is free
+  }
+}
+
+void end_on_signals() {
+  for (const int number : kEnding) {
+    struct sigaction before {
+    }, action{};
+    sigaction(number, nullptr, &before);
+    const bool ignored = before.sa_handler == SIG_IGN;
+    if (number == SIGINT) interrupts_ignored = ignored;
+    if (ignored && number != SIGINT) continue;  // nohup, for example
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;
+    sigaction(number, &action, nullptr);
+  }
+}
+
+const std::atomic<bool>& interrupt_reading() {
+  phase = Phase::reads;
   return stop_flag;
+}
+
+void stop_with_checkpoint() {
+  phase = Phase::trains;
 }
 
 }  // namespace performer::cli

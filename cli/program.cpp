@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program: a table of commands, and the one place where errors become exit codes:
-// 0 done, 1 failed, 2 usage, 3 bad input, 130 interrupted after writing a checkpoint.
+// 0 done, 1 failed, 2 usage, 3 bad input, 130 training interrupted.
 #include "cli/program.h"
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
 #include <stdexcept>
 
@@ -41,7 +46,13 @@ constexpr const char* kOutOfMemory =
     "more memory";
 
 int fail(int exit_code, const std::string& message) {
-  fmt::print(stderr, "performer: {}\n", message);
+  std::string text = fmt::format("performer: {}", message);
+  if (char* folder = getcwd(nullptr, 0)) {
+    std::free(folder);
+  } else if (errno == ENOENT) {
+    text += "; the folder in which the program was started no longer exists: change to one that does";
+  }
+  std::fputs((text + "\n").c_str(), stderr);  // where it cannot be written, the exit code still tells
   return exit_code;
 }
 
@@ -73,10 +84,16 @@ void check_command_name(const std::string& word) {
     if (word == command.name) return;
     names.emplace_back(command.name);
   }
+  names.insert(names.end(), {"help", "version"});
   const std::string near = nearest(word, names);
   throw UsageError(near.empty()
                        ? fmt::format("unknown command '{}'; commands are {}", word, fmt::join(names, ", "))
                        : fmt::format("unknown command '{}': did you mean '{}'?", word, near));
+}
+
+// "performer score", or "performer" for no command.
+std::string command_text(const CLI::App& command) {
+  return command.get_parent() == nullptr ? "performer" : "performer " + command.get_name();
 }
 
 // An argument that no option took: most often a misspelt option.
@@ -88,15 +105,27 @@ void check_command_name(const std::string& word) {
   }
   const std::string word = rest.empty() ? "" : rest.front().substr(0, rest.front().find('='));
   const std::string near = word.starts_with("-") ? nearest(word, names) : "";
-  throw UsageError(fmt::format("unexpected argument '{}'{}; see performer {} --help", word,
+  throw UsageError(fmt::format("unexpected argument '{}'{}; see {} --help", shown(word),
                                near.empty() ? "" : fmt::format(" (did you mean '{}'?)", near),
-                               command.get_name()));
+                               command_text(command)));
 }
 
 void print(const std::string& text) {
   Output out("-");
   out.write(text);
   out.finish();
+}
+
+// "help", "help COMMAND" and "version" as the options that they stand for.
+std::vector<std::string> arguments_of(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.empty()) return {"--help"};
+  std::string& first = arguments.front();
+  if (first == "version" && argc == 2) first = "--version";
+  if (first != "help") return arguments;
+  if (argc == 2) return {"--help"};
+  check_command_name(arguments[1]);
+  return {arguments[1], "--help"};
 }
 
 int run(int argc, char** argv) {
@@ -110,11 +139,8 @@ int run(int argc, char** argv) {
     CLI::App* sub = app.add_subcommand(command.name, command.summary)->group("Commands");
     actions.emplace_back(sub, command.setup(*sub));
   }
-  if (argc < 2) {
-    print(app.help());
-    return 0;
-  }
-  if (argv[1][0] != '-') check_command_name(argv[1]);
+  std::vector<std::string> arguments = arguments_of(argc, argv);
+  if (!arguments.front().starts_with('-')) check_command_name(arguments.front());
   const auto chosen = [&]() -> CLI::App* {
     for (const auto& [sub, action] : actions) {
       if (sub->parsed()) return sub;
@@ -122,7 +148,8 @@ int run(int argc, char** argv) {
     return nullptr;
   };
   try {
-    app.parse(argc, argv);
+    std::ranges::reverse(arguments);  // as CLI11 takes them
+    app.parse(std::move(arguments));
   } catch (const CLI::CallForHelp&) {
     print(app.help());
     return 0;
@@ -133,7 +160,7 @@ int run(int argc, char** argv) {
     throw_unexpected(chosen() != nullptr ? *chosen() : app);
   } catch (const CLI::ParseError& error) {
     throw UsageError(
-        fmt::format("{}; see performer {} --help", error.what(), chosen() ? chosen()->get_name() : ""));
+        fmt::format("{}; see {} --help", error.what(), command_text(chosen() ? *chosen() : app)));
   }
   for (const auto& [sub, action] : actions) {
     if (sub->parsed()) action();

@@ -119,13 +119,18 @@ std::optional<data::ImageShape> sample_shape(const ModelFolder& folder) {
   return data::parse_image_shape(folder.data.image_shape);
 }
 
+bool is_sample_folder(const std::string& path) {
+  std::error_code ignored;
+  return path.ends_with('/') || std::filesystem::is_directory(path, ignored);
+}
+
 struct SamplePlace::Places {
   std::optional<Output> out;
   std::optional<OutputFolder> folder;
 };
 
 SamplePlace::SamplePlace(const std::string& path) : path_(path), places_(std::make_unique<Places>()) {
-  if (path.ends_with('/') || std::filesystem::is_directory(path)) {
+  if (is_sample_folder(path)) {
     places_->folder.emplace(path);
   } else {
     places_->out.emplace(path);

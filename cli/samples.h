@@ -25,6 +25,9 @@ class SampleWriter {
   virtual void finish() {}
 };
 
+// Whether a path given with -o stands for a folder: it ends with '/' or is one.
+bool is_sample_folder(const std::string& path);
+
 // A place for samples, opened before the model is read so that an unwritable one is found at once. A path
 // that ends with '/' or is a folder stands for a folder with one file a sequence; so does any other path when
 // several images are written.

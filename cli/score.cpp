@@ -4,14 +4,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numbers>
 
 #include "cli/commands.h"
+#include "cli/heartbeat.h"
+#include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/report.h"
+#include "performer/data/inputs.h"
 #include "performer/models/folder.h"
 #include "performer/train/evaluation.h"
 
@@ -64,18 +68,59 @@ class Table {
   std::string token_column_, bits_key_;
 };
 
+// How far the scoring is, said every ten seconds. Each token of a masked model takes a pass over its
+// sequence, so that a sequence of L tokens is L * L of work, and one of a causal model L.
+class WorkDone {
+ public:
+  WorkDone(const std::vector<std::string>& files, const ModelFolder& folder)
+      : masked_(folder.model->model_config().objective == "masked") {
+    // Reading is quick beside the passes of a masked model; what can be read only once has no estimate.
+    if (!masked_ || !std::ranges::all_of(files, data::can_be_read_twice)) return;
+    const auto reader = data::open_reader(files, folder.data, folder.vocabulary);
+    for (data::Record record; reader->next(record);) total_ += work_of(std::ssize(record.tokens));
+  }
+
+  void tell(int64_t tokens, int64_t length) { say(done_ + (masked_ ? tokens * length : tokens)); }
+  void finish(int64_t length) {
+    done_ += work_of(length);
+    ++sequences_;
+    say(done_);
+  }
+
+ private:
+  int64_t work_of(int64_t length) const { return masked_ ? length * length : length; }
+  void say(int64_t done) {
+    beat_.tell(
+        done, total_,
+        fmt::format("{} scored", sequences_ == 1 ? "1 sequence" : fmt::format("{} sequences", sequences_)));
+  }
+
+  bool masked_;
+  int64_t total_ = 0, done_ = 0, sequences_ = 0;  // total_ 0: not known
+  Heartbeat beat_;
+};
+
 void run(const ScoreOptions& options) {
   options.common.apply();
+  refuse_input_as_output(options.output, options.files, options.model);
   Output out(options.output);
-  ModelFolder folder = load_model(options.model);
+  ModelFolder folder = load_model_before(options.model, options.files);
+  check_model_inputs(options.files, folder);
+  check_lengths(options.files, folder);
+  WorkDone work(options.files, folder);
   bool first = true;
   for (const std::string& file : options.files) {
     const auto reader = data::open_reader(file, folder.data, folder.vocabulary);
     const Table table(*reader, options.per_token);
     if (first) out.write(table.header());
     first = false;
-    report_changes(score(folder.model, *reader, data::source_name(file), folder.data.batch_tokens,
-                         [&](const SequenceScore& score) { out.write(table.lines(score)); }));
+    report_changes(score(
+        folder.model, *reader, data::source_name(file), folder.data.batch_tokens,
+        [&](const SequenceScore& score) {
+          out.write(table.lines(score));
+          work.finish(std::ssize(score.tokens));
+        },
+        [&](const ScoreProgress& at) { work.tell(at.done, at.total); }));
   }
   out.finish();
 }
@@ -98,6 +143,8 @@ Action score_command(CLI::App& app) {
       "Log-likelihoods are natural logarithms, of tokens given those before (causal models) or of each token "
       "hidden alone\n"
       "(masked models: pseudo-likelihood, one forward pass a token). The end of the sequence is not scored. "
+      "Totals grow\n"
+      "with length and so favour short sequences: compare those of different lengths by their mean. "
       "For text read\n"
       "byte by byte and for images there is a column of bits per byte or per dimension.");
   return [options] { run(*options); };

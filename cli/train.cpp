@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // performer train: from sequences to a model folder.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <memory>
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/process.h"
@@ -23,7 +23,8 @@ struct TrainOptions {
   ConfigSources sources;
   std::vector<std::string> train_files, valid_files;
   std::string output, time_limit;
-  std::optional<int64_t> steps, seed;
+  std::optional<int64_t> steps;
+  std::optional<int64_t> seed;
   bool resume = false, dry_run = false;
 };
 
@@ -47,6 +48,13 @@ std::string preset_help() {
   return text;
 }
 
+// The folder of a run must be none that is read, and no file in it may be.
+void refuse_run_folder(const TrainOptions& options) {
+  std::vector<std::string> inputs = options.train_files;
+  inputs.insert(inputs.end(), options.valid_files.begin(), options.valid_files.end());
+  refuse_input_as_folder(options.output, inputs, "", {".json", ".jsonl", ".safetensors", ".performer"});
+}
+
 void run(const TrainOptions& options) {
   options.common.apply();
   const RunConfig config = configure(options);
@@ -59,6 +67,7 @@ void run(const TrainOptions& options) {
   check<UsageError>(!options.train_files.empty(),
                     "training needs sequences: give --train FILE... (FASTA, text or images)");
   check<UsageError>(!options.output.empty(), "training needs a place for the model: give -o DIR");
+  refuse_run_folder(options);
   train::LanguageModelRequest request;
   request.model = config.model;
   request.attention = config.attention;
@@ -68,8 +77,9 @@ void run(const TrainOptions& options) {
   request.valid_files = options.valid_files;
   request.output = options.output;
   request.resume = options.resume;
-  request.options.progress = !options.common.quiet && isatty(STDERR_FILENO) == 1;
-  request.options.stop = &stop_on_signals();
+  request.options.progress = !options.common.quiet && can_redraw_lines();
+  request.options.stop = &interrupt_reading();
+  request.before_training = stop_with_checkpoint;
   if (!options.time_limit.empty()) {
     request.options.time_limit = parse_duration("--time-limit", options.time_limit);
   }
@@ -96,10 +106,11 @@ Action train_command(CLI::App& app) {
                  "is held out")
       ->type_name("FILE");
   app.add_option("-o,--output", options->output, "model folder, made when missing")->type_name("DIR");
-  app.add_option("--steps", options->steps, "optimizer steps: the same as --set train.steps=N");
-  app.add_option("--seed", options->seed, "sets train.seed, data.seed and attention.seed");
+  whole_option(app, "--steps", options->steps, "optimizer steps: the same as --set train.steps=N",
+               {.least = 0});
+  whole_option(app, "--seed", options->seed, "sets train.seed, data.seed and attention.seed");
   app.add_option("--time-limit", options->time_limit,
-                 "stop after this much training with a finished model: 90s, 30m, 2h, or seconds")
+                 "stop after this much training with a finished model: 90, 90s, 30m, 1h30m, 1d, 00:30:00")
       ->type_name("TIME");
   app.add_flag("--resume", options->resume,
                "continue from the last checkpoint in the model folder, exactly as if never stopped");
@@ -110,7 +121,8 @@ Action train_command(CLI::App& app) {
            "--set; --set attention.kind=NAME shows the keys of another kind, and performer info --kinds "
            "lists the kinds):\n" +
            describe_keys(configure(*options)) +
-           "\nCtrl-C or SIGTERM write a checkpoint and exit with 130; --resume continues from it.";
+           "\nCtrl-C and the signals SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 write a checkpoint and exit with "
+           "130;\n--resume continues from it.";
   });
   return [options] { run(*options); };
 }

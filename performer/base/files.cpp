@@ -7,6 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -19,10 +22,60 @@
 namespace performer {
 namespace fs = std::filesystem;
 
+namespace {
+
+// The names of files that are being written, for remove_unfinished_files(). A signal handler reads them, so
+// that they lie in fixed places; more files at once than there are places are not removed.
+constexpr size_t kPlaces = 64;
+std::array<std::atomic<const char*>, kPlaces> unfinished{};
+static_assert(std::atomic<const char*>::is_always_lock_free);
+
+void remember(const char* name) {
+  for (auto& place : unfinished) {
+    const char* none = nullptr;
+    if (place.compare_exchange_strong(none, name)) return;
+  }
+}
+
+void forget(const char* name) {
+  for (auto& place : unfinished) {
+    const char* found = name;
+    if (place.compare_exchange_strong(found, nullptr)) return;
+  }
+}
+
+// Where a path leads when it is a link, also one to a file that is not there yet; else the path.
+std::string behind_links(std::string path) {
+  constexpr int kMostLinks = 40;  // as Linux allows
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && fs::is_symlink(path, error); ++i) {
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) return path;
+    path = (fs::path(path).parent_path() / target).string();  // an absolute target replaces the path
+  }
+  return path;
+}
+
+}  // namespace
+
+void remove_unfinished_files() noexcept {
+  for (const auto& place : unfinished) {
+    if (const char* name = place.load()) ::unlink(name);
+  }
+}
+
 AtomicFile::AtomicFile(std::string path)
-    : path_(std::move(path)), aside_(fmt::format("{}.tmp-{}", path_, getpid())) {
-  descriptor_ = ::open(aside_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  check(descriptor_ >= 0, "cannot write {}: {}", path_, std::strerror(errno));
+    : path_(std::move(path)),
+      target_(behind_links(path_)),
+      aside_(fmt::format("{}.tmp-{}", target_, getpid())) {
+  ::unlink(aside_.c_str());  // what an earlier process with the same number left
+  remember(aside_.c_str());
+  descriptor_ = ::open(aside_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);  // less the umask
+  const int reason = errno;
+  if (descriptor_ < 0) forget(aside_.c_str());
+  check(descriptor_ >= 0, "cannot write {}: {}", path_, std::strerror(reason));
+  struct stat before {};
+  if (::stat(target_.c_str(), &before) == 0) ::fchmod(descriptor_, before.st_mode & 07777);
 }
 
 AtomicFile::~AtomicFile() {
@@ -30,6 +83,7 @@ AtomicFile::~AtomicFile() {
     ::close(descriptor_);
     ::unlink(aside_.c_str());
   }
+  forget(aside_.c_str());
 }
 
 void AtomicFile::write(const void* data, size_t size) {
@@ -49,11 +103,37 @@ void AtomicFile::commit() {
       ::fsync(descriptor_) == 0 || errno == EINVAL || errno == EROFS;  // pipes cannot be synced
   check(flushed, "cannot write {}: {}; the previous contents are untouched", path_, std::strerror(errno));
   ::close(std::exchange(descriptor_, -1));
-  if (::rename(aside_.c_str(), path_.c_str()) != 0) {
+  if (::rename(aside_.c_str(), target_.c_str()) != 0) {
     const int reason = errno;
     ::unlink(aside_.c_str());
     throw Error(fmt::format("cannot write {}: {}", path_, std::strerror(reason)));
   }
+}
+
+bool same_file(const std::string& a, const std::string& b) {
+  struct stat of_a {
+  }, of_b{};
+  const auto look = [](const std::string& path, struct stat& status) {
+    return (path == "-" ? ::fstat(STDIN_FILENO, &status) : ::stat(path.c_str(), &status)) == 0;
+  };
+  return look(a, of_a) && look(b, of_b) && of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
+}
+
+std::optional<int> descriptor_of(std::string path) {
+  constexpr int kMostLinks = 40;
+  std::error_code error;
+  const std::string own = fmt::format("/proc/{}/fd", getpid());
+  for (int i = 0; i < kMostLinks; ++i) {
+    const fs::path here(path), folder = here.has_parent_path() ? here.parent_path() : fs::path(".");
+    const std::string name = here.filename().string();
+    const bool digits = !name.empty() && name.size() < 9 &&
+                        std::ranges::all_of(name, [](char letter) { return letter >= '0' && letter <= '9'; });
+    if (digits && fs::canonical(folder, error) == own) return std::stoi(name);
+    if (!fs::is_symlink(here, error)) return std::nullopt;
+    path = (here.parent_path() / fs::read_symlink(here, error)).string();
+    if (error) return std::nullopt;
+  }
+  return std::nullopt;
 }
 
 void write_file(const std::string& path, std::string_view text) {

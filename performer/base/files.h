@@ -4,13 +4,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 namespace performer {
 
 // A file written aside ("PATH.tmp-PID") and renamed into place by commit(). Without commit() nothing is left
-// behind. Every failure throws Error with the path and the system's reason.
+// behind. Where the path is a link, the file that it leads to is replaced and the link stays. A file that was
+// there passes its mode on; a new one has mode 0666 less the umask. Every failure throws Error with the path
+// and the system's reason.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -23,9 +26,20 @@ class AtomicFile {
   void commit();  // flush to disk, then rename
 
  private:
-  std::string path_, aside_;
+  std::string path_, target_, aside_;  // target_: behind links
   int descriptor_ = -1;
 };
+
+// Removes what every AtomicFile of this process has written aside and not yet committed. For signal handlers
+// that end the process: it calls nothing that a handler must not call.
+void remove_unfinished_files() noexcept;
+
+// Whether two paths lead to one file: the same device and number, as hard links have too. "-" is standard
+// input. False when one of them does not exist.
+bool same_file(const std::string& a, const std::string& b);
+// The open descriptor that a path stands for, also through links: 1 for /dev/stdout and /proc/self/fd/1,
+// 5 for /dev/fd/5. Nothing for other paths.
+std::optional<int> descriptor_of(std::string path);
 
 void write_file(const std::string& path, std::string_view text);  // AtomicFile in one call
 std::string read_file(const std::string& path);                   // InputError when it cannot be read

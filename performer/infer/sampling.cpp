@@ -36,6 +36,42 @@ void penalize_repetition(std::vector<double>& logits, const std::vector<int64_t>
   }
 }
 
+// What a logit is after temperature and penalty, with room for every finite one: the smallest double as
+// temperature and penalty gives numbers near 1e685.
+long double exact_value(float logit, bool seen, const SamplingOptions& options) {
+  long double x = logit;
+  if (options.temperature > 0) x /= static_cast<long double>(options.temperature);
+  if (seen && options.repetition_penalty != 1) {
+    const auto penalty = static_cast<long double>(options.repetition_penalty);
+    x = x > 0 ? x / penalty : x * penalty;
+  }
+  return x;
+}
+
+// The allowed token of the largest exact value, the first of equal ones; -1: none is allowed.
+int64_t most_probable(const std::vector<float>& logits, const std::vector<int64_t>& recent,
+                      const SamplingOptions& options, const std::vector<int64_t>& forbidden) {
+  const auto in_window = std::min<int64_t>(options.repetition_window, std::ssize(recent));
+  const std::span<const int64_t> window(recent.end() - in_window, recent.end());
+  int64_t best = -1;
+  long double largest = 0;
+  for (int64_t token = 0; token < std::ssize(logits); ++token) {
+    if (logits[token] == kDropped || std::ranges::find(forbidden, token) != forbidden.end()) continue;
+    const long double x =
+        exact_value(logits[token], std::ranges::find(window, token) != window.end(), options);
+    if (best >= 0 && x <= largest) continue;
+    best = token;
+    largest = x;
+  }
+  return best;
+}
+
+// Only `token` is left.
+void keep_one(std::vector<double>& logits, int64_t token) {
+  std::fill(logits.begin(), logits.end(), kDropped);
+  logits[token] = 0;
+}
+
 void keep_top_k(std::vector<double>& logits, int64_t k) {
   if (k <= 0 || k >= static_cast<int64_t>(logits.size())) return;
   std::vector<double> sorted = logits;
@@ -98,12 +134,16 @@ std::vector<double> filter_logits(const std::vector<float>& logits, const std::v
   for (const int64_t token : forbidden) result[token] = kDropped;
   if (options.repetition_penalty != 1) penalize_repetition(result, recent, options);
   const auto best = std::max_element(result.begin(), result.end());
-  check(*best != kDropped, "no token may be drawn: all {} are forbidden or have logits of -infinity",
-        result.size());
+  // Beyond the range of double, differences are so large that only the most probable token has a probability.
+  if (!std::isfinite(*best)) {
+    const int64_t token = most_probable(logits, recent, options, forbidden);
+    check(token >= 0, "no token may be drawn: all {} are forbidden or have logits of -infinity",
+          result.size());
+    keep_one(result, token);
+    return result;
+  }
   if (greedy) {
-    const auto token = best - result.begin();
-    std::fill(result.begin(), result.end(), kDropped);
-    result[token] = 0;
+    keep_one(result, best - result.begin());
     return result;
   }
   keep_top_k(result, options.top_k);

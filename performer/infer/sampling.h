@@ -27,7 +27,9 @@ std::vector<double> log_probabilities(const std::vector<float>& logits);
 // Logits [V] -> log-probabilities [V] of what may be drawn; dropped tokens are -infinity. In protein_lm's
 // order (sampling.py): temperature, forbidden tokens, repetition penalty over the last `repetition_window` of
 // `recent`, top-k by threshold; then top-p. With temperature 0 one token is left, ties going to the smallest
-// id. Throws Error when a logit is NaN or infinite, or when every token is forbidden.
+// id; so it is where a temperature or a penalty leads beyond the range of double: whatever finite values they
+// have, no forbidden token is drawn. Throws Error when a logit is NaN or infinite, or when every token is
+// forbidden.
 std::vector<double> filter_logits(const std::vector<float>& logits, const std::vector<int64_t>& recent,
                                   const SamplingOptions& options, const std::vector<int64_t>& forbidden);
 

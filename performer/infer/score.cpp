@@ -80,7 +80,7 @@ void score_causal(LanguageModel& model, const data::Vocabulary& vocabulary,
 // Copies of one sequence between its markers, each with one token hidden, as many a pass as batch_tokens
 // allow.
 void score_masked(LanguageModel& model, const data::Vocabulary& vocabulary, SequenceScore& sequence,
-                  int64_t batch_tokens) {
+                  int64_t batch_tokens, const std::function<void(const ScoreProgress&)>& progress) {
   const auto length = static_cast<int64_t>(sequence.tokens.size());
   const int64_t copies = std::max<int64_t>(1, batch_tokens / (length + 2));
   for (int64_t first = 0; first < length; first += copies) {
@@ -96,13 +96,15 @@ void score_masked(LanguageModel& model, const data::Vocabulary& vocabulary, Sequ
     }
     const std::vector<float> values = log_probabilities(model, packing, places, targets);
     sequence.log_probabilities.insert(sequence.log_probabilities.end(), values.begin(), values.end());
+    if (progress) progress({sequence.id, std::ssize(sequence.log_probabilities), length});
   }
 }
 
 }  // namespace
 
 data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::string& source,
-                       int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink) {
+                       int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink,
+                       const std::function<void(const ScoreProgress&)>& progress) {
   const at::NoGradGuard no_gradients;
   if (model->is_training()) model->eval();  // threads that score with one model write nothing to it
   const ModelConfig& config = model->model_config();
@@ -120,7 +122,7 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
     if (causal) {
       score_causal(model, vocabulary, group);
     } else {
-      for (SequenceScore& sequence : group) score_masked(model, vocabulary, sequence, batch_tokens);
+      for (SequenceScore& sequence : group) score_masked(model, vocabulary, sequence, batch_tokens, progress);
     }
     for (const SequenceScore& sequence : group) sink(sequence);
     group.clear();

@@ -2,6 +2,7 @@
 // Log-likelihoods of sequences, whole and token by token.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -25,7 +26,14 @@ struct SequenceScore {
 // batch. The end marker is not scored. Returns what the reader met. Throws what the reader throws, UsageError
 // when its vocabulary has another size than the model's, and InputError naming the record for a sequence
 // longer than the model's positions cover (learned and axial ones).
+//
+// `progress` is called while one sequence is scored by pseudo-likelihood, with how many of its tokens are.
+struct ScoreProgress {
+  std::string id;
+  int64_t done = 0, total = 0;
+};
 data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::string& source,
-                       int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink);
+                       int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink,
+                       const std::function<void(const ScoreProgress&)>& progress = {});
 
 }  // namespace performer

@@ -151,6 +151,19 @@ data::Baselines read_baselines(const std::string& path, int64_t symbols) {
   }
 }
 
+// That of tokenizer.json, or without that file the built-in one that the configuration names.
+data::Vocabulary read_vocabulary(const std::string& path, const DataConfig& config,
+                                 const std::string& directory) {
+  if (fs::exists(path)) return data::Vocabulary::from_json(read_file(path), path);
+  const std::vector<std::string> known = data::vocabulary_names();
+  check<InputError>(
+      std::find(known.begin(), known.end(), config.vocabulary) != known.end(),
+      "{} is not a complete model folder: it has no {}, which is needed because its vocabulary, "
+      "{}, is none of the built-in ones ({})",
+      directory, kTokenizerFile, config.vocabulary, fmt::join(known, ", "));
+  return data::Vocabulary::named(config.vocabulary);
+}
+
 std::string shape_text(const at::Tensor& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.sizes(), ", "));
 }
@@ -211,17 +224,20 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
 ModelFolder load_model(const std::string& directory) {
   const fs::path base(directory);
   check<InputError>(fs::is_directory(base), "there is no model folder {}", directory);
-  for (const char* file : {kConfigFile, kTokenizerFile, kBaselinesFile, kWeightsFile}) {
+  for (const char* file : {kConfigFile, kWeightsFile}) {
     check<InputError>(fs::exists(base / file), "{} is not a complete model folder: it has no {}", directory,
                       file);
   }
   const Configuration configuration = read_configuration((base / kConfigFile).string());
   const std::string tokenizer = (base / kTokenizerFile).string();
   ModelFolder folder;
-  folder.vocabulary = data::Vocabulary::from_json(read_file(tokenizer), tokenizer);
+  folder.vocabulary = read_vocabulary(tokenizer, configuration.data, directory);
   folder.data = configuration.data;
   folder.objective_note = configuration.objective_note;
-  folder.baselines = read_baselines((base / kBaselinesFile).string(), folder.vocabulary.symbols());
+  folder.has_baselines = fs::exists(base / kBaselinesFile);
+  folder.baselines = folder.has_baselines
+                         ? read_baselines((base / kBaselinesFile).string(), folder.vocabulary.symbols())
+                         : data::Baselines(folder.vocabulary.symbols());
   const std::string weights = (base / kWeightsFile).string();
   const TensorFile file = read_safetensors(weights);
   folder.model = LanguageModel(configuration.model, configuration.attention, folder.vocabulary.size());

@@ -27,13 +27,16 @@ struct ModelFolder {
   DataConfig data;
   data::Vocabulary vocabulary = data::Vocabulary::protein();
   data::Baselines baselines{data::Vocabulary::protein().symbols()};  // as many symbols as the vocabulary has
+  bool has_baselines = true;   // false: the folder had none, and `baselines` counts nothing
   std::string objective_note;  // for example the corruption mix the model was trained with
 };
 
 // Writes all files but training.safetensors. Throws Error when the model's embedding or the baselines are of
 // another size than the vocabulary, and when a file cannot be written.
 void save_model(const std::string& directory, const ModelFolder& folder);
-// The model is in evaluation mode. Throws InputError for a missing, truncated or foreign folder and for
+// The model is in evaluation mode. config.json and the weights must be there; tokenizer.json too unless the
+// configuration names a vocabulary that is built in (data::vocabulary_names()). Without baselines.json
+// has_baselines is false. Throws InputError for a missing, truncated or foreign folder and for
 // another format.
 ModelFolder load_model(const std::string& directory);
 

@@ -92,7 +92,7 @@ at::Tensor weight_tensor(const data::Batch& batch) {
 }
 
 Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
-                    const data::Baselines& baselines) {
+                    const data::Baselines& baselines, const EvaluationOptions& options) {
   const int64_t symbols = corpus.vocabulary().symbols();
   check<InputError>(
       model->vocabulary() == corpus.vocabulary().size() && baselines.symbols() == symbols,
@@ -109,6 +109,11 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
   while (const auto batch = stream.next()) {
     add_model(evaluation, *batch, predict(model, *batch), corpus.vocabulary());
     add_baselines(evaluation, *batch, stream, corpus, baselines);
+    if (options.progress) options.progress(evaluation.sequences, corpus.size());
+    if (options.stop != nullptr && options.stop->load()) {
+      model->train(was_training);
+      throw Interrupted("interrupted in an evaluation");
+    }
   }
   model->train(was_training);
   evaluation.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

@@ -2,6 +2,9 @@
 // Held-out accuracy and perplexity of a model beside those of the unigram and bigram baselines.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
@@ -28,8 +31,15 @@ struct Evaluation {
 // One pass over `corpus`, in float32 and without dropout; leaves the model in the mode it found it in. The
 // result does not depend on data.batch_tokens beyond rounding. Throws InputError when the model or the
 // baselines were made for a vocabulary of another size.
+//
+// `stop`, where it is given and set, ends the evaluation with Interrupted after the batch under way;
+// `progress` is called after each batch with the sequences done and all of them.
+struct EvaluationOptions {
+  const std::atomic<bool>* stop = nullptr;
+  std::function<void(int64_t done, int64_t total)> progress = {};
+};
 Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
-                    const data::Baselines& baselines);
+                    const data::Baselines& baselines, const EvaluationOptions& options = {});
 
 // "bits_per_dimension" for images, "bits_per_byte" for text that is read byte by byte, else empty: elsewhere
 // a token has no size that others could compare with.

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/train/language_model_run.h"
 
-#include <algorithm>
+#include <sys/stat.h>
+
+#include <map>
 #include <memory>
+#include <utility>
 
 #include "performer/base/error.h"
+#include "performer/data/byte_source.h"
+#include "performer/data/inputs.h"
 #include "performer/data/store.h"
 #include "performer/train/language_model_task.h"
 #include "performer/train/progress.h"
@@ -19,12 +24,52 @@ bool holds_out(const LanguageModelRequest& request) {
 void validate_request(const LanguageModelRequest& request) {
   validate(request);
   check<UsageError>(!request.train_files.empty(), "no training sequences given (--train FILE...)");
-  const bool from_input = std::ranges::find(request.train_files, "-") != request.train_files.end();
-  check<UsageError>(!from_input || !holds_out(request),
-                    "standard input (--train -) can be read only once, and holding sequences out takes two "
-                    "passes: give --valid files, a training file, or data.holdout = 0");
   check<UsageError>(request.options.time_limit >= 0,
                     "the time limit must be 0 (none) or more seconds, but is {}", request.options.time_limit);
+}
+
+// Before any file is worked on: what can be said about all of them.
+void check_files(const LanguageModelRequest& request) {
+  for (const std::string& path : request.train_files) {
+    check<UsageError>(
+        !holds_out(request) || data::can_be_read_twice(path),
+        "{} can be read only once, and holding sequences out takes two passes: store the data in "
+        "a file first, give --valid files, or set data.holdout = 0",
+        data::source_name(path));
+  }
+  std::vector<std::string> all = request.train_files;
+  all.insert(all.end(), request.valid_files.begin(), request.valid_files.end());
+  data::list_inputs(all);  // one that can be read only once is not given twice
+  data::check_inputs(request.train_files, request.data);
+  if (!request.valid_files.empty()) data::check_inputs(request.valid_files, request.data);
+  Progress messages(false);
+  const std::vector<data::InputFile> train = data::list_inputs(request.train_files),
+                                     valid = data::list_inputs(request.valid_files);
+  // By device and number, as links and other spellings name the same file.
+  std::map<std::pair<dev_t, ino_t>, std::string> seen;
+  const auto earlier = [&seen](const std::string& path, bool add) -> std::string {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return "";
+    const std::pair key(status.st_dev, status.st_ino);
+    const auto found = seen.find(key);
+    if (found != seen.end()) return found->second;
+    if (add) seen[key] = path;
+    return "";
+  };
+  for (const data::InputFile& file : train) {
+    const std::string same = earlier(file.path, true);
+    if (same.empty()) continue;
+    messages.warning(fmt::format("the training file {} is given twice{}: its sequences count double",
+                                 shown(file.path),
+                                 same == file.path ? "" : fmt::format(", also as {}", shown(same))));
+  }
+  for (const data::InputFile& file : valid) {
+    if (earlier(file.path, false).empty()) continue;
+    messages.warning(
+        fmt::format("the validation file {} is a training file too: how well the model does on it "
+                    "says nothing about new sequences",
+                    shown(file.path)));
+  }
 }
 
 data::HashSplit split(const LanguageModelRequest& request, data::HashSplit::Side side) {
@@ -60,10 +105,13 @@ std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request,
 RunResult run(const LanguageModelRequest& request) {
   validate_request(request);
   const RunFolder folder(request.output, request.resume);
+  check_files(request);
   const data::SequenceStore train(request.train_files, folder.path(), request.data,
                                   split(request, data::HashSplit::Side::train));
   const std::unique_ptr<data::Corpus> valid = open_held_out(request, train);
   LanguageModelTask task(request, train, valid.get());
+  task.watch_evaluations(request.options.stop);
+  if (request.before_training) request.before_training();
   return run(task, folder, request.train, request.options);
 }
 

@@ -2,6 +2,7 @@
 // A training run from files to a model folder: what the command `train` does.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct LanguageModelRequest : LanguageModelConfig {
   std::string output;   // model folder, made when missing; must be empty unless `resume`
   bool resume = false;  // continue the run in `output`; anything that changes results must be as it was
   RunOptions options;
+  // Called when all files were read, before the first step: from here on options.stop is heeded.
+  std::function<void()> before_training = {};
 };
 
 // Reserves the folder, reads the files, makes the model and trains it: run() of trainer.h for a

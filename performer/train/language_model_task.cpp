@@ -5,12 +5,14 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "performer/base/error.h"
 #include "performer/train/autocast.h"
 #include "performer/train/evaluation.h"
 #include "performer/train/loss.h"
 #include "performer/train/out_of_memory.h"
+#include "performer/train/progress.h"
 #include "performer/train/run_folder.h"
 #include "performer/train/slim.h"
 
@@ -146,7 +148,20 @@ void LanguageModelTask::after_step() {
 
 std::optional<EvaluationReport> LanguageModelTask::evaluate() {
   if (valid_ == nullptr) return std::nullopt;
-  const Evaluation found = train::evaluate(folder_.model, *valid_, config_.data, folder_.baselines);
+  constexpr auto kSilence = std::chrono::seconds(10);
+  const auto begun = std::chrono::steady_clock::now();
+  auto said = begun;
+  EvaluationOptions options{.stop = stop_};
+  options.progress = [&](int64_t done, int64_t total) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - said < kSilence || done == 0 || done >= total) return;
+    said = now;
+    const double seconds = std::chrono::duration<double>(now - begun).count();
+    const double left = seconds / static_cast<double>(done) * static_cast<double>(total - done);
+    Progress(false).message(fmt::format("evaluation: {} of {} {}, {} left", done, total,
+                                        valid_->report().records_name, format_duration(left)));
+  };
+  const Evaluation found = train::evaluate(folder_.model, *valid_, config_.data, folder_.baselines, options);
   EvaluationReport report;
   report.record = to_json(found);
   report.scalars = {{"accuracy", found.model.accuracy()},

@@ -2,6 +2,7 @@
 // The task that trains a language model on a corpus: the cross entropy of the next or of hidden tokens.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -27,6 +28,10 @@ class LanguageModelTask final : public Task {
   // InputError when the corpora are of different vocabularies, Error when memory runs out.
   LanguageModelTask(const LanguageModelConfig& config, const data::Corpus& train,
                     const data::Corpus* valid = nullptr);
+
+  // From now on an evaluation throws Interrupted soon after `stop` is set, and logs how far it is where it
+  // takes long. `stop` may be null.
+  void watch_evaluations(const std::atomic<bool>* stop) { stop_ = stop; }
 
   const ModelFolder& folder() const { return folder_; }  // what save() writes
 
@@ -54,6 +59,7 @@ class LanguageModelTask final : public Task {
   const data::Corpus& train_;
   const data::Corpus* valid_;
   ModelFolder folder_;
+  const std::atomic<bool>* stop_ = nullptr;
   data::Cursor cursor_;              // behind the last batch of next()
   data::CropCounts crops_;           // of all batches so far
   data::CropCounts crops_before_;    // of those before this call

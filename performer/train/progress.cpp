@@ -88,7 +88,8 @@ void Progress::update(const ProgressState& state) {
   const auto now = std::chrono::steady_clock::now();
   if (!draw_ || (visible_ && now - drawn_ < std::chrono::milliseconds(100))) return;
   // Carriage return, then "erase to the end of the line"; one column stays free so that the line never wraps.
-  fmt::print(stderr, "\r{}\x1b[K", format_progress(state, terminal_columns() - 1));
+  // A terminal that is gone is no reason to stop: errors are passed over.
+  std::fputs(fmt::format("\r{}\x1b[K", format_progress(state, terminal_columns() - 1)).c_str(), stderr);
   std::fflush(stderr);
   visible_ = true;
   drawn_ = now;
@@ -106,7 +107,7 @@ void Progress::warning(const std::string& text) {
 
 void Progress::clear() {
   if (!visible_) return;
-  fmt::print(stderr, "\r\x1b[K");
+  std::fputs("\r\x1b[K", stderr);
   std::fflush(stderr);
   visible_ = false;
 }

@@ -67,7 +67,7 @@ class Run {
   void accumulate(const Group& group, StepMetrics& metrics);
   void count(const Group& group, StepMetrics& metrics, double duration);
   void report(const StepMetrics& metrics);
-  void interrupt();
+  [[noreturn]] void interrupt();
   RunResult finish();
 
   bool stopping() const { return options_.stop != nullptr && options_.stop->load(); }
@@ -148,8 +148,15 @@ std::string Run::checkpoint_note() const {
 }
 
 void Run::evaluate() {
+  progress_.clear();
   const std::optional<EvaluationReport> report = or_out_of_memory(
-      [&] { return task_.evaluate(); },
+      [&]() -> std::optional<EvaluationReport> {
+        try {
+          return task_.evaluate();
+        } catch (const Interrupted&) {
+          interrupt();
+        }
+      },
       [&] { return fmt::format("in the evaluation after step {}", state_.step); },
       [&] { return fmt::format("{}; {}", task_.memory_advice(Work::evaluation), checkpoint_note()); });
   if (!report) return;

@@ -45,6 +45,37 @@ TEST_F(Files, AtomicFileAppearsOnlyWhenCommitted) {
   EXPECT_EQ(entries(), 1u);
 }
 
+TEST_F(Files, UnfinishedFilesAreRemovedAndFinishedOnesStay) {
+  write_file(path("done"), "whole");
+  AtomicFile file(path("a"));
+  file.write("half");
+  EXPECT_EQ(entries(), 2u);
+  remove_unfinished_files();
+  EXPECT_EQ(entries(), 1u);
+  EXPECT_EQ(read_file(path("done")), "whole");
+}
+
+TEST_F(Files, LinksStayAndTheirTargetsAreWritten) {
+  fs::create_symlink("target", path("link"));  // to a file that is not there yet
+  write_file(path("link"), "new");
+  EXPECT_TRUE(fs::is_symlink(path("link")));
+  EXPECT_EQ(read_file(path("target")), "new");
+  fs::permissions(path("target"), fs::perms(0604));
+  write_file(path("link"), "newer");
+  EXPECT_EQ(fs::status(path("target")).permissions(), fs::perms(0604));
+  EXPECT_TRUE(same_file(path("link"), path("target")));
+  write_file(path("other"), "newer");
+  EXPECT_FALSE(same_file(path("other"), path("target")));
+}
+
+TEST_F(Files, PathsOfOpenDescriptorsAreKnown) {
+  EXPECT_EQ(descriptor_of("/dev/stdout"), 1);
+  EXPECT_EQ(descriptor_of("/proc/self/fd/7"), 7);
+  EXPECT_EQ(descriptor_of("/dev/null"), std::nullopt);
+  write_file(path("1"), "");
+  EXPECT_EQ(descriptor_of(path("1")), std::nullopt);
+}
+
 TEST_F(Files, ErrorsNameThePathAndTheReason) {
   const auto message = [](auto&& call) {
     try {

@@ -53,6 +53,11 @@ Process::Process(const std::string& directory, const Arguments& arguments, const
     for (const auto& [name, value] : setting.environment) setenv(name.c_str(), value.c_str(), 1);
     limit(RLIMIT_DATA, setting.data_limit);
     limit(RLIMIT_FSIZE, setting.file_limit);
+    if (!setting.shell.empty()) {
+      setenv("PERFORMER", PERFORMER_PROGRAM, 1);
+      execl("/bin/bash", "bash", "-c", setting.shell.c_str(), nullptr);
+      _exit(127);
+    }
     std::vector<char*> argv = {const_cast<char*>("performer")};
     for (const auto& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);

@@ -20,6 +20,7 @@ struct Setting {
   int64_t data_limit = 0;            // bytes of memory (RLIMIT_DATA), 0: as it is
   int64_t file_limit = 0;            // bytes a file may have (RLIMIT_FSIZE), 0: as it is
   std::map<std::string, std::string> environment = {};
+  std::string shell = "";  // a script for bash that runs instead; "$PERFORMER" is the program
 };
 
 struct Result {

@@ -2,6 +2,7 @@
 // Runs that are stopped, killed and continued.
 #include <gmock/gmock.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <functional>
@@ -105,6 +106,74 @@ TEST_F(Resume, TimeLimitEndsWithAFinishedModel) {
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(result.out, "");
   EXPECT_EQ(run({"evaluate", "model", "train.fasta"}).code, 0);
+}
+
+TEST_F(Resume, SignalsOfSchedulersAndTerminalsLeaveACheckpoint) {
+  for (const int signal : {SIGHUP, SIGUSR1, SIGUSR2}) {
+    const std::string model = "model" + std::to_string(signal);
+    Process process(directory_, train_arguments("train.fasta", model, endless("1000000")), {});
+    ASSERT_TRUE(wait_until(process, [&] { return last_step(model) >= 2; }));
+    process.send(signal);
+    const Result result = process.wait();
+    EXPECT_EQ(result.code, 130) << result.signal;
+    EXPECT_THAT(result.err, testing::HasSubstr("--resume"));
+    EXPECT_EQ(run({"train", "--train", "train.fasta", "-o", model, "--resume", "--steps", "1"}).code, 0);
+  }
+}
+
+TEST_F(Resume, IgnoredSignalsStayIgnored) {
+  const Arguments arguments = train_arguments("train.fasta", "model", endless("1000000"));
+  std::string script = "trap '' HUP; exec \"$PERFORMER\"";
+  for (const std::string& argument : arguments) script += " '" + argument + "'";
+  Process process(directory_, {}, {.shell = script});
+  ASSERT_TRUE(wait_until(process, [&] { return last_step("model") >= 2; }));
+  process.send(SIGHUP);
+  const int64_t then = last_step("model");
+  EXPECT_TRUE(wait_until(process, [&] { return last_step("model") >= then + 5; })) << "it went on";
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait().code, 130);
+}
+
+TEST_F(Resume, AnEvaluationStopsSoon) {
+  make_fasta("valid.fasta", 30000);
+  Process process(directory_,
+                  train_arguments("train.fasta", "model", {"--steps", "1", "--valid", "valid.fasta"}), {});
+  ASSERT_TRUE(wait_until(process, [&] { return last_step("model") >= 1; }));
+  process.send(SIGINT);
+  const Result result = process.wait();
+  EXPECT_EQ(result.code, 130) << result.err;
+  EXPECT_THAT(result.err, testing::HasSubstr("interrupted after step 1"));
+  EXPECT_EQ(read("model/metrics.jsonl").find("valid"), std::string::npos);
+}
+
+TEST_F(Resume, ReadingEndsAtASignal) {
+  // Nobody writes into the named pipe, so that reading would wait without end.
+  const Arguments arguments = train_arguments("pipe", "model", {"--set", "data.holdout=0"});
+  std::string script = "mkfifo pipe; exec 3<>pipe; touch ready; exec \"$PERFORMER\"";
+  for (const std::string& argument : arguments) script += " '" + argument + "'";
+  Process process(directory_, {}, {.shell = script});
+  ASSERT_TRUE(wait_until(process, [&] { return exists("model"); }));
+  std::this_thread::sleep_for(500ms);
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait().code, 130);
+}
+
+TEST_F(Resume, InterruptedCommandsLeaveNothingHalfWritten) {
+  make_model();
+  make_fasta("many.fasta", 30000);
+  Process process(directory_, {"score", "model", "many.fasta", "-t", "1", "-o", "scores.tsv"}, {});
+  const std::string aside = "scores.tsv.tmp-";
+  const auto begun = [&] {
+    for (const auto& file : files()) {
+      if (file.find(aside) != std::string::npos) return true;
+    }
+    return false;
+  };
+  ASSERT_TRUE(wait_until(process, begun));
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait().signal, SIGTERM);
+  EXPECT_FALSE(exists("scores.tsv"));
+  expect_no_temporary_files();
 }
 
 }  // namespace

@@ -66,6 +66,44 @@ TEST(FilterLogits, PenaltyActsOnceOnTheTokensOfTheWindow) {
   EXPECT_NEAR(result[1] - result[3], -2 - 0.5, 1e-12);             // negative: multiplied
 }
 
+// The limit is the most probable of the allowed tokens; 0 is forbidden.
+TEST(FilterLogits, ValuesBeyondDoubleLeaveTheMostProbableAllowedToken) {
+  const std::vector<float> logits = {9, 2, 5, 1, -3};
+  for (const double tiny : {1e-308, 1e-310, 5e-324}) {
+    EXPECT_THAT(kept(filter_logits(logits, {}, {.temperature = tiny}, {0})), ElementsAre(2));
+    // Positive logits seen lately grow without bound, and the largest of these most.
+    EXPECT_THAT(kept(filter_logits(logits, {1, 3}, {.repetition_penalty = tiny}, {0})), ElementsAre(1));
+    EXPECT_THAT(kept(filter_logits(logits, {1, 3}, {.temperature = 0, .repetition_penalty = tiny}, {0})),
+                ElementsAre(1));
+    EXPECT_THAT(kept(filter_logits(logits, {1, 4},
+                                   {.temperature = tiny, .top_p = tiny, .repetition_penalty = tiny}, {0})),
+                ElementsAre(1));
+  }
+  // All allowed ones fall below the range: the least unlikely is left.
+  const std::vector<float> negative = {9, -2, -5, -2.5};
+  EXPECT_THAT(
+      kept(filter_logits(negative, {1, 2, 3}, {.temperature = 1e-3, .repetition_penalty = 1e307}, {0})),
+      ElementsAre(1));
+}
+
+TEST(FilterLogits, NoFiniteSettingGivesAForbiddenTokenOrNaN) {
+  const std::vector<float> logits = {3, -1, 0, 7, 2};
+  const std::vector<double> values = {5e-324, 1e-310, 1e-308, 1e-150, 1e-3, 1, 1e3, 1e150, 1e308};
+  for (const double temperature : values) {
+    for (const double penalty : values) {
+      for (const double top_p : {5e-324, 1e-3, 0.5, 1.0}) {
+        for (const int64_t top_k : {0, 1, 3}) {
+          const SamplingOptions options{temperature, top_k, top_p, penalty, 4};
+          const auto found = filter_logits(logits, {0, 1, 2, 4}, options, {3});
+          EXPECT_FALSE(kept(found).empty());
+          EXPECT_NEAR(total(found), 1, 1e-9);
+          for (const double u : {0.0, 0.5, 0.999999}) EXPECT_NE(draw_token(found, u), 3);
+        }
+      }
+    }
+  }
+}
+
 TEST(FilterLogits, MarkersAreForbiddenBeforeAnythingElse) {
   for (const data::Vocabulary& vocabulary :
        {data::Vocabulary::protein(), data::Vocabulary::dna(), data::Vocabulary::bytes()}) {
