@@ -46,13 +46,8 @@ constexpr const char* kOutOfMemory =
     "more memory";
 
 int fail(int exit_code, const std::string& message) {
-  std::string text = fmt::format("performer: {}", message);
-  if (char* folder = getcwd(nullptr, 0)) {
-    std::free(folder);
-  } else if (errno == ENOENT) {
-    text += "; the folder in which the program was started no longer exists: change to one that does";
-  }
-  std::fputs((text + "\n").c_str(), stderr);  // where it cannot be written, the exit code still tells
+  // Where this cannot be written, the exit code still tells.
+  std::fputs(fmt::format("performer: {}\n", message).c_str(), stderr);
   return exit_code;
 }
 
@@ -128,6 +123,15 @@ std::vector<std::string> arguments_of(int argc, char** argv) {
   return {arguments[1], "--help"};
 }
 
+// In a folder that was removed, relative paths lead nowhere, and MKL ends the process without a reason.
+void check_working_folder() {
+  char* const folder = getcwd(nullptr, 0);
+  const int reason = errno;
+  std::free(folder);
+  check(folder != nullptr || reason != ENOENT,
+        "the folder in which the program was started no longer exists: change to one that does (cd)");
+}
+
 int run(int argc, char** argv) {
   CLI::App app(
       "Performers: linear-attention language models of proteins, DNA, text, images and other sequences");
@@ -163,7 +167,9 @@ int run(int argc, char** argv) {
         fmt::format("{}; see {} --help", error.what(), command_text(chosen() ? *chosen() : app)));
   }
   for (const auto& [sub, action] : actions) {
-    if (sub->parsed()) action();
+    if (!sub->parsed()) continue;
+    check_working_folder();
+    action();
   }
   return 0;
 }
