@@ -6,10 +6,7 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -19,6 +16,7 @@
 #include "cli/output.h"
 #include "performer/base/error.h"
 #include "performer/base/fields.h"
+#include "performer/base/printable.h"
 
 namespace performer::cli {
 
@@ -47,7 +45,7 @@ constexpr const char* kOutOfMemory =
 
 int fail(int exit_code, const std::string& message) {
   // Where this cannot be written, the exit code still tells.
-  std::fputs(fmt::format("performer: {}\n", message).c_str(), stderr);
+  std::fputs(fmt::format("performer: {}\n", printable(message)).c_str(), stderr);
   return exit_code;
 }
 
@@ -123,15 +121,6 @@ std::vector<std::string> arguments_of(int argc, char** argv) {
   return {arguments[1], "--help"};
 }
 
-// In a folder that was removed, relative paths lead nowhere, and MKL ends the process without a reason.
-void check_working_folder() {
-  char* const folder = getcwd(nullptr, 0);
-  const int reason = errno;
-  std::free(folder);
-  check(folder != nullptr || reason != ENOENT,
-        "the folder in which the program was started no longer exists: change to one that does (cd)");
-}
-
 int run(int argc, char** argv) {
   CLI::App app(
       "Performers: linear-attention language models of proteins, DNA, text, images and other sequences");
@@ -167,9 +156,7 @@ int run(int argc, char** argv) {
         fmt::format("{}; see {} --help", error.what(), command_text(chosen() ? *chosen() : app)));
   }
   for (const auto& [sub, action] : actions) {
-    if (!sub->parsed()) continue;
-    check_working_folder();
-    action();
+    if (sub->parsed()) action();
   }
   return 0;
 }
