@@ -34,6 +34,7 @@ Output::Output(const std::string& path) : path_(path.empty() || path == "-" ? "s
   const fs::file_status status = fs::status(path, unknown);
   check(!fs::is_directory(status), "cannot write {}: it is a directory", path);
   if (!fs::exists(status) || fs::is_regular_file(status)) {
+    remove_stale_files_of(path);
     file_.emplace(path);
     return;
   }

@@ -171,7 +171,7 @@ void on_signal(int number, siginfo_t* info, void*) {
   if (number == SIGINT && interrupts_ignored && info->si_code > 0) return;
   if (number != SIGPIPE) {
     if (phase == Phase::trains && !stop_flag.exchange(true)) {
-      say("\nstopping after this step with a checkpoint; a second signal stops at once\n");
+      say("\nstopping soon with a checkpoint; a second signal stops at once\n");
       return;
     }
     if (phase == Phase::reads) {

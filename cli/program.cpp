@@ -6,10 +6,7 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -19,6 +16,7 @@
 #include "cli/output.h"
 #include "performer/base/error.h"
 #include "performer/base/fields.h"
+#include "performer/base/printable.h"
 
 namespace performer::cli {
 
@@ -46,13 +44,8 @@ constexpr const char* kOutOfMemory =
     "more memory";
 
 int fail(int exit_code, const std::string& message) {
-  std::string text = fmt::format("performer: {}", message);
-  if (char* folder = getcwd(nullptr, 0)) {
-    std::free(folder);
-  } else if (errno == ENOENT) {
-    text += "; the folder in which the program was started no longer exists: change to one that does";
-  }
-  std::fputs((text + "\n").c_str(), stderr);  // where it cannot be written, the exit code still tells
+  // Where this cannot be written, the exit code still tells.
+  std::fputs(fmt::format("performer: {}\n", printable(message)).c_str(), stderr);
   return exit_code;
 }
 

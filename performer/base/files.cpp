@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -74,6 +75,7 @@ AtomicFile::AtomicFile(std::string path)
   const int reason = errno;
   if (descriptor_ < 0) forget(aside_.c_str());
   check(descriptor_ >= 0, "cannot write {}: {}", path_, std::strerror(reason));
+  ::flock(descriptor_, LOCK_EX | LOCK_NB);  // shows that it is in use; not all file systems have locks
   struct stat before {};
   if (::stat(target_.c_str(), &before) == 0) ::fchmod(descriptor_, before.st_mode & 07777);
 }
@@ -156,17 +158,44 @@ void make_directories(const std::string& path) {
         error ? error.message() : "a file of that name exists");
 }
 
-void remove_stale_files(const std::string& directory) {
+namespace {
+
+// Whether a file written aside belongs to nobody any more: the process of its name is gone, and no process,
+// of another machine or container for example, holds its lock.
+bool is_stale(const fs::path& path, std::string_view number) {
+  int process = 0;
+  const auto parsed = std::from_chars(number.data(), number.data() + number.size(), process);
+  if (parsed.ec != std::errc{} || parsed.ptr != number.data() + number.size()) return false;
+  if (process == getpid() || ::kill(process, 0) == 0 || errno != ESRCH) return false;
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  const bool held = descriptor >= 0 && ::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (descriptor >= 0) ::close(descriptor);
+  return !held;
+}
+
+// Removes stale files of `directory`, only those written aside for `name` where that is not empty.
+void remove_stale(const fs::path& directory, const std::string& of) {
+  constexpr std::string_view kMark = ".tmp-";
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(directory, error)) {
     const std::string name = entry.path().filename().string();
-    const size_t mark = name.rfind(".tmp-");
-    if (mark == std::string::npos) continue;
-    int process = 0;
-    const auto parsed = std::from_chars(name.data() + mark + 5, name.data() + name.size(), process);
-    if (parsed.ec != std::errc{} || parsed.ptr != name.data() + name.size()) continue;
-    if (process != getpid() && ::kill(process, 0) != 0 && errno == ESRCH) fs::remove(entry.path(), error);
+    const size_t mark = name.rfind(kMark);
+    if (mark == std::string::npos || (!of.empty() && name.substr(0, mark) != of)) continue;
+    if (is_stale(entry.path(), std::string_view(name).substr(mark + kMark.size()))) {
+      fs::remove(entry.path(), error);
+    }
   }
+}
+
+}  // namespace
+
+void remove_stale_files(const std::string& directory) {
+  remove_stale(directory, "");
+}
+
+void remove_stale_files_of(const std::string& path) {
+  const fs::path target(behind_links(path));
+  remove_stale(target.has_parent_path() ? target.parent_path() : fs::path("."), target.filename().string());
 }
 
 MappedFile::MappedFile(const std::string& path) {

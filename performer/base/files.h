@@ -46,8 +46,11 @@ std::string read_file(const std::string& path);                   // InputError 
 
 // Creates a directory and its parents. Throws Error when that is impossible or the path is a file.
 void make_directories(const std::string& path);
-// Removes what a killed writer left in `directory`: files named *.tmp-PID whose process is gone.
+// Removes what a killed writer left in `directory`: files named *.tmp-PID whose process is gone and that
+// nobody has locked.
 void remove_stale_files(const std::string& directory);
+// The same for files that were written aside for `path` alone.
+void remove_stale_files_of(const std::string& path);
 
 // Read-only memory map of a whole file; empty files give size() == 0.
 class MappedFile {

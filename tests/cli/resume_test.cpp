@@ -174,6 +174,14 @@ TEST_F(Resume, InterruptedCommandsLeaveNothingHalfWritten) {
   EXPECT_EQ(process.wait().signal, SIGTERM);
   EXPECT_FALSE(exists("scores.tsv"));
   expect_no_temporary_files();
+  // Where nothing could be removed, the next command that writes there does it.
+  Process killed(directory_, {"score", "model", "many.fasta", "-t", "1", "-o", "scores.tsv"}, {});
+  ASSERT_TRUE(wait_until(killed, begun));
+  killed.send(SIGKILL);
+  killed.wait();
+  EXPECT_TRUE(begun());
+  EXPECT_EQ(run({"score", "model", "train.fasta", "-o", "scores.tsv"}).code, 0);
+  expect_no_temporary_files();
 }
 
 }  // namespace

@@ -133,11 +133,24 @@ TEST_F(Checkpoint, SavingTwiceGivesTheSameBytesAndLeavesNothingBehind) {
 
 TEST_F(Checkpoint, NamesMissingFolderAndFiles) {
   EXPECT_THAT(load_message(), HasSubstr("there is no model folder"));
-  for (const char* name : {"config.json", "tokenizer.json", "baselines.json", "model.safetensors"}) {
+  for (const char* name : {"config.json", "model.safetensors"}) {
     save();
     fs::remove(folder_ / name);
     EXPECT_THAT(load_message(), HasSubstr(fmt::format("it has no {}", name)));
   }
+}
+
+TEST_F(Checkpoint, NeedsNoBaselinesAndNoTokenizerOfABuiltInVocabulary) {
+  save();
+  fs::remove(folder_ / "baselines.json");
+  const ModelFolder without = load_model(folder_.string());
+  EXPECT_FALSE(without.has_baselines);
+  EXPECT_EQ(without.baselines.symbols(), without.vocabulary.symbols());
+  fs::remove(folder_ / "tokenizer.json");
+  edit_config([](json& c) { c["data"]["vocabulary"] = "protein"; });
+  EXPECT_EQ(load_model(folder_.string()).vocabulary, data::Vocabulary::protein());
+  edit_config([](json& c) { c["data"]["vocabulary"] = "syllables"; });
+  EXPECT_THAT(load_message(), testing::AllOf(HasSubstr("it has no tokenizer.json"), HasSubstr("syllables")));
 }
 
 TEST_F(Checkpoint, NamesTruncatedAndDamagedFiles) {
