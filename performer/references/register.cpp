@@ -9,6 +9,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/nn/attention/segments.h"
 #include "performer/references/reference_kind.h"
 
 namespace performer::references {
@@ -36,26 +37,15 @@ class ReferenceAttention final : public nn::Attention {
   }
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
+    if (inputs.cu_query) {  // no reference knows packed sequences
+      return nn::attend_segments(inputs,
+                                 [&](const ops::AttentionInputs& segment) { return forward(segment); });
+    }
     ReferenceCall call{inputs.query, inputs.key, inputs.value};
     if (projection_.defined()) call.projection = projection_;
     call.causal = inputs.causal;
-    if (!inputs.cu_query) {
-      call.key_mask = inputs.key_mask;
-      return attend(kind_, call);
-    }
-    // No reference knows packed sequences: each is a call of its own.
-    const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
-    std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
-    for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {
-      const int64_t length = bounds[n + 1] - bounds[n];
-      if (length == 0) continue;
-      const auto segment = [&](const at::Tensor& x) { return x.narrow(1, bounds[n], length); };
-      call.query = segment(inputs.query);
-      call.key = segment(inputs.key);
-      call.value = segment(inputs.value);
-      parts.push_back(attend(kind_, call));
-    }
-    return at::cat(parts, 1);
+    call.key_mask = inputs.key_mask;
+    return attend(kind_, call);
   }
 
   void redraw(int64_t index) override {

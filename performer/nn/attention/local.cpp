@@ -2,10 +2,9 @@
 // Exact softmax attention within windows: time in proportion to the length times the window.
 #include <ATen/ATen.h>
 
-#include <vector>
-
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/segments.h"
 #include "performer/nn/local_attention.h"
 
 namespace performer::nn {
@@ -48,20 +47,10 @@ class WindowedAttention final : public Attention {
   }
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
-    if (!inputs.cu_query) {
-      return local_attention(inputs.query, inputs.key, inputs.value, inputs.key_mask, {}, options_);
+    if (inputs.cu_query) {
+      return attend_segments(inputs, [&](const ops::AttentionInputs& segment) { return forward(segment); });
     }
-    const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
-    std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
-    for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {
-      const auto segment = [&](const at::Tensor& x) {
-        return x.narrow(1, bounds[n], bounds[n + 1] - bounds[n]);
-      };
-      if (bounds[n] == bounds[n + 1]) continue;
-      parts.push_back(local_attention(segment(inputs.query), segment(inputs.key), segment(inputs.value), {},
-                                      {}, options_));
-    }
-    return at::cat(parts, 1);
+    return local_attention(inputs.query, inputs.key, inputs.value, inputs.key_mask, {}, options_);
   }
 
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<LocalCache>(); }

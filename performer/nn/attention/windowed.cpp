@@ -7,6 +7,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/segments.h"
 #include "performer/nn/attention/window_sums.h"
 
 namespace performer::nn {
@@ -72,19 +73,9 @@ class WindowedFavorAttention final : public Attention {
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
     const ops::PreparedMap map = prepared(projection_);
     if (!inputs.cu_query) return windowed_attention(inputs, map, window_);
-    const auto bounds = inputs.cu_query->accessor<int64_t, 1>();
-    std::vector<at::Tensor> parts = {inputs.value.narrow(1, 0, 0)};
-    for (int64_t n = 0; n + 1 < bounds.size(0); ++n) {  // chunks begin with their segments
-      const auto part = [&](const at::Tensor& x) {
-        return x.narrow(1, bounds[n], bounds[n + 1] - bounds[n]);
-      };
-      ops::AttentionInputs segment;
-      segment.query = part(inputs.query);
-      segment.key = part(inputs.key);
-      segment.value = part(inputs.value);
-      parts.push_back(windowed_attention(segment, map, window_));
-    }
-    return at::cat(parts, 1);
+    return attend_segments(inputs, [&](const ops::AttentionInputs& segment) {  // each begins with a chunk
+      return windowed_attention(segment, map, window_);
+    });
   }
 
   std::unique_ptr<Cache> begin(int64_t) const override {
