@@ -8,58 +8,7 @@
 #define HWY_TARGET_INCLUDE "performer/kernels/cpu/favor.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
 
-#include "performer/kernels/cpu/backward-inl.h"
-#include "performer/kernels/cpu/forward-inl.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace performer::kernels {
-namespace HWY_NAMESPACE {
-
-int64_t Workspace(const AttentionForward& p, bool backward) {
-  Scratch measure(nullptr);
-  if (backward) {
-    AttentionBackward b;
-    b.forward = p;
-    BackwardHead measured(b, 0, 0, measure);
-  } else {
-    ForwardHead measured(p, 0, 0, measure);
-  }
-  return measure.used() + Scratch::kAlignment;
-}
-
-int64_t StepWorkspace(const AttentionStep& p) {
-  return StepHead::Floats(p.shape) * static_cast<int64_t>(sizeof(float)) + Scratch::kAlignment;
-}
-
-void RunForwardHead(const void* context, int64_t sequence, int64_t head, void* memory) {
-  Scratch scratch(memory);
-  ForwardHead(*static_cast<const AttentionForward*>(context), sequence, head, scratch).Run();
-}
-void RunBackwardHead(const void* context, int64_t sequence, int64_t head, void* memory) {
-  Scratch scratch(memory);
-  BackwardHead(*static_cast<const AttentionBackward*>(context), sequence, head, scratch).Run();
-}
-void RunStepHead(const void* context, int64_t sequence, int64_t head, void* memory) {
-  StepHead::Run(*static_cast<const AttentionStep*>(context), sequence, head, static_cast<float*>(memory));
-}
-
-void Forward(const AttentionForward& p, Executor& executor, void* workspace) {
-  cpu::ForEachHead(p.shape, executor, RunForwardHead, &p, workspace, Workspace(p, false));
-}
-void Backward(const AttentionBackward& b, Executor& executor, void* workspace) {
-  cpu::ForEachHead(b.forward.shape, executor, RunBackwardHead, &b, workspace, Workspace(b.forward, true));
-}
-void Step(const AttentionStep& p, Executor& executor, void* workspace) {
-  cpu::ForEachHead(p.shape, executor, RunStepHead, &p, workspace, StepWorkspace(p));
-}
-
-cpu::EntryPoints Entries() {
-  return {Workspace, Forward, Backward, Step, StepWorkspace};
-}
-
-}  // namespace HWY_NAMESPACE
-}  // namespace performer::kernels
-HWY_AFTER_NAMESPACE();
+#include "performer/kernels/cpu/entries-inl.h"
 
 #if HWY_ONCE
 namespace performer::kernels::cpu {

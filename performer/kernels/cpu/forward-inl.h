@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward pass and single step of one (sequence, head).
+// Forward pass of one (sequence, head).
 #if defined(PERFORMER_KERNELS_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PERFORMER_KERNELS_CPU_FORWARD_INL_H_
 #undef PERFORMER_KERNELS_CPU_FORWARD_INL_H_
@@ -9,36 +9,45 @@
 
 #include "performer/kernels/cpu/head-inl.h"
 
-HWY_BEFORE_NAMESPACE();
+PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
-namespace HWY_NAMESPACE {
+namespace PERFORMER_TARGET {
 
-class ForwardHead : public Head {
+template <class Number>
+class ForwardHead : public Head<Number> {
  public:
+  using Base = Head<Number>;
+  using Base::kHalf, Base::p, Base::n, Base::head, Base::exponential, Base::queries, Base::keys, Base::kt;
+  using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
+  using Base::staging, Base::Epsilon, Base::StateIndex, Base::KeyProducts, Base::KeyLogit;
+
   ForwardHead(const AttentionForward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
-      : Head(params, sequence, head_index, scratch) {
+      : Base(params, sequence, head_index, scratch) {
     kv = scratch.floats(n.m * n.ep);
-    ut = scratch.floats(n.m * n.cp);
+    ut = scratch.floats((p.causal ? n.m : kFeatureBlock) * n.cp);
     phi_t = scratch.floats(n.m * n.cp);
-    uq = scratch.floats(n.c * n.mp);
-    out = scratch.floats(n.c * n.ep);
-    weights = scratch.floats(n.c * n.cp);
-    denominator = scratch.floats(n.cp);
-    shift = scratch.floats(n.cp);
+    uq = scratch.floats(kBlock * n.mp);
+    phi_q = p.causal || kHalf ? scratch.floats(kBlock * n.mp) : uq;
+    kv_right = kHalf ? scratch.floats(n.mg * n.ep) : kv;
+    phi_right = kHalf && p.causal ? scratch.floats(n.mg * n.cp) : phi_t;
+    out = scratch.floats(kBlock * n.ep);
+    weights = scratch.floats(kBlock * n.cp);
     sum_update = scratch.floats(n.mp);
+    if (!p.causal) return;
     kept_kv = scratch.floats(n.m * n.ep);
     kept_sum = scratch.floats(n.mp);
     kept_scale = scratch.floats(n.mp);
   }
 
   void Run() {
-    Begin();
+    this->Begin();
     LoadState();
     if (p.causal) {
       for (int64_t t = 0; t < queries.count; t += n.c) {
         const int64_t count = HWY_MIN(n.c, queries.count - t);
         KeyFeatures(t, count);
-        Read(t, count);
+        PackState();
+        for (int64_t i = 0; i < count; i += kBlock) Read(t, i, HWY_MIN(kBlock, count - i));
         Absorb(count);
       }
     } else {
@@ -47,7 +56,8 @@ class ForwardHead : public Head {
         KeyFeatures(t, count);
         Absorb(count);
       }
-      for (int64_t t = 0; t < queries.count; t += n.c) Read(t, HWY_MIN(n.c, queries.count - t));
+      PackState();
+      for (int64_t t = 0; t < queries.count; t += kBlock) Read(t, 0, HWY_MIN(kBlock, queries.count - t));
     }
     StoreState();
   }
@@ -82,88 +92,160 @@ class ForwardHead : public Head {
 
   // Features and values of a chunk of keys; the state is brought to the scale that includes them.
   void KeyFeatures(int64_t first, int64_t count) {
-    const bool dropped = LoadKeys(first, count);
-    LoadRows(p.value, keys, first, count, n.e, 1, value, n.ep);
-    KeyLogitsTransposed(ut);
-    kept_ = false;
-    if (exponential) {
-      RaiseScale(ut);
-      Rescale();
-      for (int64_t f = 0; f < n.m; ++f) ExpColumns(ut + f * n.cp, scale[f], phi_t + f * n.cp);
-    } else {
-      ApplyFunction(p.map.function, Epsilon(), ut, phi_t, n.m * n.cp);
-      for (int64_t f = 0; dropped && f < n.m; ++f) {
-        const Tag d;
-        for (int64_t j = 0; j < n.cp; j += kLanes) {
-          hn::Store(hn::Mul(hn::Load(d, keep + j), hn::Load(d, phi_t + f * n.cp + j)), d,
-                    phi_t + f * n.cp + j);
-        }
+    dropped_ = this->LoadKeys(first, count);
+    this->LoadValues(p.value, keys, first, count, value);
+    for (int64_t f = 0; f < n.m; f += kFeatureBlock) {
+      const int64_t features = HWY_MIN(kFeatureBlock, n.m - f);
+      float* u = p.causal ? ut + f * n.cp : ut;
+      KeyProducts(f, features, u);
+      for (int64_t i = 0; i < features; ++i) {
+        if (n.cp == 4 * kLanes)
+          FeatureOfKeys<4>(f + i, u + i * n.cp);
+        else
+          FeatureOfKeys<0>(f + i, u + i * n.cp);
       }
     }
-    for (int64_t f = 0; f < n.m; ++f) sum_update[f] = SumOf(phi_t + f * n.cp, n.cp);
+    kept_ = false;
+    if (exponential) Rescale();
+#ifdef PERFORMER_BFLOAT16
+    if constexpr (kHalf) PackFeatures();
+#endif
+  }
+
+  // phi, its sum and (exponential family) its largest log-weight for one feature of all keys of the chunk,
+  // from P.x' in u. kVecs: vectors of a row of tokens, 0 when only known at run time.
+  template <int kVecs>
+  HWY_INLINE void FeatureOfKeys(int64_t f, float* HWY_RESTRICT u) {
+    const Tag d;
+    const int64_t vectors = kVecs > 0 ? kVecs : n.cp / kLanes;
+    float* HWY_RESTRICT phi = phi_t + f * n.cp;
+    const Vec c = hn::Set(d, this->Offset(f));
+    Vec sum = hn::Zero(d);
+    if (exponential) {
+      Vec logit[kVecs > 0 ? kVecs : 1];
+      Vec most = hn::Set(d, scale[f]);
+      for (int64_t v = 0; v < vectors; ++v) {
+        Vec& x = logit[kVecs > 0 ? v : 0];
+        x = KeyLogit(hn::Load(d, u + v * kLanes), c, key_norm + v * kLanes);
+        if (kVecs == 0 || p.causal) hn::Store(x, d, u + v * kLanes);
+        most = hn::Max(most, x);
+      }
+      const Vec largest = hn::MaxOfLanes(d, most);
+      new_scale[f] = hn::GetLane(largest);
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Vec x = kVecs > 0 ? logit[v] : hn::Load(d, u + v * kLanes);
+        Vec y = ExpUnchecked(hn::Sub(x, largest));
+        if (dropped_) y = hn::Mul(y, hn::Load(d, keep + v * kLanes));
+        hn::Store(y, d, phi + v * kLanes);
+        sum = hn::Add(sum, y);
+      }
+    } else {
+      if (this->offset != nullptr) AddConstant(this->offset[f], u, n.cp);
+      ApplyFunction(p.map.function, Epsilon(), u, phi, n.cp);
+      for (int64_t v = 0; v < vectors; ++v) {
+        Vec y = hn::Load(d, phi + v * kLanes);
+        if (dropped_) {
+          y = hn::Mul(y, hn::Load(d, keep + v * kLanes));
+          hn::Store(y, d, phi + v * kLanes);
+        }
+        sum = hn::Add(sum, y);
+      }
+    }
+    sum_update[f] = SumOfLanes(sum);
   }
 
   void Rescale() {
-    bool keep_aside = false;
-    for (int64_t f = 0; p.causal && f < n.m; ++f)
-      keep_aside = keep_aside || (factor[f] < kKeepBelow && key_sum[f] != 0.0f);
-    if (keep_aside) {
+    this->FinishScale();
+    if (this->LosesState()) {
       kept_ = true;
-      std::memcpy(kept_kv, kv, sizeof(float) * static_cast<size_t>(n.m * n.ep));
-      std::memcpy(kept_sum, key_sum, sizeof(float) * static_cast<size_t>(n.mp));
-      std::memcpy(kept_scale, scale, sizeof(float) * static_cast<size_t>(n.mp));
+      Copy(kv, kept_kv, n.m * n.ep);
+      Copy(key_sum, kept_sum, n.mp);
+      Copy(scale, kept_scale, n.mp);
     }
     for (int64_t f = 0; f < n.m; ++f) {
-      scale[f] = new_scale[f];
-      if (factor[f] == 1.0f) continue;
-      Multiply(kv + f * n.ep, factor[f], n.ep);
-      key_sum[f] *= factor[f];
+      if (factor[f] != 1.0f) Multiply(kv + f * n.ep, factor[f], n.ep);
     }
+    MultiplyRow(key_sum, factor, n.mp);
+    Copy(new_scale, scale, n.mp);
+  }
+
+#ifdef PERFORMER_BFLOAT16
+  // Features as cells: tokens paired along the row (phi_t, in place) for the state, features paired down the
+  // column (phi_right) for the weights of a causal chunk.
+  void PackFeatures() {
+    if (p.causal) PackRowPairs(phi_t, n.cp, n.m, n.cp, phi_right, n.cp);
+    for (int64_t f = 0; f < n.m; ++f) PackRowAlong(phi_t + f * n.cp, n.cp, phi_t + f * n.cp);
+  }
+#endif
+  void PackState() {
+#ifdef PERFORMER_BFLOAT16
+    if constexpr (kHalf) PackRowPairs(kv, n.ep, n.m, n.ep, kv_right, n.ep);
+#endif
   }
 
   void Absorb(int64_t count) {
-    Gemm(n.m, n.ep, count, {phi_t, n.cp, 1}, value, n.ep, kv, n.ep, true);
+    Gemm<Number>(n.m, n.ep, n.Groups(count), {phi_t, n.cp, 1}, value, n.ep, kv, n.ep, true);
     for (int64_t f = 0; f < n.m; ++f) key_sum[f] += sum_update[f];
   }
 
-  // Output of a chunk of queries: what the state holds, plus, when causal, the chunk's own keys up to each
-  // row.
-  void Read(int64_t first, int64_t count) {
-    QueryLogits(first, count, uq);
+  // Outputs of queries `start` .. `start` + `rows` of the chunk at `first`: what the state holds, plus, when
+  // causal, the chunk's own keys up to each row.
+  void Read(int64_t first, int64_t start, int64_t rows) {
+    this->QueryLogits(first + start, rows, uq);
+    for (int64_t i = 0; i < rows; ++i) FeaturesOfQuery(i);
+    Gemm<Number>(rows, n.ep, n.mg, {phi_q, n.mp, 1}, kv_right, n.ep, out, n.ep, false);
+    if (p.causal) ReadChunk(start, rows);
+    for (int64_t i = 0; i < rows; ++i) Finish(first, start, i);
+  }
+
+  // phi of a query, shifted by its largest log-weight, and its share of the denominator in the state.
+  HWY_INLINE void FeaturesOfQuery(int64_t i) {
+    const Tag d;
+    float *u = uq + i * n.mp, *phi = phi_q + i * n.mp;
     if (exponential) {
-      for (int64_t i = 0; i < count; ++i) {
-        shift[i] = MaxSum(uq + i * n.mp, scale);
-        ExpRow(uq + i * n.mp, scale, shift[i], phi_q + i * n.mp);
+      const float largest = this->MaxSum(u, scale);
+      shift[i] = largest;
+      const Vec minus = hn::Set(d, largest);
+      Vec sum = hn::Zero(d);
+      for (int64_t f = 0; f < n.mp; f += kLanes) {
+        const Vec x = hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, scale + f)), minus);
+        const Vec y = ExpUnchecked(x);
+        sum = hn::MulAdd(y, hn::Load(d, key_sum + f), sum);
+        hn::Store(y, d, phi + f);
       }
+      denominator[i] = SumOfLanes(sum);
     } else {
-      ApplyFunction(p.map.function, Epsilon(), uq, phi_q, count * n.mp);
+      ApplyFunction(p.map.function, Epsilon(), u, phi, n.mp);
+      denominator[i] = Dot(phi, key_sum, n.mp);
     }
-    Gemm(count, n.ep, n.m, {phi_q, n.mp, 1}, kv, n.ep, out, n.ep, false);
-    for (int64_t i = 0; i < count; ++i) denominator[i] = Dot(phi_q + i * n.mp, key_sum, n.mp);
-    if (p.causal) ReadChunk(count);
-    for (int64_t i = 0; i < count; ++i) Finish(first, i);
+#ifdef PERFORMER_BFLOAT16
+    if constexpr (kHalf) PackRowAlong(phi, n.mp, phi);
+#endif
   }
 
-  void ReadChunk(int64_t count) {
-    for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
-      const int64_t rows = HWY_MIN(kBlock, count - i0), columns = i0 + rows;
-      float* block = weights + i0 * n.cp;
-      Gemm(rows, columns, n.m, {phi_q + i0 * n.mp, n.mp, 1}, phi_t, n.cp, block, n.cp, false);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = i0 + i + 1; j < Padded(columns); ++j) block[i * n.cp + j] = 0;
-        denominator[i0 + i] += SumOf(block + i * n.cp, Padded(columns));
-      }
-      Gemm(rows, n.ep, columns, {block, n.cp, 1}, value, n.ep, out + i0 * n.ep, n.ep, true);
+  void ReadChunk(int64_t start, int64_t rows) {
+    const int64_t columns = start + rows;
+    Gemm<Number>(rows, columns, n.mg, {phi_q, n.mp, 1}, phi_right, n.cp, weights, n.cp, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = weights + i * n.cp;
+      const int64_t padded = kHalf ? Sizes<Number>::PaddedToCells(columns) : Padded(columns);
+      for (int64_t j = start + i + 1; j < padded; ++j) row[j] = 0;
+      denominator[i] += SumOf(row, padded);
+#ifdef PERFORMER_BFLOAT16
+      if constexpr (kHalf) PackRowAlong(row, padded, row);
+#endif
     }
+    Gemm<Number>(rows, n.ep, n.Groups(columns), {weights, n.cp, 1}, value, n.ep, out, n.ep, true);
   }
 
-  void Finish(int64_t first, int64_t i) {
+  void Finish(int64_t first, int64_t start, int64_t i) {
+    const int64_t token = first + start + i;
     float normalizer = 0;
-    bool empty = !KeepsQuery(first + i);
+    bool empty = !this->KeepsQuery(token);
     if (exponential && !empty) {
       empty = shift[i] < kEmptyLogScale / 2;
       const float log_denominator = std::log(denominator[i]);
-      if (!empty && p.causal && !(log_denominator > -kSlowGap)) empty = !ReadSlowly(i);
+      if (!empty && p.causal && !(log_denominator > -kSlowGap)) empty = !ReadSlowly(start, i);
       normalizer = shift[i] + std::log(denominator[i]);
     } else if (!empty) {
       empty = vanishes(denominator[i]);
@@ -172,14 +254,14 @@ class ForwardHead : public Head {
     if (empty) Fill(out + i * n.ep, 0, n.ep);
     const float none = exponential ? std::numeric_limits<float>::infinity() : 0.0f;
     if (p.normalizer != nullptr)
-      static_cast<float*>(p.normalizer)[NormalizerIndex(first + i)] = empty ? none : normalizer;
-    cpu::StoreRow(p.out, queries.at(p.out, first + i, head), n.e, empty ? 1.0f : 1.0f / denominator[i],
-                  out + i * n.ep);
+      static_cast<float*>(p.normalizer)[this->NormalizerIndex(token)] = empty ? none : normalizer;
+    StoreRow(p.out, queries.at(p.out, token, head), n.e, empty ? 1.0f : 1.0f / denominator[i],
+             out + i * n.ep);
   }
 
   // A causal row whose own keys are far weaker than later ones of the chunk: shifted by what it really sees.
   // False when it sees no key at all.
-  bool ReadSlowly(int64_t i) {
+  bool ReadSlowly(int64_t start, int64_t i) {
     const float* u = uq + i * n.mp;
     const float* state_kv = kept_ ? kept_kv : kv;
     const float* state_sum = kept_ ? kept_sum : key_sum;
@@ -187,7 +269,7 @@ class ForwardHead : public Head {
     float largest = 2 * kEmptyLogScale;
     for (int64_t f = 0; f < n.m; ++f) {
       if (state_sum[f] != 0.0f) largest = HWY_MAX(largest, u[f] + state_scale[f] + std::log(state_sum[f]));
-      for (int64_t j = 0; j <= i; ++j) {
+      for (int64_t j = 0; j <= start + i; ++j) {
         if (keep[j] != 0.0f) largest = HWY_MAX(largest, u[f] + ut[f * n.cp + j]);
       }
     }
@@ -200,107 +282,45 @@ class ForwardHead : public Head {
       total += static_cast<double>(w) * state_sum[f];
       Axpy(w, state_kv + f * n.ep, out + i * n.ep, n.ep);
     }
-    for (int64_t j = 0; j <= i; ++j) {
+    for (int64_t j = 0; j <= start + i; ++j) {
       if (keep[j] == 0.0f) continue;
       float w = 0;
       for (int64_t f = 0; f < n.m; ++f) w += std::exp(u[f] + ut[f * n.cp + j] - largest);
       total += w;
-      Axpy(w, value + j * n.ep, out + i * n.ep, n.ep);
+      Axpy(w, ValueOf(j), out + i * n.ep, n.ep);
     }
     shift[i] = largest;
     denominator[i] = static_cast<float>(total);
     return true;
   }
 
-  float *kv, *ut, *phi_t, *uq, *out, *weights, *denominator, *shift, *sum_update;
-  float *kept_kv, *kept_sum, *kept_scale;
-  bool kept_ = false;
+  // Value row j of the chunk as float32.
+  const float* ValueOf(int64_t j) const {
+    if constexpr (!kHalf) return value + j * n.ep;
+    const float* cells = value + j / 2 * n.ep;
+    for (int64_t i = 0; i < n.ep; ++i) {
+      const uint32_t bits = std::bit_cast<uint32_t>(cells[i]);
+      staging[i] = std::bit_cast<float>(j % 2 == 0 ? bits << 16 : bits & 0xFFFF0000u);
+    }
+    return staging;
+  }
+
+  float* kv;           // [M, Ep]
+  float* ut;           // u of the keys, [M, Cp] when causal, else of a block of features
+  float* phi_t;        // cells [M, Cp] of the keys' features, depth C
+  float* phi_right;    // the same as cells [M, Cp], depth M
+  float* uq;           // [kBlock, Mp]
+  float* phi_q;        // cells [kBlock, Mp], depth M
+  float* kv_right;     // the state as cells [M, Ep], depth M
+  float* out;          // [kBlock, Ep]
+  float* weights;      // [kBlock, Cp], then as cells, depth C
+  float* sum_update;   // [Mp]
+  float denominator[kBlock], shift[kBlock];
+  float *kept_kv = nullptr, *kept_sum = nullptr, *kept_scale = nullptr;
+  bool kept_ = false, dropped_ = false;
 };
 
-// One token: the state is contiguous and unpadded, so rows are handled in place, element by element at their
-// ends.
-class StepHead {
- public:
-  static int64_t Floats(const Shape& shape) {
-    return 2 * shape.head_size + 2 * shape.features + 2 * shape.value_size + 64;
-  }
-
-  static void Run(const AttentionStep& p, int64_t sequence, int64_t head, float* memory) {
-    const int64_t m = p.shape.features, d = p.shape.head_size, e = p.shape.value_size;
-    float *query = memory, *key = query + d, *value = key + d, *out = value + e, *uq = out + e, *uk = uq + m;
-    const Rows rows{sequence, 0, 1};
-    const float input_scale = static_cast<float>(p.map.scale);
-    cpu::LoadRow(p.query, rows.at(p.query, 0, head), d, input_scale, query);
-    cpu::LoadRow(p.key, rows.at(p.key, 0, head), d, input_scale, key);
-    cpu::LoadRow(p.value, rows.at(p.value, 0, head), e, 1, value);
-    Logits(p, sequence, head, query, key, uq, uk);
-    const int64_t index = sequence * p.shape.heads + head;
-    float* kv = static_cast<float*>(p.state.kv) + index * m * e;
-    float* sum = static_cast<float*>(p.state.key_sum) + index * m;
-    float* scale = static_cast<float*>(p.state.log_scale) + index * m;
-    const bool exponential = p.map.family == Family::exponential;
-    float largest = -std::numeric_limits<float>::infinity();
-    for (int64_t f = 0; exponential && f < m; ++f)
-      largest = HWY_MAX(largest, uq[f] + HWY_MAX(scale[f], uk[f]));
-    float denominator = 0;
-    for (int64_t i = 0; i < e; ++i) out[i] = 0;
-    for (int64_t f = 0; f < m; ++f) {
-      float decay = 1, weight, read;
-      if (exponential) {
-        const float raised = HWY_MAX(scale[f], uk[f]);
-        decay = std::exp(scale[f] - raised);
-        weight = std::exp(uk[f] - raised);
-        read = std::exp(uq[f] + raised - largest);
-        scale[f] = raised;
-      } else {
-        weight = cpu::ElementFunction(p.map.function, uk[f]) + static_cast<float>(p.map.epsilon);
-        read = cpu::ElementFunction(p.map.function, uq[f]) + static_cast<float>(p.map.epsilon);
-        scale[f] = 0;
-      }
-      sum[f] = sum[f] * decay + weight;
-      denominator += read * sum[f];
-      float* kv_row = kv + f * e;
-      for (int64_t i = 0; i < e; ++i) {
-        kv_row[i] = kv_row[i] * decay + weight * value[i];
-        out[i] += read * kv_row[i];
-      }
-    }
-    const bool empty = !exponential && vanishes(denominator);
-    cpu::StoreRow(p.out, rows.at(p.out, 0, head), e, empty ? 0.0f : 1.0f / denominator, out);
-  }
-
- private:
-  static void Logits(const AttentionStep& p, int64_t sequence, int64_t head, const float* query,
-                     const float* key, float* uq, float* uk) {
-    const int64_t m = p.shape.features, d = p.shape.head_size;
-    float squares = 0;
-    for (int64_t i = 0; i < d; ++i) squares += key[i] * key[i];
-    const float norm =
-        p.map.family == Family::exponential ? static_cast<float>(p.map.norm_weight) * squares : 0;
-    const float* projection = p.map.projection == nullptr
-                                  ? nullptr
-                                  : p.map.projection + sequence * p.map.projection_batch_stride +
-                                        head * p.map.projection_head_stride;
-    const float* offset = p.map.offset == nullptr ? nullptr
-                                                  : p.map.offset + sequence * p.map.offset_batch_stride +
-                                                        head * p.map.offset_head_stride;
-    for (int64_t f = 0; f < m; ++f) {
-      float q = 0, k = 0;
-      if (projection == nullptr) {
-        q = query[f];
-        k = key[f];
-      }
-      for (int64_t i = 0; projection != nullptr && i < d; ++i) {
-        q += projection[f * d + i] * query[i];
-        k += projection[f * d + i] * key[i];
-      }
-      uq[f] = q + (offset != nullptr ? offset[f] : 0);
-      uk[f] = k + (offset != nullptr ? offset[f] : 0) - norm;
-    }
-  }
-};
-
-}  // namespace HWY_NAMESPACE
+}  // namespace PERFORMER_TARGET
 }  // namespace performer::kernels
-HWY_AFTER_NAMESPACE();
+PERFORMER_AFTER_NAMESPACE();
 #endif  // include guard

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One (sequence, head) at work: its scratch memory, and the features of a chunk of queries or keys.
+// One (sequence, head) at work: its scratch memory, and the logits of a chunk of queries or keys.
 //
-// Letters as in kernels/favor.h, and C: rows of a chunk. Matrices are row-major float32 with rows padded to
-// whole vectors (Mp, Dp, Ep, Cp). Keys are held transposed (features or head elements down, tokens across)
-// wherever a product needs them on the right, so no C x M matrix is ever transposed.
+// Letters as in kernels/favor.h, and C: rows of a chunk. Matrices are row-major with rows padded to whole
+// vectors (Mp, Dp, Ep, Cp). Factors of products are made of cells (gemm-inl.h): `Number` is Single, where a
+// cell is a number, or Half, where it is a pair along the depth of the product. Keys are held transposed
+// (features or head elements down, tokens across) wherever a product needs them on the right.
+//
+// The projection's copies contain the input scale, so inputs enter the products as they are.
 #if defined(PERFORMER_KERNELS_CPU_HEAD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PERFORMER_KERNELS_CPU_HEAD_INL_H_
 #undef PERFORMER_KERNELS_CPU_HEAD_INL_H_
@@ -13,19 +16,21 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
-#include "performer/kernels/cpu/math-inl.h"
-#include "performer/kernels/cpu/support.h"
-#include "performer/kernels/element.h"
+#include "performer/kernels/cpu/functions-inl.h"
+#include "performer/kernels/cpu/gemm-inl.h"
+#include "performer/kernels/cpu/rows-inl.h"
 
-HWY_BEFORE_NAMESPACE();
+PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
-namespace HWY_NAMESPACE {
+namespace PERFORMER_TARGET {
 
 using cpu::Scratch;
 
 constexpr int64_t kChunk = 64;
-constexpr int64_t kBlock = 16;  // rows of the causal triangle handled together
+constexpr int64_t kBlock = 16;         // query rows handled together: their features stay in the L1 cache
+constexpr int64_t kFeatureBlock = 48;  // the same for features of keys
 // A row whose largest weight exceeds its denominator by more than e^46 = 1e20 is dominated by keys it may not
 // see; it is computed on its own. Everything else keeps at least 18 decimal orders above the smallest float.
 constexpr float kSlowGap = 46.0f;
@@ -33,24 +38,32 @@ constexpr float kSlowGap = 46.0f;
 // was.
 constexpr float kKeepBelow = 0x1p-40f;
 
-HWY_INLINE int64_t Padded(int64_t n) {
-  return (n + kLanes - 1) / kLanes * kLanes;
-}
-
+// Sizes, padded sizes (p) and numbers of cells along the depth (g).
+template <class Number>
 struct Sizes {
-  int64_t m, d, e, c, mp, dp, ep, cp;
+  int64_t m, d, e, c, mp, dp, ep, cp, mg, dg, eg, cg;
   explicit Sizes(const AttentionForward& p)
       : m(p.shape.features), d(p.shape.head_size), e(p.shape.value_size) {
     c = p.chunk > 0 ? p.chunk : kChunk;
-    mp = Padded(m);
-    dp = Padded(d);
-    ep = Padded(HWY_MAX(e, 1));
-    cp = Padded(c);
+    mp = PaddedToCells(m);
+    dp = PaddedToCells(d);
+    ep = PaddedToCells(HWY_MAX(e, 1));
+    cp = PaddedToCells(c);
+    mg = Groups(m), dg = Groups(d), eg = Groups(e), cg = Groups(c);
+  }
+  static int64_t Groups(int64_t count) { return (count + Number::kGroup - 1) / Number::kGroup; }
+  // Rows of numbers that are whole vectors also as cells.
+  static int64_t PaddedToCells(int64_t count) {
+    const int64_t step = kLanes * Number::kGroup;
+    return (count + step - 1) / step * step;
   }
 };
 
+template <class Number>
 class Head {
  public:
+  static constexpr bool kHalf = Number::kGroup == 2;
+
   Head(const AttentionForward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : p(params),
         n(params),
@@ -59,18 +72,20 @@ class Head {
         exponential(params.map.family == Family::exponential) {
     queries = query_rows(p.shape, sequence);
     keys = key_rows(p.shape, sequence);
-    qx = scratch.floats(n.c * n.dp);
     kt = scratch.floats(n.d * n.cp);
+    qx = scratch.floats(n.c * n.dp);
     value = scratch.floats(n.c * n.ep);
-    phi_q = scratch.floats(n.c * n.mp);
     key_norm = scratch.floats(n.cp);
     keep = scratch.floats(n.cp);
     key_sum = scratch.floats(n.mp);
     scale = scratch.floats(n.mp);
     new_scale = scratch.floats(n.mp);
     factor = scratch.floats(n.mp);
-    row = scratch.floats(HWY_MAX(HWY_MAX(n.dp, n.ep), n.mp));
-    if (p.map.projection != nullptr) projection_t = scratch.floats(n.d * n.mp);
+    staging = scratch.floats(HWY_MAX(n.c, 2) * HWY_MAX(HWY_MAX(n.dp, n.ep), HWY_MAX(n.mp, n.cp)));
+    if (p.map.projection != nullptr) {
+      projection_rows = scratch.floats(n.m * n.dp);
+      projection_t = scratch.floats(n.d * n.mp);
+    }
   }
 
   // Loads the projection; the scratch memory must be real.
@@ -80,8 +95,16 @@ class Head {
     if (p.map.projection == nullptr) return;
     projection =
         p.map.projection + sequence_ * p.map.projection_batch_stride + head * p.map.projection_head_stride;
-    Fill(projection_t, 0, n.d * n.mp);
-    Transpose(projection, n.d, n.m, n.d, 1, projection_t, n.mp);
+    for (int64_t f = 0; f < n.m; ++f) {
+      float* numbers = kHalf ? staging : projection_rows + f * n.dp;
+      Fill(numbers, 0, n.dp);
+      ScaleRow(projection + f * n.d, Scale(), n.d, numbers);
+#ifdef PERFORMER_BFLOAT16
+      if constexpr (kHalf) PackRowAlong(numbers, n.dp, projection_rows + f * n.dp);
+#endif
+    }
+    Fill(projection_t, 0, n.dg * n.mp);
+    Transpose(projection_rows, n.dp, n.m, n.dg, projection_t, n.mp);
   }
 
   int64_t StateIndex() const { return sequence_ * p.shape.heads + head; }
@@ -95,32 +118,56 @@ class Head {
     return p.query_mask == nullptr || p.query_mask[row_index(queries, i, p.shape.query_tokens)];
   }
 
-  // Rows first .. first + count of a view, padded with zeros to `ld`.
-  void LoadRows(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size, float factor_,
-                float* out, int64_t ld) {
-    const bool plain = view.type == DataType::float32;
+  // Rows first .. first + count of a view as float32, padded with zeros to `ld`.
+  void LoadRows(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size, float* out,
+                int64_t ld) const {
     for (int64_t i = 0; i < count; ++i) {
-      Fill(out + i * ld + ld - kLanes, 0, kLanes);
-      const int64_t offset = rows.at(view, first + i, head);
-      if (plain) {
-        ScaleRow(static_cast<const float*>(view.data) + offset, factor_, size, out + i * ld);
-      } else {
-        cpu::LoadRow(view, offset, size, factor_, out + i * ld);
+      for (int64_t end = ld - kLanes * Number::kGroup; end < ld; end += kLanes)
+        Fill(out + i * ld + end, 0, kLanes);
+      LoadRow(view, rows.at(view, first + i, head), size, 1, out + i * ld);
+    }
+  }
+  // The same as cells along each row.
+  void LoadCells(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size, float* out,
+                 int64_t ld) const {
+    if constexpr (!kHalf) {
+      LoadRows(view, rows, first, count, size, out, ld);
+    } else {
+      // The type of a Half head's inputs is bfloat16: pairs of neighbours are cells already.
+      const uint16_t* from = static_cast<const uint16_t*>(view.data);
+      for (int64_t i = 0; i < count; ++i) {
+        Fill(out + i * ld, 0, ld / 2);
+        std::memcpy(out + i * ld, from + rows.at(view, first + i, head), static_cast<size_t>(size) * 2);
       }
     }
   }
-  // The same, transposed to [size, Cp]; missing columns are zero.
+  // The same, transposed to [groups of size, Cp]; missing columns are zero.
   void LoadTransposed(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size,
-                      float factor_, float* out) {
-    if (count < n.cp) Fill(out, 0, size * n.cp);
-    if (view.type == DataType::float32) {
-      const float* source = static_cast<const float*>(view.data) + rows.at(view, first, head);
-      Transpose(source, view.token_stride, count, size, factor_, out, n.cp);
-      return;
+                      float* out) const {
+    const int64_t groups = Sizes<Number>::Groups(size);
+    if (count < n.cp) Fill(out, 0, groups * n.cp);
+    const bool even = size % 2 == 0 && view.token_stride % 2 == 0;
+    if (view.type == DataType::float32 && !kHalf) {
+      Transpose(static_cast<const float*>(view.data) + rows.at(view, first, head), view.token_stride, count,
+                size, out, n.cp);
+    } else if (kHalf && even) {
+      const auto* from = static_cast<const uint16_t*>(view.data) + rows.at(view, first, head);
+      Transpose(reinterpret_cast<const float*>(from), view.token_stride / 2, count, groups, out, n.cp);
+    } else {
+      const int64_t ld = Sizes<Number>::PaddedToCells(size);
+      LoadCells(view, rows, first, count, size, staging, ld);
+      Transpose(staging, ld, count, groups, out, n.cp);
     }
-    for (int64_t j = 0; j < count; ++j) {
-      cpu::LoadRow(view, rows.at(view, first + j, head), size, factor_, row);
-      for (int64_t i = 0; i < size; ++i) out[i * n.cp + j] = row[i];
+  }
+  // Rows of values as a right factor whose depth runs over tokens.
+  void LoadValues(const View& view, const Rows& rows, int64_t first, int64_t count, float* out) const {
+    if constexpr (!kHalf) {
+      LoadRows(view, rows, first, count, n.e, out, n.ep);
+    } else {
+#ifdef PERFORMER_BFLOAT16
+      LoadRows(view, rows, first, count, n.e, staging, n.ep);
+      PackRowPairs(staging, n.ep, count, n.ep, out, n.ep);
+#endif
     }
   }
 
@@ -128,18 +175,8 @@ class Head {
   // the exponential family, u = kEmptyLogScale, so that it moves no maximum. Returns whether any column is
   // dropped.
   bool LoadKeys(int64_t first, int64_t count) {
-    LoadTransposed(p.key, keys, first, count, n.d, Scale(), kt);
-    Fill(key_norm, 0, n.cp);
-    const Tag d;
-    const Vec eta = hn::Set(d, static_cast<float>(p.map.norm_weight));
-    for (int64_t j = 0; exponential && j < n.cp; j += kLanes) {
-      Vec sum = hn::Zero(d);
-      for (int64_t i = 0; i < n.d; ++i) {
-        const Vec x = hn::Load(d, kt + i * n.cp + j);
-        sum = hn::MulAdd(x, x, sum);
-      }
-      hn::Store(hn::Mul(eta, sum), d, key_norm + j);
-    }
+    LoadTransposed(p.key, keys, first, count, n.d, kt);
+    if (exponential) KeyNorms();
     bool dropped = false;
     for (int64_t j = 0; j < n.cp; ++j) {
       const bool kept = j < count && KeepsKey(first + j);
@@ -150,124 +187,120 @@ class Head {
     return dropped;
   }
 
+  // eta |scale k|^2 of the loaded keys.
+  void KeyNorms() const {
+    const Tag d;
+    const Vec eta = hn::Set(d, static_cast<float>(p.map.norm_weight) * Scale() * Scale());
+    for (int64_t j = 0; j < n.cp; j += kLanes) {
+      Vec sum = hn::Zero(d);
+      for (int64_t i = 0; i < n.dg; ++i) {
+        const Vec x = hn::Load(d, kt + i * n.cp + j);
+        sum = Number::MultiplyAdd(x, x, sum);
+      }
+      hn::Store(hn::Mul(eta, sum), d, key_norm + j);
+    }
+  }
+
+  // P.x' of features first .. first + count of the loaded keys, transposed [count, Cp]: u without offset and
+  // norm.
+  void KeyProducts(int64_t first, int64_t count, float* out) const {
+    if (projection != nullptr) {
+      Gemm<Number>(count, n.cp, n.dg, {projection_rows + first * n.dp, n.dp, 1}, kt, n.cp, out, n.cp, false);
+    } else {
+      Copy(kt + first * n.cp, out, count * n.cp);
+      Multiply(out, Scale(), count * n.cp);
+    }
+  }
+  // What u adds to the product for token j of feature f: c_f - norm_j, and whether a maximum may see it.
+  HWY_INLINE Vec KeyLogit(Vec product, Vec c, const float* norm) const {
+    const Tag d;
+    const Vec u = hn::Add(product, c);
+    return exponential ? hn::Max(hn::Sub(u, hn::Load(d, norm)), hn::Set(d, kEmptyLogScale)) : u;
+  }
+  float Offset(int64_t f) const { return offset != nullptr ? offset[f] : 0.0f; }
+
   // u of the loaded keys, transposed [M, Cp].
-  void KeyLogitsTransposed(float* out) {
-    if (projection != nullptr)
-      Gemm(n.m, n.cp, n.d, {projection, n.d, 1}, kt, n.cp, out, n.cp, false);
-    else
-      std::memcpy(out, kt, sizeof(float) * static_cast<size_t>(n.m * n.cp));
+  void KeyLogitsTransposed(float* out) const {
+    KeyProducts(0, n.m, out);
     if (!exponential && offset == nullptr) return;
     const Tag d;
     for (int64_t f = 0; f < n.m; ++f) {
-      const Vec c = hn::Set(d, offset != nullptr ? offset[f] : 0.0f);
-      for (int64_t j = 0; j < n.cp; j += kLanes) {
-        Vec u = hn::Add(hn::Load(d, out + f * n.cp + j), c);
-        if (exponential) u = hn::Max(hn::Sub(u, hn::Load(d, key_norm + j)), hn::Set(d, kEmptyLogScale));
-        hn::Store(u, d, out + f * n.cp + j);
-      }
+      const Vec c = hn::Set(d, Offset(f));
+      float* u = out + f * n.cp;
+      for (int64_t j = 0; j < n.cp; j += kLanes)
+        hn::Store(KeyLogit(hn::Load(d, u + j), c, key_norm + j), d, u + j);
     }
   }
 
-  // u of the loaded keys by rows [count, Mp]; the padding of a row is 0.
-  void KeyLogits(int64_t count, float* out) {
+  // P.x' + c of the rows in qx by rows [count, Mp]; the padding of a row is 0.
+  void RowLogits(int64_t count, float* out) const {
     if (projection != nullptr) {
-      Gemm(count, n.mp, n.d, {kt, 1, n.cp}, projection_t, n.mp, out, n.mp, false);
+      Gemm<Number>(count, n.mp, n.dg, {qx, n.dp, 1}, projection_t, n.mp, out, n.mp, false);
     } else {
-      Fill(out, 0, count * n.mp);
-      for (int64_t j = 0; j < count; ++j) {
-        for (int64_t i = 0; i < n.d; ++i) out[j * n.mp + i] = kt[i * n.cp + j];
-      }
+      Copy(qx, out, count * n.mp);
+      Multiply(out, Scale(), count * n.mp);
     }
-    for (int64_t j = 0; j < count; ++j) {
-      AddOffset(out + j * n.mp);
-      if (!exponential) continue;
-      for (int64_t f = 0; f < n.m; ++f)
-        out[j * n.mp + f] = HWY_MAX(out[j * n.mp + f] - key_norm[j], kEmptyLogScale);
+    for (int64_t i = 0; offset != nullptr && i < count; ++i) {
+      for (int64_t f = 0; f < n.m; ++f) out[i * n.mp + f] += offset[f];
     }
+  }
+  // The same of queries first .. first + count, which are loaded to qx.
+  void QueryLogits(int64_t first, int64_t count, float* out) const {
+    LoadCells(p.query, queries, first, count, n.d, qx, n.dp);
+    RowLogits(count, out);
   }
 
-  // u of a chunk of queries by rows [count, Mp], and qx.
-  void QueryLogits(int64_t first, int64_t count, float* out) {
-    LoadRows(p.query, queries, first, count, n.d, Scale(), qx, n.dp);
-    if (projection != nullptr)
-      Gemm(count, n.mp, n.d, {qx, n.dp, 1}, projection_t, n.mp, out, n.mp, false);
-    else
-      std::memcpy(out, qx, sizeof(float) * static_cast<size_t>(count * n.mp));
-    for (int64_t i = 0; i < count; ++i) AddOffset(out + i * n.mp);
+  // factor = exp(scale - new_scale), which is at most 1.
+  void FinishScale() const {
+    for (int64_t f = n.m; f < n.mp; ++f) new_scale[f] = kEmptyLogScale;
+    const Tag d;
+    for (int64_t f = 0; f < n.mp; f += kLanes)
+      hn::Store(ExpUnchecked(hn::Sub(hn::Load(d, scale + f), hn::Load(d, new_scale + f))), d, factor + f);
+  }
+  // Whether the state would lose what rows of this chunk may need: see ReadSlowly.
+  bool LosesState() const {
+    for (int64_t f = 0; p.causal && f < n.m; ++f) {
+      if (factor[f] < kKeepBelow && key_sum[f] != 0.0f) return true;
+    }
+    return false;
   }
 
-  // new_scale = max(scale, largest u of the chunk), factor = exp(scale - new_scale) from u transposed [M,
-  // Cp].
-  void RaiseScale(const float* ut) {
-    for (int64_t f = 0; f < n.m; ++f) new_scale[f] = HWY_MAX(scale[f], MaxOf(ut + f * n.cp, n.cp));
-    FinishScale();
-  }
-  // The same from u by rows; only kept rows count.
-  void RaiseScaleRows(const float* u, int64_t count) {
-    std::memcpy(new_scale, scale, sizeof(float) * static_cast<size_t>(n.mp));
-    const Tag d;
-    for (int64_t j = 0; j < count; ++j) {
-      if (keep[j] == 0.0f) continue;
-      for (int64_t f = 0; f < n.mp; f += kLanes) {
-        hn::Store(hn::Max(hn::Load(d, new_scale + f), hn::Load(d, u + j * n.mp + f)), d, new_scale + f);
-      }
-    }
-    FinishScale();
-  }
-
-  // phi = exp(u + shift_f - c) along a row of features.
-  void ExpRow(const float* u, const float* shift, float c, float* phi) const {
-    const Tag d;
-    const Vec minus = hn::Set(d, c);
-    for (int64_t f = 0; f < n.mp; f += kLanes) {
-      hn::Store(Exp(hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus)), d, phi + f);
-    }
-  }
-  // phi = exp(u - scale_f) along a transposed row of tokens; dropped columns are zero.
-  void ExpColumns(const float* u, float minus_f, float* phi) const {
-    const Tag d;
-    const Vec minus = hn::Set(d, minus_f);
-    for (int64_t j = 0; j < n.cp; j += kLanes) {
-      hn::Store(hn::Mul(hn::Load(d, keep + j), Exp(hn::Sub(hn::Load(d, u + j), minus))), d, phi + j);
-    }
-  }
+  // Largest u_f + shift_f of a row.
   float MaxSum(const float* u, const float* shift) const {
     const Tag d;
     Vec m = hn::Set(d, 2 * kEmptyLogScale);
     for (int64_t f = 0; f < n.mp; f += kLanes)
       m = hn::Max(m, hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)));
-    return hn::GetLane(hn::MaxOfLanes(d, m));
+    return LargestLane(m);
+  }
+  // phi = exp(u + shift_f - c) along a row of features.
+  void ExpRow(const float* u, const float* shift, float c, float* phi) const {
+    const Tag d;
+    const Vec minus = hn::Set(d, c);
+    for (int64_t f = 0; f < n.mp; f += kLanes)
+      hn::Store(Exp(hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus)), d, phi + f);
   }
 
   float Scale() const { return static_cast<float>(p.map.scale); }
   float Epsilon() const { return static_cast<float>(p.map.epsilon); }
 
   const AttentionForward& p;
-  Sizes n;
+  Sizes<Number> n;
   int64_t sequence_, head;
   bool exponential;
   Rows queries, keys;
   const float* projection = nullptr;  // [M, D] as given
   const float* offset = nullptr;      // [M]
-  float* projection_t = nullptr;      // [D, Mp]
-  float *qx, *kt, *value, *phi_q, *key_norm, *keep;
+  float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
+  float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
+  float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
+  float* value;                       // cells [C, Ep], depth C
+  float *key_norm, *keep;             // [Cp]
   float *key_sum, *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
-  float* row;
-
- private:
-  void AddOffset(float* u) const {
-    for (int64_t f = 0; offset != nullptr && f < n.m; ++f) u[f] += offset[f];
-  }
-  void FinishScale() {
-    for (int64_t f = n.m; f < n.mp; ++f) new_scale[f] = kEmptyLogScale;
-    const Tag d;
-    for (int64_t f = 0; f < n.mp; f += kLanes) {
-      hn::Store(Exp(hn::Sub(hn::Load(d, scale + f), hn::Load(d, new_scale + f))), d, factor + f);
-    }
-  }
+  float* staging;                               // rows on their way
 };
 
-}  // namespace HWY_NAMESPACE
+}  // namespace PERFORMER_TARGET
 }  // namespace performer::kernels
-HWY_AFTER_NAMESPACE();
+PERFORMER_AFTER_NAMESPACE();
 #endif  // include guard

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "performer/kernels/element.h"
 #include "performer/kernels/function.h"
 
 namespace performer::kernels::cpu {
@@ -16,27 +15,6 @@ float ElementFunction(Function function, float u) {
 }
 float ElementDerivative(Function function, float u) {
   return function_derivative(function, u);
-}
-
-void LoadRow(const View& view, int64_t offset, int64_t count, float scale, float* row) {
-  if (view.type == DataType::float32) {
-    const float* source = static_cast<const float*>(view.data) + offset;
-    for (int64_t i = 0; i < count; ++i) row[i] = source[i] * scale;
-  } else if (view.type == DataType::bfloat16) {
-    const uint16_t* source = static_cast<const uint16_t*>(view.data) + offset;
-    for (int64_t i = 0; i < count; ++i) row[i] = bfloat16_to_float(source[i]) * scale;
-  } else {
-    for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(load(view, offset + i)) * scale;
-  }
-}
-
-void StoreRow(const View& view, int64_t offset, int64_t count, float scale, const float* row) {
-  if (view.type == DataType::float32) {
-    float* target = static_cast<float*>(view.data) + offset;
-    for (int64_t i = 0; i < count; ++i) target[i] = row[i] * scale;
-  } else {
-    for (int64_t i = 0; i < count; ++i) store(view, offset + i, row[i] * scale);
-  }
 }
 
 void ForEachHead(const Shape& shape, Executor& executor, HeadWork work, const void* context, void* workspace,

@@ -14,10 +14,6 @@ float ElementFunction(Function function, float u);
 float ElementDerivative(Function function, float u);
 inline constexpr float kLeakySlopeFloat = 0.01f;  // kLeakySlope of kernels/function.h
 
-// Reads `count` elements from `offset` on as float32 times `scale`; writes them back times `scale`.
-void LoadRow(const View& view, int64_t offset, int64_t count, float scale, float* row);
-void StoreRow(const View& view, int64_t offset, int64_t count, float scale, const float* row);
-
 // Calls work(context, sequence, head, worker's scratch) for every (sequence, head), handing them out one by
 // one so that segments of uneven length balance.
 using HeadWork = void (*)(const void* context, int64_t sequence, int64_t head, void* scratch);
