@@ -120,6 +120,7 @@ struct AttentionBackward {
   View grad_query, grad_key, grad_value;  // written, not added to
   // Gradients of (kv, key_sum) of the final state, scaled as that state is; log_scale is a representation,
   // not a value, and has none. The final state's log_scale must be given in forward.final when grad_final is.
+  // All of the final state may be given there: a bidirectional pass then need not sum up the keys again.
   State grad_final;
   State grad_initial;
 };
@@ -145,7 +146,7 @@ struct FavorKernels {
 };
 
 // The table for the best target of this machine, or the one forced by the environment variable
-// PERFORMER_CPU_TARGET (reference, portable, ssse3, sse4, avx2, avx512, neon). Throws UsageError when the
+// PERFORMER_CPU_TARGET (reference, portable, ssse3, sse4, avx2, avx512, avx512bf16, neon). Throws UsageError when the
 // forced one is unknown or absent, saying whether the CPU, the system or the build lacks it. Chosen once.
 const FavorKernels& favor_kernels();
 // Definition of every result: plain loops in double. Takes float64 views too; states and normalizers are

@@ -159,9 +159,8 @@ class BackwardHead : public Head<Number> {
   template <class BeforeRescale>
   void KeyFeaturesByRows(int64_t first, int64_t count, float* u, float* phi, BeforeRescale before) {
     this->LoadKeys(first, count);
-    this->LoadValues(p.value, keys, first, count, value);
-    this->LoadCells(p.key, keys, first, count, n.d, qx, n.dp);
-    this->RowLogits(count, u);
+    this->LoadValues(first, count);
+    this->RowLogits(p.key, keys, first, count, u);
     const Tag d;
     if (exponential) {
       Copy(scale, new_scale, n.mp);
@@ -195,7 +194,7 @@ class BackwardHead : public Head<Number> {
   }
   // Adds a chunk of keys to the state; `cells` are their features with depth C.
   void AbsorbKeys(int64_t count, const float* phi, const float* cells) {
-    Gemm<Number>(n.e, n.mp, n.Groups(count), {value, 1, n.ep}, cells, n.mp, sums, n.mp, true);
+    Gemm<Number>(n.e, n.mp, n.Groups(count), {value.data, 1, value.ld}, cells, n.mp, sums, n.mp, true);
     for (int64_t j = 0; j < count; ++j) Axpy(1, phi + j * n.mp, key_sum, n.mp);
   }
 

@@ -26,13 +26,13 @@ class ForwardHead : public Head<Number> {
     kv = scratch.floats(n.m * n.ep);
     ut = scratch.floats((p.causal ? n.m : kFeatureBlock) * n.cp);
     phi_t = scratch.floats(n.m * n.cp);
-    uq = scratch.floats(kBlock * n.mp);
-    phi_q = p.causal || kHalf ? scratch.floats(kBlock * n.mp) : uq;
+    uq = scratch.floats(kMostRows * n.mp);
+    phi_q = p.causal || kHalf ? scratch.floats(kMostRows * n.mp) : uq;
     kv_right = kHalf ? scratch.floats(n.mg * n.ep) : kv;
     phi_right = kHalf && p.causal ? scratch.floats(n.mg * n.cp) : phi_t;
-    out = scratch.floats(kBlock * n.ep);
-    weights = scratch.floats(kBlock * n.cp);
-    sum_update = scratch.floats(n.mp);
+    out = scratch.floats(kMostRows * n.ep);
+    weights = scratch.floats(kMostRows * n.cp);
+    sum_update = scratch.floats(n.m * kLanes);
     if (!p.causal) return;
     kept_kv = scratch.floats(n.m * n.ep);
     kept_sum = scratch.floats(n.mp);
@@ -47,7 +47,7 @@ class ForwardHead : public Head<Number> {
         const int64_t count = HWY_MIN(n.c, queries.count - t);
         KeyFeatures(t, count);
         PackState();
-        for (int64_t i = 0; i < count; i += kBlock) Read(t, i, HWY_MIN(kBlock, count - i));
+        for (int64_t i = 0; i < count; i += rows_) Read(t, i, HWY_MIN(rows_, count - i));
         Absorb(count);
       }
     } else {
@@ -57,7 +57,7 @@ class ForwardHead : public Head<Number> {
         Absorb(count);
       }
       PackState();
-      for (int64_t t = 0; t < queries.count; t += kBlock) Read(t, 0, HWY_MIN(kBlock, queries.count - t));
+      for (int64_t t = 0; t < queries.count; t += rows_) Read(t, 0, HWY_MIN(rows_, queries.count - t));
     }
     StoreState();
   }
@@ -93,17 +93,19 @@ class ForwardHead : public Head<Number> {
   // Features and values of a chunk of keys; the state is brought to the scale that includes them.
   void KeyFeatures(int64_t first, int64_t count) {
     dropped_ = this->LoadKeys(first, count);
-    this->LoadValues(p.value, keys, first, count, value);
+    this->LoadValues(first, count);
     for (int64_t f = 0; f < n.m; f += kFeatureBlock) {
       const int64_t features = HWY_MIN(kFeatureBlock, n.m - f);
       float* u = p.causal ? ut + f * n.cp : ut;
       KeyProducts(f, features, u);
-      for (int64_t i = 0; i < features; ++i) {
-        if (n.cp == 4 * kLanes)
-          FeatureOfKeys<4>(f + i, u + i * n.cp);
-        else
-          FeatureOfKeys<0>(f + i, u + i * n.cp);
-      }
+      if (!exponential)
+        ElementwiseFeatures(f, features, u);
+      else if (n.cp != 4 * kLanes)
+        ExponentialFeatures<0, true>(f, features, u);
+      else if (dropped_ || p.causal)
+        ExponentialFeatures<4, true>(f, features, u);
+      else
+        ExponentialFeatures<4, false>(f, features, u);
     }
     kept_ = false;
     if (exponential) Rescale();
@@ -112,46 +114,50 @@ class ForwardHead : public Head<Number> {
 #endif
   }
 
-  // phi, its sum and (exponential family) its largest log-weight for one feature of all keys of the chunk,
-  // from P.x' in u. kVecs: vectors of a row of tokens, 0 when only known at run time.
-  template <int kVecs>
-  HWY_INLINE void FeatureOfKeys(int64_t f, float* HWY_RESTRICT u) {
+  // phi, its sums and its largest log-weights for a block of features of all keys of the chunk, from P.x' in
+  // u. kVecs: vectors of a row of tokens, 0 when only known at run time. kGeneral: keys may be dropped, and u
+  // is kept.
+  template <int kVecs, bool kGeneral>
+  HWY_NOINLINE void ExponentialFeatures(int64_t first, int64_t count, float* HWY_RESTRICT u) {
     const Tag d;
     const int64_t vectors = kVecs > 0 ? kVecs : n.cp / kLanes;
-    float* HWY_RESTRICT phi = phi_t + f * n.cp;
-    const Vec c = hn::Set(d, this->Offset(f));
-    Vec sum = hn::Zero(d);
-    if (exponential) {
+    const float* HWY_RESTRICT norm = key_norm;
+    for (int64_t f = first; f < first + count; ++f, u += n.cp) {
+      float* HWY_RESTRICT phi = phi_t + f * n.cp;
+      const Vec c = hn::Set(d, this->Offset(f)), none = hn::Set(d, kEmptyLogScale);
       Vec logit[kVecs > 0 ? kVecs : 1];
       Vec most = hn::Set(d, scale[f]);
       for (int64_t v = 0; v < vectors; ++v) {
-        Vec& x = logit[kVecs > 0 ? v : 0];
-        x = KeyLogit(hn::Load(d, u + v * kLanes), c, key_norm + v * kLanes);
-        if (kVecs == 0 || p.causal) hn::Store(x, d, u + v * kLanes);
+        const Vec raw = hn::Sub(hn::Add(hn::Load(d, u + v * kLanes), c), hn::Load(d, norm + v * kLanes));
+        const Vec x = hn::Max(raw, none);
+        if (kVecs > 0) logit[kVecs > 0 ? v : 0] = x;
+        if (kGeneral) hn::Store(x, d, u + v * kLanes);
         most = hn::Max(most, x);
       }
       const Vec largest = hn::MaxOfLanes(d, most);
       new_scale[f] = hn::GetLane(largest);
+      Vec sum = hn::Zero(d);
       for (int64_t v = 0; v < vectors; ++v) {
-        const Vec x = kVecs > 0 ? logit[v] : hn::Load(d, u + v * kLanes);
+        const Vec x = kVecs > 0 ? logit[kVecs > 0 ? v : 0] : hn::Load(d, u + v * kLanes);
         Vec y = ExpUnchecked(hn::Sub(x, largest));
-        if (dropped_) y = hn::Mul(y, hn::Load(d, keep + v * kLanes));
+        if (kGeneral) y = hn::Mul(y, hn::Load(d, keep + v * kLanes));
         hn::Store(y, d, phi + v * kLanes);
         sum = hn::Add(sum, y);
       }
-    } else {
+      hn::Store(sum, d, sum_update + f * kLanes);
+    }
+  }
+  HWY_NOINLINE void ElementwiseFeatures(int64_t first, int64_t count, float* HWY_RESTRICT u) {
+    const Tag d;
+    for (int64_t f = first; f < first + count; ++f, u += n.cp) {
+      float* phi = phi_t + f * n.cp;
       if (this->offset != nullptr) AddConstant(this->offset[f], u, n.cp);
       ApplyFunction(p.map.function, Epsilon(), u, phi, n.cp);
-      for (int64_t v = 0; v < vectors; ++v) {
-        Vec y = hn::Load(d, phi + v * kLanes);
-        if (dropped_) {
-          y = hn::Mul(y, hn::Load(d, keep + v * kLanes));
-          hn::Store(y, d, phi + v * kLanes);
-        }
-        sum = hn::Add(sum, y);
-      }
+      if (dropped_) MultiplyRow(phi, keep, n.cp);
+      Vec sum = hn::Zero(d);
+      for (int64_t j = 0; j < n.cp; j += kLanes) sum = hn::Add(sum, hn::Load(d, phi + j));
+      hn::Store(sum, d, sum_update + f * kLanes);
     }
-    sum_update[f] = SumOfLanes(sum);
   }
 
   void Rescale() {
@@ -184,14 +190,17 @@ class ForwardHead : public Head<Number> {
   }
 
   void Absorb(int64_t count) {
-    Gemm<Number>(n.m, n.ep, n.Groups(count), {phi_t, n.cp, 1}, value, n.ep, kv, n.ep, true);
-    for (int64_t f = 0; f < n.m; ++f) key_sum[f] += sum_update[f];
+    Gemm<Number>(n.m, n.ep, n.Groups(count), {phi_t, n.cp, 1}, value.data, value.ld, kv, n.ep, true);
+    for (int64_t f = 0; f < n.m; ++f) key_sum[f] += SumOf(sum_update + f * kLanes, kLanes);
   }
 
   // Outputs of queries `start` .. `start` + `rows` of the chunk at `first`: what the state holds, plus, when
   // causal, the chunk's own keys up to each row.
   void Read(int64_t first, int64_t start, int64_t rows) {
     this->QueryLogits(first + start, rows, uq);
+    if (exponential) {
+      for (int64_t i = 0; i < rows; ++i) shift[i] = this->MaxSum(uq + i * n.mp, scale);
+    }
     for (int64_t i = 0; i < rows; ++i) FeaturesOfQuery(i);
     Gemm<Number>(rows, n.ep, n.mg, {phi_q, n.mp, 1}, kv_right, n.ep, out, n.ep, false);
     if (p.causal) ReadChunk(start, rows);
@@ -203,9 +212,7 @@ class ForwardHead : public Head<Number> {
     const Tag d;
     float *u = uq + i * n.mp, *phi = phi_q + i * n.mp;
     if (exponential) {
-      const float largest = this->MaxSum(u, scale);
-      shift[i] = largest;
-      const Vec minus = hn::Set(d, largest);
+      const Vec minus = hn::Set(d, shift[i]);
       Vec sum = hn::Zero(d);
       for (int64_t f = 0; f < n.mp; f += kLanes) {
         const Vec x = hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, scale + f)), minus);
@@ -235,7 +242,7 @@ class ForwardHead : public Head<Number> {
       if constexpr (kHalf) PackRowAlong(row, padded, row);
 #endif
     }
-    Gemm<Number>(rows, n.ep, n.Groups(columns), {weights, n.cp, 1}, value, n.ep, out, n.ep, true);
+    Gemm<Number>(rows, n.ep, n.Groups(columns), {weights, n.cp, 1}, value.data, value.ld, out, n.ep, true);
   }
 
   void Finish(int64_t first, int64_t start, int64_t i) {
@@ -296,8 +303,11 @@ class ForwardHead : public Head<Number> {
 
   // Value row j of the chunk as float32.
   const float* ValueOf(int64_t j) const {
-    if constexpr (!kHalf) return value + j * n.ep;
-    const float* cells = value + j / 2 * n.ep;
+    if constexpr (!kHalf) {
+      std::memcpy(staging, value.data + j * value.ld, sizeof(float) * static_cast<size_t>(n.ep));
+      return staging;
+    }
+    const float* cells = value.data + j / 2 * n.ep;
     for (int64_t i = 0; i < n.ep; ++i) {
       const uint32_t bits = std::bit_cast<uint32_t>(cells[i]);
       staging[i] = std::bit_cast<float>(j % 2 == 0 ? bits << 16 : bits & 0xFFFF0000u);
@@ -305,17 +315,21 @@ class ForwardHead : public Head<Number> {
     return staging;
   }
 
+  // Queries read together. Fewer waste less of the causal triangle, more use the caches better.
+  static constexpr int64_t kMostRows = 48;
+  const int64_t rows_ = p.causal && !kHalf ? kBlock : kMostRows;
+
   float* kv;           // [M, Ep]
   float* ut;           // u of the keys, [M, Cp] when causal, else of a block of features
   float* phi_t;        // cells [M, Cp] of the keys' features, depth C
   float* phi_right;    // the same as cells [M, Cp], depth M
-  float* uq;           // [kBlock, Mp]
-  float* phi_q;        // cells [kBlock, Mp], depth M
+  float* uq;           // [rows, Mp]
+  float* phi_q;        // cells [rows, Mp], depth M
   float* kv_right;     // the state as cells [M, Ep], depth M
-  float* out;          // [kBlock, Ep]
-  float* weights;      // [kBlock, Cp], then as cells, depth C
-  float* sum_update;   // [Mp]
-  float denominator[kBlock], shift[kBlock];
+  float* out;          // [rows, Ep]
+  float* weights;      // [rows, Cp], then as cells, depth C
+  float* sum_update;   // sums of the chunk's features, lane by lane, [M, kLanes]
+  float denominator[kMostRows], shift[kMostRows];
   float *kept_kv = nullptr, *kept_sum = nullptr, *kept_scale = nullptr;
   bool kept_ = false, dropped_ = false;
 };

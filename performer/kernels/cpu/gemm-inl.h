@@ -36,6 +36,12 @@ struct Left {
   int64_t row, column;
 };
 
+// A right factor: rows of cells.
+struct Right {
+  const float* data;
+  int64_t ld;
+};
+
 template <class Number, int kRows, int kVecs>
 HWY_INLINE void GemmTile(int64_t depth, Left a, const float* HWY_RESTRICT b, int64_t ldb,
                          float* HWY_RESTRICT c, int64_t ldc, bool accumulate) {
@@ -47,7 +53,7 @@ HWY_INLINE void GemmTile(int64_t depth, Left a, const float* HWY_RESTRICT b, int
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec right[kVecs];
-    for (int v = 0; v < kVecs; ++v) right[v] = hn::Load(d, b + k * ldb + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) right[v] = hn::LoadU(d, b + k * ldb + v * kLanes);
     for (int i = 0; i < kRows; ++i) {
       const Vec left = hn::Set(d, a.data[i * a.row + k * a.column]);
       for (int v = 0; v < kVecs; ++v) sum[i][v] = Number::MultiplyAdd(left, right[v], sum[i][v]);
@@ -73,7 +79,7 @@ HWY_NOINLINE void GemmPanel(int64_t rows, int64_t depth, Left a, const float* b,
 }
 
 // C[rows x columns] (+)= A[rows x depth] B[depth x columns]; the depth counts cells, C is float32. Rows of B
-// and C are padded to whole vectors and aligned. Six rows by four vectors fill the registers of 512-bit
+// and C are padded to whole vectors, those of C aligned. Six rows by four vectors fill the registers of 512-bit
 // targets, six by two those of the others.
 template <class Number>
 HWY_INLINE void Gemm(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b, int64_t ldb,

@@ -29,7 +29,7 @@ namespace PERFORMER_TARGET {
 using cpu::Scratch;
 
 constexpr int64_t kChunk = 64;
-constexpr int64_t kBlock = 16;         // query rows handled together: their features stay in the L1 cache
+constexpr int64_t kBlock = 16;         // rows of a causal triangle that are handled together
 constexpr int64_t kFeatureBlock = 48;  // the same for features of keys
 // A row whose largest weight exceeds its denominator by more than e^46 = 1e20 is dominated by keys it may not
 // see; it is computed on its own. Everything else keeps at least 18 decimal orders above the smallest float.
@@ -74,7 +74,7 @@ class Head {
     keys = key_rows(p.shape, sequence);
     kt = scratch.floats(n.d * n.cp);
     qx = scratch.floats(n.c * n.dp);
-    value = scratch.floats(n.c * n.ep);
+    value_memory = scratch.floats(n.c * n.ep);
     key_norm = scratch.floats(n.cp);
     keep = scratch.floats(n.cp);
     key_sum = scratch.floats(n.mp);
@@ -159,16 +159,31 @@ class Head {
       Transpose(staging, ld, count, groups, out, n.cp);
     }
   }
-  // Rows of values as a right factor whose depth runs over tokens.
-  void LoadValues(const View& view, const Rows& rows, int64_t first, int64_t count, float* out) const {
-    if constexpr (!kHalf) {
-      LoadRows(view, rows, first, count, n.e, out, n.ep);
-    } else {
+  // Sets `value` to the chunk's values as a right factor whose depth runs over tokens: in place where their
+  // rows are whole vectors of float32 already.
+  void LoadValues(int64_t first, int64_t count) {
+    value = {value_memory, n.ep};
+    if constexpr (kHalf) {
 #ifdef PERFORMER_BFLOAT16
-      LoadRows(view, rows, first, count, n.e, staging, n.ep);
-      PackRowPairs(staging, n.ep, count, n.ep, out, n.ep);
+      LoadRows(p.value, keys, first, count, n.e, staging, n.ep);
+      PackRowPairs(staging, n.ep, count, n.ep, value_memory, n.ep);
 #endif
+    } else if (p.value.type == DataType::float32 && n.e == n.ep) {
+      value = {static_cast<const float*>(p.value.data) + keys.at(p.value, first, head), p.value.token_stride};
+    } else {
+      LoadRows(p.value, keys, first, count, n.e, value_memory, n.ep);
     }
+  }
+  // Rows of a view as a left factor of depth D: in place where its type is that of the cells.
+  Left LoadLeft(const View& view, const Rows& rows, int64_t first, int64_t count) const {
+    if (!kHalf && view.type == DataType::float32)
+      return {static_cast<const float*>(view.data) + rows.at(view, first, head), view.token_stride, 1};
+    if (kHalf && n.d % 2 == 0 && view.token_stride % 2 == 0) {
+      const auto* from = static_cast<const uint16_t*>(view.data) + rows.at(view, first, head);
+      return {reinterpret_cast<const float*>(from), view.token_stride / 2, 1};
+    }
+    LoadCells(view, rows, first, count, n.d, qx, n.dp);
+    return {qx, n.dp, 1};
   }
 
   // kt, key_norm and keep of a chunk of keys. A dropped column (masked or past the end) has keep 0 and, in
@@ -176,6 +191,8 @@ class Head {
   // dropped.
   bool LoadKeys(int64_t first, int64_t count) {
     LoadTransposed(p.key, keys, first, count, n.d, kt);
+    Prefetch(p.key, keys, first + n.c, n.c, n.d);
+    Prefetch(p.value, keys, first + n.c, n.c, n.e);
     if (exponential) KeyNorms();
     bool dropped = false;
     for (int64_t j = 0; j < n.cp; ++j) {
@@ -232,22 +249,31 @@ class Head {
     }
   }
 
-  // P.x' + c of the rows in qx by rows [count, Mp]; the padding of a row is 0.
-  void RowLogits(int64_t count, float* out) const {
+  // P.x' + c of rows first .. first + count of a view, [count, Mp]; the padding of a row is 0.
+  void RowLogits(const View& view, const Rows& rows, int64_t first, int64_t count, float* out) const {
     if (projection != nullptr) {
-      Gemm<Number>(count, n.mp, n.dg, {qx, n.dp, 1}, projection_t, n.mp, out, n.mp, false);
+      Gemm<Number>(count, n.mp, n.dg, LoadLeft(view, rows, first, count), projection_t, n.mp, out, n.mp,
+                   false);
     } else {
-      Copy(qx, out, count * n.mp);
+      LoadRows(view, rows, first, count, n.d, out, n.mp);
       Multiply(out, Scale(), count * n.mp);
     }
     for (int64_t i = 0; offset != nullptr && i < count; ++i) {
       for (int64_t f = 0; f < n.m; ++f) out[i * n.mp + f] += offset[f];
     }
   }
-  // The same of queries first .. first + count, which are loaded to qx.
   void QueryLogits(int64_t first, int64_t count, float* out) const {
-    LoadCells(p.query, queries, first, count, n.d, qx, n.dp);
-    RowLogits(count, out);
+    RowLogits(p.query, queries, first, count, out);
+  }
+
+  // Asks for the rows of the next chunk while this one is worked on: rows of heads lie apart, which the CPU's
+  // own prefetcher does not follow.
+  void Prefetch(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size) const {
+    const int64_t bytes = view.type == DataType::float32 ? 4 : 2;
+    for (int64_t i = first; i < HWY_MIN(first + count, rows.count); ++i) {
+      const char* row = static_cast<const char*>(view.data) + rows.at(view, i, head) * bytes;
+      for (int64_t at = 0; at < size * bytes; at += 64) hwy::Prefetch(row + at);
+    }
   }
 
   // factor = exp(scale - new_scale), which is at most 1.
@@ -294,7 +320,8 @@ class Head {
   float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
   float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
   float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
-  float* value;                       // cells [C, Ep], depth C
+  Right value = {};                   // cells [C, Ep], depth C
+  float* value_memory;                // the same where it is no view of the input
   float *key_norm, *keep;             // [Cp]
   float *key_sum, *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
   float* staging;                               // rows on their way

@@ -10,6 +10,7 @@
 #define PERFORMER_KERNELS_CPU_TARGET_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <cstdint>

@@ -76,7 +76,10 @@ struct BackwardCall {
   Call call;
   at::Tensor grad_out, out, normalizer;
   // Of the final state, in its scale, or undefined: no gradient reaches the final state.
-  at::Tensor grad_kv, grad_key_sum, final_log_scale;
+  at::Tensor grad_kv, grad_key_sum;
+  // The final state as far as it was kept: its log-scale wherever gradients of it are given, and all of it
+  // where the autograd function found that worthwhile; a backend may then save itself the keys' sums.
+  State final;
 };
 
 // What a backward pass writes, contiguous and of the types of the inputs. The initial state's gradients have

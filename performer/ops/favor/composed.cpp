@@ -261,7 +261,7 @@ void composed_backward(const BackwardCall& backward, BackwardResults& results) {
     const auto own = [&](const Tensor& x) { return x.defined() && n >= 0 ? x.narrow(0, n, 1) : x; };
     Walk walk(call, sequence_of(call, range, n));
     const Sums mirror =
-        walk.mirror_of({own(backward.grad_kv), own(backward.grad_key_sum), own(backward.final_log_scale)});
+        walk.mirror_of({own(backward.grad_kv), own(backward.grad_key_sum), own(backward.final.log_scale)});
     walk.backward(range.of_queries(backward.grad_out), range.of_queries(backward.out),
                   range.of_queries(backward.normalizer), mirror,
                   {range.of_queries(sums.query), range.of_keys(sums.key), range.of_keys(sums.value),

@@ -108,10 +108,11 @@ void cpu_backward(const BackwardCall& backward, BackwardResults& results) {
   params.grad_query = view_of(results.query);
   params.grad_key = view_of(results.key);
   params.grad_value = view_of(results.value);
-  if (backward.grad_kv.defined()) {
+  if (backward.grad_kv.defined())
     params.grad_final = {backward.grad_kv.data_ptr(), backward.grad_key_sum.data_ptr(), nullptr};
-    kernel.params.final = {nullptr, nullptr, backward.final_log_scale.data_ptr()};
-  }
+  const auto pointer = [](const Tensor& part) { return part.defined() ? part.data_ptr() : nullptr; };
+  kernel.params.final = {pointer(backward.final.kv), pointer(backward.final.key_sum),
+                         pointer(backward.final.log_scale)};
   if (results.kv.defined())
     params.grad_initial = {results.kv.data_ptr(), results.key_sum.data_ptr(), nullptr};
   params.forward = kernel.params;

@@ -53,14 +53,17 @@ Results forward_meta(PERFORMER_FAVOR_PARAMETERS) {
 
 Gradients backward(const Tensor& grad_out, const Tensor& out, const Tensor& normalizer,
                    const OptionalTensor& grad_kv, const OptionalTensor& grad_key_sum,
+                   const OptionalTensor& final_kv, const OptionalTensor& final_key_sum,
                    const OptionalTensor& final_log_scale, PERFORMER_FAVOR_PARAMETERS) {
   (void)return_state;
   BackwardCall call{Call(Arguments{PERFORMER_FAVOR_NAMES}), grad_out, out, normalizer, {}, {}, {}};
+  if (final_kv.has_value()) call.final.kv = final_kv->contiguous();
+  if (final_key_sum.has_value()) call.final.key_sum = final_key_sum->contiguous();
+  if (final_log_scale.has_value()) call.final.log_scale = final_log_scale->contiguous();
   const Call& c = call.call;
   if (grad_kv.has_value() && grad_kv->defined()) {
     call.grad_kv = grad_kv->to(c.sum_options.dtype()).contiguous();
     call.grad_key_sum = grad_key_sum->to(c.sum_options.dtype()).contiguous();
-    call.final_log_scale = final_log_scale->contiguous();
   }
   BackwardResults results{at::empty(query.sizes(), query.options()),
                           at::empty(key.sizes(), key.options()),
@@ -79,8 +82,10 @@ Gradients backward(const Tensor& grad_out, const Tensor& out, const Tensor& norm
 
 Gradients backward_meta(const Tensor& grad_out, const Tensor& out, const Tensor& normalizer,
                         const OptionalTensor& grad_kv, const OptionalTensor& grad_key_sum,
+                        const OptionalTensor& final_kv, const OptionalTensor& final_key_sum,
                         const OptionalTensor& final_log_scale, PERFORMER_FAVOR_PARAMETERS) {
-  (void)grad_out, (void)out, (void)grad_kv, (void)grad_key_sum, (void)final_log_scale;
+  (void)grad_out, (void)out, (void)grad_kv, (void)grad_key_sum, (void)final_kv, (void)final_key_sum,
+      (void)final_log_scale;
   (void)projection, (void)offset, (void)key_mask, (void)query_mask, (void)cu_query, (void)cu_key,
       (void)initial_log_scale, (void)backend;
   (void)family, (void)scale, (void)norm_weight, (void)epsilon, (void)causal, (void)chunk, (void)return_state;
@@ -147,7 +152,8 @@ TORCH_LIBRARY(performer, library) {
               ") -> (Tensor out, Tensor normalizer, Tensor kv, Tensor key_sum, Tensor log_scale)");
   library.def(
       "favor_attention_backward(Tensor grad_out, Tensor out, Tensor normalizer, Tensor? grad_kv, "
-      "Tensor? grad_key_sum, Tensor? final_log_scale, " PERFORMER_FAVOR_SCHEMA
+      "Tensor? grad_key_sum, Tensor? final_kv, Tensor? final_key_sum, Tensor? final_log_scale, "
+      PERFORMER_FAVOR_SCHEMA
       ") -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_kv, Tensor grad_key_sum)");
   library.def(
       "favor_step(Tensor query, Tensor key, Tensor value, Tensor(a!) kv, Tensor(b!) key_sum, "

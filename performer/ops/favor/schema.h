@@ -48,6 +48,8 @@ using ForwardSignature = Results(PERFORMER_FAVOR_PARAMETERS);
 using BackwardSignature = Gradients(const at::Tensor& grad_out, const at::Tensor& out,
                                     const at::Tensor& normalizer, const std::optional<at::Tensor>& grad_kv,
                                     const std::optional<at::Tensor>& grad_key_sum,
+                                    const std::optional<at::Tensor>& final_kv,
+                                    const std::optional<at::Tensor>& final_key_sum,
                                     const std::optional<at::Tensor>& final_log_scale,
                                     PERFORMER_FAVOR_PARAMETERS);
 using StepSignature = at::Tensor(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
