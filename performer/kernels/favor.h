@@ -146,8 +146,9 @@ struct FavorKernels {
 };
 
 // The table for the best target of this machine, or the one forced by the environment variable
-// PERFORMER_CPU_TARGET (reference, portable, ssse3, sse4, avx2, avx512, avx512bf16, neon). Throws UsageError when the
-// forced one is unknown or absent, saying whether the CPU, the system or the build lacks it. Chosen once.
+// PERFORMER_CPU_TARGET (reference, portable, ssse3, sse4, avx2, avx512, avx512bf16, neon). Throws UsageError
+// when the forced one is unknown or absent, saying whether the CPU, the system or the build lacks it. Chosen
+// once.
 const FavorKernels& favor_kernels();
 // Definition of every result: plain loops in double. Takes float64 views too; states and normalizers are
 // double when query is float64 and float32 otherwise.

@@ -170,8 +170,9 @@ struct Problem {
 };
 
 // Runs a table; checks guards; gradients too when asked.
+// `keep_state`: the backward pass gets the state that the forward pass ended with.
 inline Answer run(const FavorKernels& kernels, const Problem& problem, bool gradients,
-                  Executor* executor = nullptr) {
+                  Executor* executor = nullptr, bool keep_state = false) {
   SerialExecutor serial;
   Executor& threads = executor != nullptr ? *executor : serial;
   const Spec& s = problem.spec;
@@ -184,6 +185,9 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
       static_cast<size_t>(
           std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers() + 1),
       0x7f);
+  std::vector<float> kv(keep_state ? problem.state_size() * static_cast<size_t>(s.e) : 0),
+      key_sum(keep_state ? problem.state_size() : 0), log_scale(key_sum.size());
+  if (keep_state) p.final = {kv.data(), key_sum.data(), log_scale.data()};
   kernels.forward(p, threads, scratch.data());
   EXPECT_TRUE(out.guards_intact()) << "out: " << s.text();
   Answer answer;

@@ -26,8 +26,8 @@ class BackwardHead : public Head<Number> {
  public:
   using Base = Head<Number>;
   using Base::kHalf, Base::p, Base::n, Base::head, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
   using Base::projection, Base::staging, Base::qx, Base::Epsilon, Base::Scale, Base::StateIndex;
+  using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
 
   BackwardHead(const AttentionBackward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params.forward, sequence, head_index, scratch), b(params) {
@@ -148,8 +148,7 @@ class BackwardHead : public Head<Number> {
 #ifdef PERFORMER_BFLOAT16
     if constexpr (kHalf) {
       PackRowPairs(gradient, n.ep, count, n.ep, gradient_pairs, n.ep);
-      for (int64_t i = 0; i < count; ++i)
-        PackRowAlong(gradient + i * n.ep, n.ep, gradient_rows + i * n.ep);
+      for (int64_t i = 0; i < count; ++i) PackRowAlong(gradient + i * n.ep, n.ep, gradient_rows + i * n.ep);
     }
 #endif
   }
@@ -167,6 +166,7 @@ class BackwardHead : public Head<Number> {
       for (int64_t j = 0; j < count; ++j) {
         const Vec norm = hn::Set(d, key_norm[j]), none = hn::Set(d, kEmptyLogScale);
         float* row = u + j * n.mp;
+        for (int64_t f = n.m; f < n.mp; ++f) row[f] = kEmptyLogScale;  // else exp of a huge difference
         for (int64_t f = 0; f < n.mp; f += kLanes) {
           const Vec x = hn::Max(hn::Sub(hn::Load(d, row + f), norm), none);
           hn::Store(x, d, row + f);
@@ -249,19 +249,21 @@ class BackwardHead : public Head<Number> {
   }
 
   const AttentionBackward& b;
-  float* sums;         // the keys' state [E, Mp]
-  float* state_right;  // the same as cells, depth E
-  float *mirror, *mirror_sum;             // [M, Ep], [Mp]
-  float *mirror_rows, *mirror_pairs;      // the mirror as cells [M, Ep] with depth E and with depth M
+  float* sums;                        // the keys' state [E, Mp]
+  float* state_right;                 // the same as cells, depth E
+  float *mirror, *mirror_sum;         // [M, Ep], [Mp]
+  float *mirror_rows, *mirror_pairs;  // the mirror as cells [M, Ep] with depth E and with depth M
   float *gradient, *gradient_rows, *gradient_pairs;  // [C, Ep]; as cells with depth E and with depth C
   float *output, *normalizer, *inner;
-  float *value_t, *dx, *dvalue_t;  // cells [E, Cp] with depth E; [D, Cp] or [kBlock, Dp]; [E, Cp]
-  float* norm_gradient;            // [Cp]
+  float *value_t, *dx, *dvalue_t;     // cells [E, Cp] with depth E; [D, Cp] or [kBlock, Dp]; [E, Cp]
+  float* norm_gradient;               // [Cp]
   float* projection_pairs = nullptr;  // cells [M, Dp] of scale * P, depth M
 
  private:
   // A key's row while its gradient is finished; qx is free by then.
-  float* output_of_key() const { return qx; }
+  float* output_of_key() const {
+    return qx;
+  }
 };
 
 }  // namespace PERFORMER_TARGET

@@ -23,10 +23,10 @@ class BidirectionalBackward : public BackwardHead<Number> {
  public:
   using Base = BackwardHead<Number>;
   using Base::b, Base::kHalf, Base::p, Base::n, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::value_t, Base::keep, Base::key_norm, Base::key_sum, Base::scale, Base::sums, Base::Epsilon;
-  using Base::state_right, Base::mirror, Base::mirror_sum, Base::mirror_rows, Base::mirror_pairs;
   using Base::gradient_rows, Base::gradient_pairs, Base::normalizer, Base::inner, Base::dvalue_t;
   using Base::norm_gradient, Base::new_scale, Base::offset;
+  using Base::state_right, Base::mirror, Base::mirror_sum, Base::mirror_rows, Base::mirror_pairs;
+  using Base::value_t, Base::keep, Base::key_norm, Base::key_sum, Base::scale, Base::sums, Base::Epsilon;
 
   BidirectionalBackward(const AttentionBackward& params, int64_t sequence, int64_t head_index,
                         Scratch& scratch)
@@ -90,8 +90,8 @@ class BidirectionalBackward : public BackwardHead<Number> {
   }
 
   // phi and the gradient of the logits of one query; its share of the mirror's sums.
-  HWY_INLINE void QueryRow(float inner_, float normalizer_, const float* logits, float* HWY_RESTRICT gradient_,
-                           float* HWY_RESTRICT features) {
+  HWY_INLINE void QueryRow(float inner_, float normalizer_, const float* logits,
+                           float* HWY_RESTRICT gradient_, float* HWY_RESTRICT features) {
     const Tag d;
     const Vec in = hn::Set(d, inner_), minus = hn::Set(d, normalizer_);
     if (!exponential) {
@@ -158,9 +158,9 @@ class BidirectionalBackward : public BackwardHead<Number> {
     }
   }
 
-  float *phi, *phi_cells;        // [C, Mp] of queries or [kFeatureBlock, Cp] of keys; cells with depth C
-  float *u, *du;                 // logits and their gradients: [C, Mp] or [kFeatureBlock, Cp]
-  float *phi_right, *du_right;   // a block of keys' features and gradients as cells with depth M
+  float *phi, *phi_cells;       // [C, Mp] of queries or [kFeatureBlock, Cp] of keys; cells with depth C
+  float *u, *du;                // logits and their gradients: [C, Mp] or [kFeatureBlock, Cp]
+  float *phi_right, *du_right;  // a block of keys' features and gradients as cells with depth M
   bool dropped_ = false;
 };
 

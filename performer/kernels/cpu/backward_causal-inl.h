@@ -19,11 +19,11 @@ class CausalBackward : public BackwardHead<Number> {
  public:
   using Base = BackwardHead<Number>;
   using Base::b, Base::kHalf, Base::p, Base::n, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::value, Base::value_t, Base::keep, Base::key_norm, Base::key_sum, Base::scale, Base::sums;
-  using Base::state_right, Base::mirror, Base::mirror_sum, Base::mirror_rows, Base::mirror_pairs;
-  using Base::gradient, Base::gradient_rows, Base::gradient_pairs, Base::normalizer, Base::inner;
   using Base::dvalue_t, Base::norm_gradient, Base::new_scale, Base::offset, Base::staging, Base::Epsilon;
   using Base::dx;
+  using Base::gradient, Base::gradient_rows, Base::gradient_pairs, Base::normalizer, Base::inner;
+  using Base::state_right, Base::mirror, Base::mirror_sum, Base::mirror_rows, Base::mirror_pairs;
+  using Base::value, Base::value_t, Base::keep, Base::key_norm, Base::key_sum, Base::scale, Base::sums;
 
   CausalBackward(const AttentionBackward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params, sequence, head_index, scratch) {
@@ -91,7 +91,9 @@ class CausalBackward : public BackwardHead<Number> {
     }
   }
   // Whole vectors, also as cells.
-  static int64_t Columns(int64_t count) { return Sizes<Number>::PaddedToCells(count); }
+  static int64_t Columns(int64_t count) {
+    return Sizes<Number>::PaddedToCells(count);
+  }
 
   void QueryGradients(int64_t first, int64_t count) {
     this->QueryLogits(first, count, uq);
@@ -333,12 +335,12 @@ class CausalBackward : public BackwardHead<Number> {
     }
   }
 
-  float *uq, *phi_q;                   // [C, Mp]
-  float *phi_q_rows, *phi_q_tokens;    // phi_q as cells with depth M and with depth C
-  float *uk, *phi_k, *du;              // [C, Mp] on the sweep forwards, [M, Cp] on the one backwards
-  float* phi_k_cells;                  // phi_k with depth C forwards, with depth M backwards
-  float *pairs, *pairs_cells;          // [C, Cp]; with depth C
-  float *weights, *weights_cells;      // [kBlock, Cp]; with depth C
+  float *uq, *phi_q;                 // [C, Mp]
+  float *phi_q_rows, *phi_q_tokens;  // phi_q as cells with depth M and with depth C
+  float *uk, *phi_k, *du;            // [C, Mp] on the sweep forwards, [M, Cp] on the one backwards
+  float* phi_k_cells;                // phi_k with depth C forwards, with depth M backwards
+  float *pairs, *pairs_cells;        // [C, Cp]; with depth C
+  float *weights, *weights_cells;    // [kBlock, Cp]; with depth C
   float *slow, *mirror_scale;
   float *kept_state, *kept_sum, *kept_scale;  // backwards: the mirror at the chunk's scale
   const float *mirror_rows_ = nullptr, *mirror_pairs_ = nullptr, *chunk_sum_ = nullptr;

@@ -18,9 +18,13 @@ struct Target {
   const char* name;
   int64_t bit;  // Highway's; 0: not one of its targets
 };
-constexpr Target kTargets[] = {{kBfloat16, 0},         {"avx512", HWY_AVX3}, {"avx2", HWY_AVX2},
-                               {"sse4", HWY_SSE4},   {"ssse3", HWY_SSSE3},
-                               {"neon", HWY_NEON},   {"portable", HWY_EMU128 | HWY_SCALAR}};
+constexpr Target kTargets[] = {{kBfloat16, 0},
+                               {"avx512", HWY_AVX3},
+                               {"avx2", HWY_AVX2},
+                               {"sse4", HWY_SSE4},
+                               {"ssse3", HWY_SSSE3},
+                               {"neon", HWY_NEON},
+                               {"portable", HWY_EMU128 | HWY_SCALAR}};
 
 struct Tables {
   std::vector<std::unique_ptr<FavorKernels>> owned;

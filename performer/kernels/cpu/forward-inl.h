@@ -18,8 +18,8 @@ class ForwardHead : public Head<Number> {
  public:
   using Base = Head<Number>;
   using Base::kHalf, Base::p, Base::n, Base::head, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
   using Base::staging, Base::Epsilon, Base::StateIndex, Base::KeyProducts, Base::KeyLogit;
+  using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
 
   ForwardHead(const AttentionForward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params, sequence, head_index, scratch) {
@@ -317,18 +317,18 @@ class ForwardHead : public Head<Number> {
 
   // Queries read together. Fewer waste less of the causal triangle, more use the caches better.
   static constexpr int64_t kMostRows = 48;
-  const int64_t rows_ = p.causal && !kHalf ? kBlock : kMostRows;
+  const int64_t rows_ = HWY_MIN(n.c, p.causal && !kHalf ? kBlock : kMostRows);
 
-  float* kv;           // [M, Ep]
-  float* ut;           // u of the keys, [M, Cp] when causal, else of a block of features
-  float* phi_t;        // cells [M, Cp] of the keys' features, depth C
-  float* phi_right;    // the same as cells [M, Cp], depth M
-  float* uq;           // [rows, Mp]
-  float* phi_q;        // cells [rows, Mp], depth M
-  float* kv_right;     // the state as cells [M, Ep], depth M
-  float* out;          // [rows, Ep]
-  float* weights;      // [rows, Cp], then as cells, depth C
-  float* sum_update;   // sums of the chunk's features, lane by lane, [M, kLanes]
+  float* kv;          // [M, Ep]
+  float* ut;          // u of the keys, [M, Cp] when causal, else of a block of features
+  float* phi_t;       // cells [M, Cp] of the keys' features, depth C
+  float* phi_right;   // the same as cells [M, Cp], depth M
+  float* uq;          // [rows, Mp]
+  float* phi_q;       // cells [rows, Mp], depth M
+  float* kv_right;    // the state as cells [M, Ep], depth M
+  float* out;         // [rows, Ep]
+  float* weights;     // [rows, Cp], then as cells, depth C
+  float* sum_update;  // sums of the chunk's features, lane by lane, [M, kLanes]
   float denominator[kMostRows], shift[kMostRows];
   float *kept_kv = nullptr, *kept_sum = nullptr, *kept_scale = nullptr;
   bool kept_ = false, dropped_ = false;

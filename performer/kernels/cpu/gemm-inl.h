@@ -71,16 +71,14 @@ HWY_NOINLINE void GemmPanel(int64_t rows, int64_t depth, Left a, const float* b,
   const auto at = [&](int64_t row) { return Left{a.data + row * a.row, a.row, a.column}; };
   for (; i + 6 <= rows; i += 6)
     GemmTile<Number, 6, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate);
-  if (i + 4 <= rows)
-    GemmTile<Number, 4, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate), i += 4;
-  if (i + 2 <= rows)
-    GemmTile<Number, 2, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate), i += 2;
+  if (i + 4 <= rows) GemmTile<Number, 4, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate), i += 4;
+  if (i + 2 <= rows) GemmTile<Number, 2, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate), i += 2;
   if (i < rows) GemmTile<Number, 1, kVecs>(depth, at(i), b, ldb, c + i * ldc, ldc, accumulate);
 }
 
 // C[rows x columns] (+)= A[rows x depth] B[depth x columns]; the depth counts cells, C is float32. Rows of B
-// and C are padded to whole vectors, those of C aligned. Six rows by four vectors fill the registers of 512-bit
-// targets, six by two those of the others.
+// and C are padded to whole vectors, those of C aligned. Six rows by four vectors fill the registers of
+// 512-bit targets, six by two those of the others.
 template <class Number>
 HWY_INLINE void Gemm(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b, int64_t ldb,
                      float* c, int64_t ldc, bool accumulate) {

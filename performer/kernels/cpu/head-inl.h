@@ -107,7 +107,9 @@ class Head {
     Transpose(projection_rows, n.dp, n.m, n.dg, projection_t, n.mp);
   }
 
-  int64_t StateIndex() const { return sequence_ * p.shape.heads + head; }
+  int64_t StateIndex() const {
+    return sequence_ * p.shape.heads + head;
+  }
   int64_t NormalizerIndex(int64_t i) const {
     return row_index(queries, i, p.shape.query_tokens) * p.shape.heads + head;
   }
@@ -234,7 +236,9 @@ class Head {
     const Vec u = hn::Add(product, c);
     return exponential ? hn::Max(hn::Sub(u, hn::Load(d, norm)), hn::Set(d, kEmptyLogScale)) : u;
   }
-  float Offset(int64_t f) const { return offset != nullptr ? offset[f] : 0.0f; }
+  float Offset(int64_t f) const {
+    return offset != nullptr ? offset[f] : 0.0f;
+  }
 
   // u of the loaded keys, transposed [M, Cp].
   void KeyLogitsTransposed(float* out) const {
@@ -307,22 +311,26 @@ class Head {
       hn::Store(Exp(hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus)), d, phi + f);
   }
 
-  float Scale() const { return static_cast<float>(p.map.scale); }
-  float Epsilon() const { return static_cast<float>(p.map.epsilon); }
+  float Scale() const {
+    return static_cast<float>(p.map.scale);
+  }
+  float Epsilon() const {
+    return static_cast<float>(p.map.epsilon);
+  }
 
   const AttentionForward& p;
   Sizes<Number> n;
   int64_t sequence_, head;
   bool exponential;
   Rows queries, keys;
-  const float* projection = nullptr;  // [M, D] as given
-  const float* offset = nullptr;      // [M]
-  float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
-  float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
-  float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
-  Right value = {};                   // cells [C, Ep], depth C
-  float* value_memory;                // the same where it is no view of the input
-  float *key_norm, *keep;             // [Cp]
+  const float* projection = nullptr;            // [M, D] as given
+  const float* offset = nullptr;                // [M]
+  float* projection_rows = nullptr;             // cells [M, Dp] of scale * P, depth D
+  float* projection_t = nullptr;                // cells [D, Mp] of the same, depth D
+  float *kt, *qx;                               // cells [D, Cp] and [C, Dp], depth D
+  Right value = {};                             // cells [C, Ep], depth C
+  float* value_memory;                          // the same where it is no view of the input
+  float *key_norm, *keep;                       // [Cp]
   float *key_sum, *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
   float* staging;                               // rows on their way
 };

@@ -129,8 +129,8 @@ HWY_NOINLINE void Transpose(const float* x, int64_t ld, int64_t rows, int64_t co
 #ifdef PERFORMER_BFLOAT16
 // Cells of Half: (low_i, high_i) for each lane i, rounded to nearest even.
 HWY_INLINE Vec PackPairs(Vec low, Vec high) {
-  alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
-                                                           21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+  alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                           21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high.raw, low.raw);
   return Vec{_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both))};

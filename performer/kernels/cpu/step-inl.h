@@ -59,16 +59,15 @@ class StepHead {
  private:
   // read = u of the query, weight = u of the key.
   void Logits(int64_t sequence, int64_t head) {
-    const float eta =
-        p.map.family == Family::exponential ? static_cast<float>(p.map.norm_weight) : 0.0f;
+    const float eta = p.map.family == Family::exponential ? static_cast<float>(p.map.norm_weight) : 0.0f;
     const float norm = eta * Dot(key, key, Padded(d));
     const float* offset = p.map.offset == nullptr ? nullptr
                                                   : p.map.offset + sequence * p.map.offset_batch_stride +
                                                         head * p.map.offset_head_stride;
-    const float* row = p.map.projection == nullptr ? nullptr
-                                                   : p.map.projection +
-                                                         sequence * p.map.projection_batch_stride +
-                                                         head * p.map.projection_head_stride;
+    const float* row = p.map.projection == nullptr
+                           ? nullptr
+                           : p.map.projection + sequence * p.map.projection_batch_stride +
+                                 head * p.map.projection_head_stride;
     for (int64_t f = 0; f < m; ++f) {
       float q, k;
       if (row == nullptr) {
@@ -151,8 +150,7 @@ class StepHead {
       float* row = kv + f * e + first;
       const Vec down = hn::Set(tag, decay[f]), add = hn::Set(tag, weight[f]), take = hn::Set(tag, read[f]);
       for (int k = 0; k < kVecs; ++k) {
-        const Vec x =
-            hn::MulAdd(hn::LoadU(tag, row + k * kLanes), down, hn::Mul(add, v[k]));
+        const Vec x = hn::MulAdd(hn::LoadU(tag, row + k * kLanes), down, hn::Mul(add, v[k]));
         hn::StoreU(x, tag, row + k * kLanes);
         sum[k] = hn::MulAdd(take, x, sum[k]);
       }

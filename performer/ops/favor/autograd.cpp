@@ -38,8 +38,8 @@ bool keeps_state(PERFORMER_FAVOR_PARAMETERS) {
       key.dim() != 4)
     return false;
   const auto sequences = cu_key.has_value() ? cu_key->sym_size(0) - 1 : c10::SymInt(1);
-  const auto features = projection.has_value() && projection->dim() > 1 ? projection->sym_size(-2)
-                                                                        : key.sym_size(3);
+  const auto features =
+      projection.has_value() && projection->dim() > 1 ? projection->sym_size(-2) : key.sym_size(3);
   return 2 * sequences * features <= key.sym_size(1);
 }
 
@@ -95,14 +95,14 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
       }
     }
     auto [grad_query, grad_key, grad_value, grad_initial_kv, grad_initial_key_sum] = find_backward().call(
-        grad_out, out, normalizer, grad_kv, grad_key_sum, or_nothing(saved[15]), or_nothing(saved[16]), log_scale,
-        saved[0], saved[1], saved[2],
-        or_nothing(saved[3]), or_nothing(saved[4]), or_nothing(saved[5]), or_nothing(saved[6]),
-        or_nothing(saved[7]), or_nothing(saved[8]), or_nothing(saved[9]), or_nothing(saved[10]),
-        or_nothing(saved[11]), context->saved_data["family"].toStringRef(),
-        context->saved_data["scale"].toDouble(), context->saved_data["norm_weight"].toDouble(),
-        context->saved_data["epsilon"].toDouble(), context->saved_data["causal"].toBool(),
-        context->saved_data["chunk"].toInt(), return_state, context->saved_data["backend"].toStringRef());
+        grad_out, out, normalizer, grad_kv, grad_key_sum, or_nothing(saved[15]), or_nothing(saved[16]),
+        log_scale, saved[0], saved[1], saved[2], or_nothing(saved[3]), or_nothing(saved[4]),
+        or_nothing(saved[5]), or_nothing(saved[6]), or_nothing(saved[7]), or_nothing(saved[8]),
+        or_nothing(saved[9]), or_nothing(saved[10]), or_nothing(saved[11]),
+        context->saved_data["family"].toStringRef(), context->saved_data["scale"].toDouble(),
+        context->saved_data["norm_weight"].toDouble(), context->saved_data["epsilon"].toDouble(),
+        context->saved_data["causal"].toBool(), context->saved_data["chunk"].toInt(), return_state,
+        context->saved_data["backend"].toStringRef());
     variable_list result(kFavorParameters);  // one entry a parameter of forward
     result[0] = grad_query;
     result[1] = grad_key;

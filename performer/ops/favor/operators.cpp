@@ -152,8 +152,8 @@ TORCH_LIBRARY(performer, library) {
               ") -> (Tensor out, Tensor normalizer, Tensor kv, Tensor key_sum, Tensor log_scale)");
   library.def(
       "favor_attention_backward(Tensor grad_out, Tensor out, Tensor normalizer, Tensor? grad_kv, "
-      "Tensor? grad_key_sum, Tensor? final_kv, Tensor? final_key_sum, Tensor? final_log_scale, "
-      PERFORMER_FAVOR_SCHEMA
+      "Tensor? grad_key_sum, Tensor? final_kv, Tensor? final_key_sum, Tensor? "
+      "final_log_scale, " PERFORMER_FAVOR_SCHEMA
       ") -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_kv, Tensor grad_key_sum)");
   library.def(
       "favor_step(Tensor query, Tensor key, Tensor value, Tensor(a!) kv, Tensor(b!) key_sum, "
