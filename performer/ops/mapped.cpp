@@ -3,6 +3,7 @@
 // the operators of ops/favor.h do the rest. The operators that take a map by its name are in
 // mapped_operators.cpp.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <vector>
 

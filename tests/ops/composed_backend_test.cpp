@@ -203,7 +203,9 @@ TEST(ComposedBackend, HalfPrecisionInputs) {
   EXPECT_LT(gap(got.out, expected.out), 0.02);
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(got.gradients[i].scalar_type(), at::kBFloat16);
-    EXPECT_LT(gap(got.gradients[i], expected.gradients[i]), 0.04);
+    // The kernels may multiply in bfloat16: an error of 2^-8 in each of the few large terms of a sum.
+    const double largest = std::max(1.0, expected.gradients[i].abs().max().to(at::kDouble).item<double>());
+    EXPECT_LT(gap(got.gradients[i], expected.gradients[i]), 0.02 * largest);
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense-exponential feature maps: oprf, sderf, aderf and saderf, tuned by second moments of queries and keys.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Second moments of queries and keys, which some feature maps depend on.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 

@@ -3,6 +3,7 @@
 #include "performer/ops/trigonometric.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 
