@@ -24,6 +24,18 @@ using composed::Sums;
 
 constexpr int64_t kComposedChunk = 128;
 
+// Tokens handled at a time. What an operation costs on an accelerator is mostly its start: chunks are as long
+// there as one tensor of their features may be large, 64 MiB in float32, and a quarter of that within causal
+// chunks, whose work grows with their length.
+int64_t tokens_at_a_time(const Call& call) {
+  if (call.chunk > 0) return call.chunk;
+  if (call.query.is_cpu()) return kComposedChunk;
+  const int64_t elements = call.causal ? int64_t{1} << 22 : int64_t{1} << 24,
+                longest = call.causal ? 2048 : 16384;
+  const int64_t row = std::max<int64_t>(1, call.query.size(0) * call.heads * call.features);
+  return std::clamp(elements / row, kComposedChunk, longest);
+}
+
 // Sums stay in their own type under autocast.
 struct WithoutAutocast {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
@@ -86,7 +98,7 @@ class Walk {
       : call_(call),
         s_(std::move(sequence)),
         type_(call.sum_options.dtype().toScalarType()),
-        chunk_(call.chunk > 0 ? call.chunk : kComposedChunk),
+        chunk_(tokens_at_a_time(call)),
         exponential_(call.map.family == kernels::Family::exponential),
         family_(exponential_ ? composed::exponential_family()
                              : composed::elementwise_family(call.map.function, call.map.epsilon)) {
