@@ -7,9 +7,8 @@
 #define PERFORMER_KERNELS_CPU_ENTRIES_INL_H_
 #endif
 
-#include "performer/kernels/cpu/backward_bidirectional-inl.h"
-#include "performer/kernels/cpu/backward_causal-inl.h"
-#include "performer/kernels/cpu/forward-inl.h"
+#include "performer/kernels/cpu/groups-inl.h"
+#include "performer/kernels/cpu/passes-inl.h"
 #include "performer/kernels/cpu/step-inl.h"
 #include "performer/kernels/cpu/tables.h"
 
@@ -17,59 +16,28 @@ PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
 namespace PERFORMER_TARGET {
 
-template <class HeadType, class Params>
-int64_t Measure(const Params& params) {
-  Scratch measure(nullptr);
-  HeadType measured(params, 0, 0, measure);
-  return measure.used() + Scratch::kAlignment;
+// The most scratch memory a worker needs for a pass over whole heads, or over groups of their features.
+int64_t HeadBytes(const AttentionForward& p, int64_t groups, bool backward) {
+  AttentionForward part = p;
+  part.shape.features /= groups;
+  int64_t bytes = 0;
+  for (const bool causal : {false, p.causal}) {  // groups sum up keys without causality
+    if (groups == 1 && causal != p.causal) continue;
+    part.causal = causal;
+    AttentionBackward b;
+    b.forward = part;
+    if (groups > 1 || !backward) bytes = std::max(bytes, ForwardPass(part).bytes);
+    if (backward) bytes = std::max(bytes, BackwardPass(b).bytes);
+  }
+  return bytes;
 }
-template <class HeadType, class Params>
-void RunHead(const void* context, int64_t sequence, int64_t head, void* memory) {
-  Scratch scratch(memory);
-  HeadType(*static_cast<const Params*>(context), sequence, head, scratch).Run();
-}
-
-// The work on one head of a pass: its scratch memory and its function.
-struct Pass {
-  int64_t bytes;
-  cpu::HeadWork work;
-};
-template <class HeadType, class Params>
-Pass PassOf(const Params& params) {
-  return {Measure<HeadType>(params), RunHead<HeadType, Params>};
-}
-
-// Products in bfloat16 need inputs in bfloat16, and a projection: without one the inputs are the features.
-bool InHalf(const AttentionForward& p) {
-#ifdef PERFORMER_BFLOAT16
-  return p.query.type == DataType::bfloat16 && p.key.type == DataType::bfloat16 &&
-         p.value.type == DataType::bfloat16 && p.map.projection != nullptr;
-#else
-  (void)p;
-  return false;
-#endif
-}
-
-Pass ForwardPass(const AttentionForward& p) {
-#ifdef PERFORMER_BFLOAT16
-  if (InHalf(p)) return PassOf<ForwardHead<Half>>(p);
-#endif
-  return PassOf<ForwardHead<Single>>(p);
-}
-Pass BackwardPass(const AttentionBackward& b) {
-  const bool causal = b.forward.causal;
-#ifdef PERFORMER_BFLOAT16
-  if (InHalf(b.forward))
-    return causal ? PassOf<CausalBackward<Half>>(b) : PassOf<BidirectionalBackward<Half>>(b);
-#endif
-  return causal ? PassOf<CausalBackward<Single>>(b) : PassOf<BidirectionalBackward<Single>>(b);
-}
-
 int64_t Workspace(const AttentionForward& p, bool backward) {
-  if (!backward) return ForwardPass(p).bytes;
+  const int64_t groups = GroupsOf(p), bytes = HeadBytes(p, groups, backward);
+  if (groups == 1) return bytes;
   AttentionBackward b;
-  b.forward = p;
-  return BackwardPass(b).bytes;
+  Scratch measure(nullptr);
+  GroupedHead measured(p, backward ? &b : nullptr, groups, measure);
+  return bytes + measure.used() + 2 * Scratch::kAlignment;
 }
 int64_t StepWorkspace(const AttentionStep& p) {
   Scratch measure(nullptr);
@@ -82,11 +50,36 @@ void RunStepHead(const void* context, int64_t sequence, int64_t head, void* memo
   StepHead(*static_cast<const AttentionStep*>(context), scratch).Run(sequence, head);
 }
 
+// Works on the heads one by one, with all workers on each; `work` gets a head's sequence and number. The memory
+// behind the workers' shares holds what belongs to the head.
+template <class Work>
+void ForEachGroupedHead(const AttentionForward& p, const AttentionBackward* b, int64_t groups,
+                        Executor& executor, void* workspace, const Work& work) {
+  const int64_t shares = HeadBytes(p, groups, b != nullptr) * executor.workers();
+  const auto start = reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(shares);
+  Scratch scratch(reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment *
+                                          Scratch::kAlignment));
+  GroupedHead grouped(p, b, groups, scratch);
+  for (int64_t n = 0; n < p.shape.batch; ++n) {
+    for (int64_t h = 0; h < p.shape.heads; ++h) work(grouped, n, h);
+  }
+}
+
 void Forward(const AttentionForward& p, Executor& executor, void* workspace) {
+  if (const int64_t groups = GroupsOf(p); groups > 1) {
+    return ForEachGroupedHead(
+        p, nullptr, groups, executor, workspace,
+        [&](GroupedHead& head, int64_t n, int64_t h) { head.Forward(n, h, executor, workspace); });
+  }
   const Pass pass = ForwardPass(p);
   cpu::ForEachHead(p.shape, executor, pass.work, &p, workspace, pass.bytes);
 }
 void Backward(const AttentionBackward& b, Executor& executor, void* workspace) {
+  if (const int64_t groups = GroupsOf(b.forward); groups > 1) {
+    return ForEachGroupedHead(
+        b.forward, &b, groups, executor, workspace,
+        [&](GroupedHead& head, int64_t n, int64_t h) { head.Backward(n, h, executor, workspace); });
+  }
   const Pass pass = BackwardPass(b);
   cpu::ForEachHead(b.forward.shape, executor, pass.work, &b, workspace, pass.bytes);
 }
