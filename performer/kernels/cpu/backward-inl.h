@@ -167,8 +167,11 @@ class BackwardHead : public Head {
     }
   }
 
+  // exp of the log of a weight, which is at most 1 but for rounding.
+  static float WeightOf(float exponent) { return std::exp(HWY_MIN(0.0f, exponent)); }
+
   // phi_q = exp(uq + shift_f - normalizer_i), the normalised weights; rows that overflow are zeroed and
-  // marked slow.
+  // marked slow. Causal ones may exceed 1, for keys that the row may not see.
   void NormalizedQueryFeatures(int64_t count, const float* shift) {
     for (int64_t i = 0; i < count; ++i) {
       const float* u = uq + i * n.mp;
@@ -176,7 +179,7 @@ class BackwardHead : public Head {
       if (slow[i] != 0.0f)
         Fill(phi_q + i * n.mp, 0, n.mp);
       else
-        ExpRow(u, shift, normalizer[i], phi_q + i * n.mp);
+        ExpRow(u, shift, normalizer[i], phi_q + i * n.mp, p.causal ? kSlowGap : 0.0f);
     }
   }
 
@@ -234,10 +237,10 @@ class BackwardHead : public Head {
     for (int64_t f = 0; f < n.m; ++f) {
       float from_state = inner[i] * state_sum[f];
       for (int64_t k = 0; k < n.e; ++k) from_state += gradient[i * n.ep + k] * state[k * n.mp + f];
-      const float weight = state_sum[f] == 0.0f ? 0.0f : std::exp(u[f] + state_scale[f] - normalizer[i]);
+      const float weight = state_sum[f] == 0.0f ? 0.0f : WeightOf(u[f] + state_scale[f] - normalizer[i]);
       float total = weight * from_state;
       for (int64_t j = 0; j <= i; ++j) {
-        if (keep[j] != 0.0f) total += std::exp(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
+        if (keep[j] != 0.0f) total += WeightOf(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
       }
       du[i * n.mp + f] = total;
     }
@@ -355,7 +358,7 @@ class BackwardHead : public Head {
     for (int64_t f = 0; f < n.m; ++f) {
       new_scale[f] = MaxOf(uk + f * n.cp, n.cp);
       ExpColumns(uk + f * n.cp, new_scale[f], phi_k + f * n.cp);
-      const float down = std::exp(HWY_MIN(new_scale[f] + scale[f], kSlowGap));
+      const float down = WeightOf(new_scale[f] + scale[f]);
       kept_key_sum[f] = key_sum[f] * down;
       std::memcpy(kept_sums + f * n.ep, sums + f * n.ep, sizeof(float) * static_cast<size_t>(n.ep));
       Multiply(kept_sums + f * n.ep, down, n.ep);
@@ -399,7 +402,7 @@ class BackwardHead : public Head {
       if (keep[j] == 0.0f) continue;
       float weight = 0;
       for (int64_t f = 0; f < n.m; ++f) {
-        const float a = std::exp(uq[i * n.mp + f] + uk[f * n.cp + j] - normalizer[i]);
+        const float a = WeightOf(uq[i * n.mp + f] + uk[f * n.cp + j] - normalizer[i]);
         weight += a;
         du[f * n.cp + j] += a * pairs[i * n.cp + j];
       }
@@ -442,7 +445,7 @@ class BackwardHead : public Head {
     float* to_sum = static_cast<float*>(b.grad_initial.key_sum) + StateIndex() * n.m;
     const float* initial_scale = static_cast<const float*>(p.initial.log_scale) + StateIndex() * n.m;
     for (int64_t f = 0; f < n.m; ++f) {
-      const float down = exponential ? std::exp(HWY_MIN(initial_scale[f] + scale[f], kSlowGap)) : 1.0f;
+      const float down = exponential ? WeightOf(initial_scale[f] + scale[f]) : 1.0f;
       for (int64_t k = 0; k < n.e; ++k) to[f * n.e + k] = down * sums[f * n.ep + k];
       to_sum[f] = down * key_sum[f];
     }

@@ -215,20 +215,24 @@ class Head {
     FinishScale();
   }
 
-  // phi = exp(u + shift_f - c) along a row of features.
-  void ExpRow(const float* u, const float* shift, float c, float* phi) const {
+  // phi = exp(u + shift_f - c) along a row of features. The exponents are at most `most` but for rounding,
+  // which for exponents of 1e12 is 65536: they are cut there.
+  void ExpRow(const float* u, const float* shift, float c, float* phi, float most = 0) const {
     const Tag d;
-    const Vec minus = hn::Set(d, c);
+    const Vec minus = hn::Set(d, c), largest = hn::Set(d, most);
     for (int64_t f = 0; f < n.mp; f += kLanes) {
-      hn::Store(Exp(hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus)), d, phi + f);
+      const Vec exponent = hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus);
+      hn::Store(Exp(hn::Min(largest, exponent)), d, phi + f);  // in this order NaN stays NaN
     }
   }
-  // phi = exp(u - scale_f) along a transposed row of tokens; dropped columns are zero.
+  // phi = exp(u - scale_f) along a transposed row of tokens, exponents cut at 0 as above; dropped columns are
+  // zero.
   void ExpColumns(const float* u, float minus_f, float* phi) const {
     const Tag d;
-    const Vec minus = hn::Set(d, minus_f);
+    const Vec minus = hn::Set(d, minus_f), zero = hn::Zero(d);
     for (int64_t j = 0; j < n.cp; j += kLanes) {
-      hn::Store(hn::Mul(hn::Load(d, keep + j), Exp(hn::Sub(hn::Load(d, u + j), minus))), d, phi + j);
+      const Vec exponent = hn::Min(zero, hn::Sub(hn::Load(d, u + j), minus));
+      hn::Store(hn::Mul(hn::Load(d, keep + j), Exp(exponent)), d, phi + j);
     }
   }
   float MaxSum(const float* u, const float* shift) const {
