@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -25,12 +26,16 @@ using at::Tensor;
 // at least `smallest`, of values, and of the product of values and output gradients. In float16 outputs are
 // finite within the same magnitudes, but gradients often exceed its largest number.
 struct Limits {
-  double smallest = 0, inputs = 1e12, values = 1e30, gradients = 1e18;
+  double smallest = 0, inputs = 1e9, values = 1e30, gradients = 1e12;
 };
 constexpr Limits kSoftmaxLimits{};
+constexpr Limits kExactLimits{0, 1e3, 1e30, 1e12};  // of LibTorch's own attention
 constexpr Limits kElementwiseLimits{1e-3, 1e3, 1e12, 1e12};
 constexpr Limits kVanishingLimits{1e-3, 1, 1e12, 1};  // of functions that fall as exp(x): elu+1 and sigmoid
 constexpr Limits kHalfLimits{1e-3, 1, 4, 1e-4};       // within which gradients fit into float16
+
+// As large as numbers get: results may be infinite or NaN, but nothing else may happen.
+constexpr Limits kNoLimits{0, 3.4e38, 3.4e38, 3.4e38};
 
 // A tensor to differentiate by, and the view of it that a call is given.
 struct Laid {
@@ -48,6 +53,17 @@ inline int64_t first_draw() {
 inline int64_t draws(int64_t otherwise) {
   return number_from("PERFORMER_HOSTILE_DRAWS", otherwise);
 }
+
+// Within one thread: the tensors are small, and threads that wait for each other take most of the time.
+class OneThread {
+ public:
+  OneThread() { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(before_); }
+  OneThread(const OneThread&) = delete;
+
+ private:
+  int before_ = at::get_num_threads();
+};
 
 inline double largest_of(at::ScalarType type) {
   return type == at::kHalf ? 65504.0 : std::numeric_limits<float>::max();

@@ -69,7 +69,8 @@ class Case {
               .layer = draw_.up_to(3)};
     configure();
     nature_ = nature_of(kind_, config_);
-    limits_ = nature_.softmax    ? hostile::kSoftmaxLimits
+    limits_ = kind_ == "exact"   ? hostile::kExactLimits
+              : nature_.softmax  ? hostile::kSoftmaxLimits
               : nature_.vanishes ? hostile::kVanishingLimits
                                  : hostile::kElementwiseLimits;
     if (type_ == at::kHalf && draw_.chance(0.5)) {
@@ -77,11 +78,22 @@ class Case {
     } else if (type_ == at::kHalf) {
       gradients_fit_ = false;
     }
+    wild_ = draw_.chance(0.1);
+    if (wild_) limits_ = hostile::kNoLimits;
     make_inputs();
   }
 
   void run() {
     SCOPED_TRACE(text());
+    try {
+      check();
+    } catch (const c10::ValueError& error) {
+      EXPECT_TRUE(wild_) << error.what_without_backtrace();
+    }
+  }
+
+ private:
+  void check() {
     attention_ = make_attention(config_, shape_);
     if (type_ == at::kDouble) attention_->to(at::kDouble);
     attention_->train(draw_.chance(0.5));
@@ -100,7 +112,6 @@ class Case {
     expect_context();
   }
 
- private:
   void configure() {
     config_.kind = kind_;
     config_.seed = 3;
@@ -163,14 +174,14 @@ class Case {
     inputs_.return_state = true;
     const auto [out, state] = attention_->continue_from(inputs_);
     for (const at::Tensor& part : {state.kv, state.key_sum, state.log_scale})
-      EXPECT_TRUE(hostile::finite(part));
+      EXPECT_TRUE(wild_ || hostile::finite(part));
     return out;
   }
 
   // Finite, and within the values where it is their mean.
   void expect_result(const at::Tensor& out, const char* what) const {
     // Denominators of signed features may cancel; what comes out may be more than float16 has numbers for.
-    if (!nature_.positive && type_ == at::kHalf) return;
+    if (wild_ || (!nature_.positive && type_ == at::kHalf)) return;
     ASSERT_TRUE(hostile::finite(out)) << what;
     if (!nature_.positive || out.numel() == 0) return;
     const double largest = inputs_.value.numel() == 0 ? 0 : inputs_.value.detach().abs().max().item<double>();
@@ -178,7 +189,7 @@ class Case {
   }
 
   void expect_gradients(const at::Tensor& out) {
-    if (!out.requires_grad() || !gradients_fit_ || !hostile::finite(out)) return;
+    if (!out.requires_grad() || (!wild_ && (!gradients_fit_ || !hostile::finite(out)))) return;
     const double largest = limits_.gradients / std::max(1.0, value_limit_);
     const at::Tensor gradient = draw_.values(out.sizes(), out.scalar_type(), 0, largest);
     std::vector<at::Tensor> leaves = {inputs_.query, inputs_.key, inputs_.value};
@@ -186,7 +197,7 @@ class Case {
     const auto gradients =
         torch::autograd::grad({out}, leaves, {gradient}, false, false, /*allow_unused=*/true);
     for (size_t i = 0; i < gradients.size(); ++i) {
-      EXPECT_TRUE(hostile::finite(gradients[i])) << "gradient of leaf " << i;
+      EXPECT_TRUE(wild_ || hostile::finite(gradients[i])) << "gradient of leaf " << i;
     }
   }
 
@@ -218,7 +229,7 @@ class Case {
   AttentionConfig config_;
   Nature nature_;
   Limits limits_;
-  bool gradients_fit_ = true;
+  bool gradients_fit_ = true, wild_ = false;
   double value_limit_ = 1;
   ops::AttentionInputs inputs_;
   Laid query_, key_, value_;
@@ -226,7 +237,8 @@ class Case {
 };
 
 TEST(HostileTensors, OutputsAndGradientsOfAllKindsAreFinite) {
-  const int64_t first = hostile::first_draw(), count = hostile::draws(3000);
+  const int64_t first = hostile::first_draw(), count = hostile::draws(1500);
+  const hostile::OneThread one_thread;
   for (int64_t number = first; number < first + count; ++number) {
     try {
       Case(number).run();

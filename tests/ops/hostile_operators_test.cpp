@@ -50,6 +50,8 @@ class HostileCall {
     } else if (type_ == at::kHalf) {
       gradients_fit_ = false;
     }
+    wild_ = draw_.chance(0.1);
+    if (wild_) limits_ = hostile::kNoLimits;
     heads_ = draw_.pick<int64_t>({1, 2, 3});
     size_ = draw_.size();
     make_inputs();
@@ -89,6 +91,7 @@ class HostileCall {
     in_.return_state = draw_.chance(0.5);
     in_.chunk = draw_.pick<int64_t>({0, 0, 1, 7, 256});
     in_.backend = draw_.pick<std::string>({"", "", "composed"});
+    if (in_.backend == "composed" && in_.chunk == 1 && queries > 17) in_.chunk = 0;  // it takes its time
     sequences_ = batch;
     if (!packed) return;
     sequences_ = draw_.pick<int64_t>({1, 2, 3, 5});
@@ -135,17 +138,18 @@ class HostileCall {
   bool may_be_large() const { return !chosen_.positive && type_ == at::kHalf; }
 
   void expect_result(const Tensor& out, const char* what) const {
-    if (may_be_large()) return;
+    if (wild_ || may_be_large()) return;
     ASSERT_TRUE(finite(out)) << what;
     if (!chosen_.positive || out.numel() == 0) return;
     EXPECT_LE(out.detach().abs().max().item<double>(), 1.02 * value_limit_) << what << " is a mean of values";
   }
-  static void expect_state(const State& state, const char* what) {
-    for (const Tensor& part : {state.kv, state.key_sum, state.log_scale}) EXPECT_TRUE(finite(part)) << what;
+  void expect_state(const State& state, const char* what) const {
+    for (const Tensor& part : {state.kv, state.key_sum, state.log_scale})
+      EXPECT_TRUE(wild_ || finite(part)) << what;
   }
 
   void expect_gradients(const Tensor& out, const State& state) {
-    if (!gradients_fit_ || (may_be_large() && !finite(out))) return;
+    if (!wild_ && (!gradients_fit_ || (may_be_large() && !finite(out)))) return;
     const double largest = limits_.gradients / std::max(1.0, value_limit_);
     const auto seed_of = [&](const Tensor& x) {
       return draw_.values(x.sizes(), x.scalar_type(), 0, largest);
@@ -160,7 +164,7 @@ class HostileCall {
     if (in_.initial) leaves.insert(leaves.end(), {in_.initial->kv, in_.initial->key_sum});
     const auto gradients = torch::autograd::grad(roots, leaves, seeds, false, false, /*allow_unused=*/true);
     for (size_t i = 0; i < gradients.size(); ++i) {
-      EXPECT_TRUE(finite(gradients[i])) << "gradient of leaf " << i;
+      EXPECT_TRUE(wild_ || finite(gradients[i])) << "gradient of leaf " << i;
     }
   }
 
@@ -183,7 +187,7 @@ class HostileCall {
   bool exponential_ = true;
   Limits limits_;
   at::ScalarType type_ = at::kFloat;
-  bool gradients_fit_ = true;
+  bool gradients_fit_ = true, wild_ = false;
   double value_limit_ = 1;
   AttentionInputs in_;
   FeatureMap map_;
@@ -192,6 +196,7 @@ class HostileCall {
 
 template <class Run>
 void run_hostile_draws(int64_t otherwise, const Run& run) {
+  const hostile::OneThread one_thread;
   const int64_t first = hostile::first_draw(), count = hostile::draws(otherwise);
   for (int64_t number = first; number < first + count; ++number) {
     try {
@@ -203,7 +208,7 @@ void run_hostile_draws(int64_t otherwise, const Run& run) {
 }
 
 TEST(HostileOperators, AttentionStepsAndStatesAreFinite) {
-  run_hostile_draws(2000, [](int64_t number) { HostileCall(number).run(); });
+  run_hostile_draws(1000, [](int64_t number) { HostileCall(number).run(); });
 }
 
 TEST(HostileOperators, FeaturesOfAllMapsAreNoNaN) {
