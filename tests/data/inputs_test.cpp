@@ -147,7 +147,7 @@ TEST(Inputs, WithALineEndInTheirNameStayOnOneLine) {
 
 TEST(Inputs, TellHowFarTheReadingIs) {
   const std::string text = ">a\n" + std::string(300000, 'A') + "\n", packed = test::gzip(text);
-  const std::string plain = file_with(text), gzip = file_with(packed);
+  const std::string plain = file_with(text), gzip = file_with(packed, ".fasta.gz");
   std::vector<std::pair<int64_t, int64_t>> told;
   const auto read = [&](const std::vector<std::string>& paths) {
     told.clear();
