@@ -69,6 +69,11 @@ inline double largest_of(at::ScalarType type) {
   return type == at::kHalf ? 65504.0 : std::numeric_limits<float>::max();
 }
 
+// What rounding may add to numbers that lie below the normal ones.
+inline double tiniest_of(at::ScalarType type) {
+  return type == at::kHalf ? 1e-6 : 1e-40;
+}
+
 class Draw {
  public:
   explicit Draw(int64_t number) : random_(static_cast<uint64_t>(number) * 0x9E3779B97F4A7C15u + 1) {
