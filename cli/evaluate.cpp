@@ -81,7 +81,8 @@ void run(const EvaluateOptions& options) {
       options.model);
   const std::string temporary = temporary_folder();
   check_model_inputs(options.files, folder);
-  const data::SequenceStore corpus(options.files, temporary, folder.data, {}, folder.vocabulary);
+  const data::SequenceStore corpus(options.files, temporary, folder.data, {}, folder.vocabulary,
+                                   tell_reading());
   report_changes(corpus.report());
   check_lengths(corpus, folder);
   Heartbeat beat;

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "cli/heartbeat.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/data/inputs.h"
@@ -133,10 +134,11 @@ void check_model_inputs(const std::vector<std::string>& inputs, const ModelFolde
 void check_lengths(const std::vector<std::string>& inputs, const ModelFolder& folder) {
   const ModelConfig& config = folder.model->model_config();
   if (!limits_length(config)) return;
+  const data::ReadProgress progress = tell_reading();
   const int64_t markers = config.objective == "causal" ? 0 : 2;  // what scoring reads beyond the sequence
   for (const std::string& input : inputs) {
     if (!data::can_be_read_twice(input)) continue;
-    const auto reader = data::open_reader(input, folder.data, folder.vocabulary);
+    const auto reader = data::open_reader(std::vector{input}, folder.data, folder.vocabulary, progress);
     for (data::Record record; reader->next(record);) {
       const int64_t length = std::ssize(record.tokens);
       check<InputError>(

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
@@ -17,6 +16,7 @@
 #include <string_view>
 #include <thread>
 
+#include "performer/base/cpu_quota.h"
 #include "performer/base/files.h"
 
 namespace performer::cli {
@@ -27,58 +27,6 @@ int available_cpus() {
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
   return std::max(1u, std::thread::hardware_concurrency());
 }
-
-namespace {
-
-// The CPUs of a quota of so many microseconds in each period; 0: there is no quota.
-double quota_of(const std::string& quota, const std::string& period) {
-  const double microseconds = std::strtod(quota.c_str(), nullptr);  // "max" and "-1": none
-  const double every = std::strtod(period.c_str(), nullptr);
-  return microseconds > 0 && every > 0 ? microseconds / every : 0;
-}
-
-std::string first_line(const std::string& path) {
-  std::ifstream stream(path);
-  std::string line;
-  std::getline(stream, line);
-  return line;
-}
-
-// The quota in one folder of the control groups, version 2 (cpu.max: "QUOTA PERIOD") or 1.
-double quota_in(const std::string& folder) {
-  std::istringstream words(first_line(folder + "/cpu.max"));
-  std::string quota, period;
-  if (words >> quota >> period) return quota_of(quota, period);
-  return quota_of(first_line(folder + "/cpu.cfs_quota_us"), first_line(folder + "/cpu.cfs_period_us"));
-}
-
-// The smallest quota of this process's control group and of those around it; 0: there is none.
-double cpu_quota() {
-  double smallest = 0;
-  const auto look_in = [&](const std::string& folder) {
-    const double quota = quota_in(folder);
-    if (quota > 0 && (smallest == 0 || quota < smallest)) smallest = quota;
-  };
-  std::ifstream stream("/proc/self/cgroup");
-  for (std::string line; std::getline(stream, line);) {  // "0::/PATH", or "4:cpu,cpuacct:/PATH"
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool of_cpus = controllers.empty() || controllers == "cpu" || controllers.starts_with("cpu,");
-    if (!of_cpus) continue;
-    const std::string root = "/sys/fs/cgroup" + (controllers.empty() ? "" : "/" + controllers);
-    for (std::string path = line.substr(second + 1); !path.empty(); path.resize(path.rfind('/'))) {
-      if (!path.starts_with('/')) break;
-      if (path != "/") look_in(root + path);
-    }
-    look_in(root);
-  }
-  look_in("/sys/fs/cgroup");
-  look_in("/sys/fs/cgroup/cpu");
-  return smallest;
-}
-
-}  // namespace
 
 ThreadChoice default_threads() {
   if (const char* text = std::getenv("OMP_NUM_THREADS")) {
@@ -91,11 +39,8 @@ ThreadChoice default_threads() {
     }
   }
   const int cpus = std::min(available_cpus(), kMostThreads);
-  const double quota = cpu_quota();
-  if (quota > 0 && std::ceil(quota) < cpus) {
-    return {std::max(1, static_cast<int>(std::ceil(quota))), "the CPU quota of the control group"};
-  }
-  return {cpus, "the CPUs this process may use"};
+  const int threads = threads_within(cpu_quota(), cpus);
+  return {threads, threads < cpus ? "the CPU quota of the control group" : "the CPUs this process may use"};
 }
 
 std::vector<std::string> cpu_features() {

@@ -76,7 +76,7 @@ class WorkDone {
       : masked_(folder.model->model_config().objective == "masked") {
     // Reading is quick beside the passes of a masked model; what can be read only once has no estimate.
     if (!masked_ || !std::ranges::all_of(files, data::can_be_read_twice)) return;
-    const auto reader = data::open_reader(files, folder.data, folder.vocabulary);
+    const auto reader = data::open_reader(files, folder.data, folder.vocabulary, tell_reading());
     for (data::Record record; reader->next(record);) total_ += work_of(std::ssize(record.tokens));
   }
 

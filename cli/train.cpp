@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/heartbeat.h"
 #include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
@@ -79,6 +80,7 @@ void run(const TrainOptions& options) {
   request.resume = options.resume;
   request.options.progress = !options.common.quiet && can_redraw_lines();
   request.options.stop = &interrupt_reading();
+  request.reading = tell_reading();
   request.before_training = stop_with_checkpoint;
   if (!options.time_limit.empty()) {
     request.options.time_limit = parse_duration("--time-limit", options.time_limit);

@@ -25,6 +25,6 @@ if(PERFORMER_BUILD_FUZZERS)
   add_compile_options(-fsanitize=fuzzer-no-link)  # counts which branches an input takes
 endif()
 if(PERFORMER_SANITIZE)
-  add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer)
-  add_link_options(-fsanitize=address,undefined)
+  add_compile_options(-fsanitize=${PERFORMER_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${PERFORMER_SANITIZE})
 endif()

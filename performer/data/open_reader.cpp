@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From paths to readers: which format a file has, and one reader for many files.
 #include <algorithm>
+#include <filesystem>
 
 #include "performer/base/error.h"
 #include "performer/data/detect.h"
@@ -168,10 +169,52 @@ std::vector<InputFile> checked_inputs(const std::vector<std::string>& paths, Req
   return files;
 }
 
+// How far the reading of several files is.
+class Watch {
+ public:
+  explicit Watch(ReadProgress progress) : progress_(std::move(progress)) {}
+
+  void begin(const std::vector<InputFile>& files) {
+    for (const InputFile& file : files) {
+      std::error_code error;
+      const uintmax_t size = can_be_read_twice(file.path) ? std::filesystem::file_size(file.path, error) : 0;
+      if (error || !can_be_read_twice(file.path)) {
+        total_ = 0;
+        return;
+      }
+      total_ += static_cast<int64_t>(size);
+    }
+  }
+  void add(size_t bytes) {
+    done_ += static_cast<int64_t>(bytes);
+    if (progress_) progress_(done_, total_);
+  }
+
+ private:
+  ReadProgress progress_;
+  int64_t done_ = 0, total_ = 0;
+};
+
+// A source whose bytes are counted; the watch outlives it.
+class WatchedSource final : public ByteSource {
+ public:
+  WatchedSource(std::unique_ptr<ByteSource> source, Watch& watch)
+      : source_(std::move(source)), watch_(watch) {}
+  size_t read(char* buffer, size_t size) override {
+    const size_t count = source_->read(buffer, size);
+    watch_.add(count);
+    return count;
+  }
+
+ private:
+  std::unique_ptr<ByteSource> source_;
+  Watch& watch_;
+};
+
 // Reads files one after the other, all in one format.
 class FilesReader final : public Reader {
  public:
-  FilesReader(const std::vector<std::string>& paths, Request request);
+  FilesReader(const std::vector<std::string>& paths, Request request, const ReadProgress& progress);
 
   bool next(Record& record) override;
   ReadReport report() const override;
@@ -185,14 +228,16 @@ class FilesReader final : public Reader {
 
   Request request_;
   std::vector<InputFile> files_;
+  Watch watch_;                     // before the reader, whose source it watches
   size_t at_ = 0;                   // of the file to open next
   std::unique_ptr<Reader> reader_;  // of the file before; never empty
   ReadReport before_;               // of the files before that one, and of files passed over
   int64_t records_ = 0;
 };
 
-FilesReader::FilesReader(const std::vector<std::string>& paths, Request request)
-    : request_(std::move(request)), files_(checked_inputs(paths, request_)) {
+FilesReader::FilesReader(const std::vector<std::string>& paths, Request request, const ReadProgress& progress)
+    : request_(std::move(request)), files_(checked_inputs(paths, request_)), watch_(progress) {
+  watch_.begin(files_);
   check<InputError>(open_next(), "{} has no file to read as {}: all of them are empty or something else",
                     paths.front(), request_.format);
 }
@@ -201,7 +246,7 @@ bool FilesReader::open_next() {
   for (; at_ < files_.size(); ++at_) {
     const InputFile& file = files_[at_];
     const std::string name = source_name(file.path);
-    auto source = unpacked(open_bytes(file.path), name);
+    auto source = unpacked(std::make_unique<WatchedSource>(open_bytes(file.path), watch_), name);
     if (request_.format == "auto") request_.format = decided_format(*source, name, request_);
     if (file.found) {
       const Content content = detect(*source, name);
@@ -254,8 +299,9 @@ void check_inputs(const std::vector<std::string>& paths, const DataConfig& confi
 }
 
 std::unique_ptr<Reader> open_reader(const std::vector<std::string>& paths, const DataConfig& config,
-                                    const std::optional<Vocabulary>& vocabulary) {
-  return std::make_unique<FilesReader>(paths, make_request(config, vocabulary));
+                                    const std::optional<Vocabulary>& vocabulary,
+                                    const ReadProgress& progress) {
+  return std::make_unique<FilesReader>(paths, make_request(config, vocabulary), progress);
 }
 
 std::unique_ptr<Reader> open_reader(const std::string& path, const DataConfig& config,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -71,6 +72,10 @@ class Reader {
   virtual std::optional<ImageShape> image_shape() const { return std::nullopt; }
 };
 
+// Told while files are read: how many bytes of theirs (packed ones as they are) were taken, of how many; 0
+// when that is not known because one of them can be read only once.
+using ReadProgress = std::function<void(int64_t done, int64_t total)>;
+
 // A reader for a file, "-" for standard input, or a folder, whose files are read in the order of their names
 // (folders in it too; names that begin with '.' are passed over). Files may be plain, gzip or zstd. Of
 // `config` format, vocabulary, documents, image_shape and image_fit matter. With `vocabulary` (of a model)
@@ -92,7 +97,8 @@ std::unique_ptr<Reader> open_reader(const std::string& path, const DataConfig& c
 // folder of images other files are passed over and counted, and so are empty files in any folder. Records are
 // numbered through. All files are checked first, as check_inputs() says.
 std::unique_ptr<Reader> open_reader(const std::vector<std::string>& paths, const DataConfig& config,
-                                    const std::optional<Vocabulary>& vocabulary = std::nullopt);
+                                    const std::optional<Vocabulary>& vocabulary = std::nullopt,
+                                    const ReadProgress& progress = {});
 // Throws what open_reader() would throw for any of the paths, before one is read: a path that does not exist,
 // an empty file, one of another format. Looks into files that can be read twice (inputs.h) only, and at their
 // first bytes.

@@ -81,9 +81,9 @@ class TemporaryFile {
 
 SequenceStore::SequenceStore(const std::vector<std::string>& files, const std::string& directory,
                              const DataConfig& config, const HashSplit& split,
-                             const std::optional<Vocabulary>& vocabulary) {
+                             const std::optional<Vocabulary>& vocabulary, const ReadProgress& progress) {
   check_split(split);
-  const std::unique_ptr<Reader> reader = open_reader(files, config, vocabulary);
+  const std::unique_ptr<Reader> reader = open_reader(files, config, vocabulary, progress);
   vocabulary_ = reader->vocabulary();
   format_ = reader->format();
   TemporaryFile file(directory);

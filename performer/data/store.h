@@ -21,7 +21,8 @@ class SequenceStore final : public Corpus {
   // open_reader() does, Error when the file cannot be written (disk full).
   SequenceStore(const std::vector<std::string>& files, const std::string& directory,
                 const DataConfig& config = {}, const HashSplit& split = {},
-                const std::optional<Vocabulary>& vocabulary = std::nullopt);
+                const std::optional<Vocabulary>& vocabulary = std::nullopt,
+                const ReadProgress& progress = {});
   ~SequenceStore() override;
   SequenceStore(const SequenceStore&) = delete;
   SequenceStore& operator=(const SequenceStore&) = delete;

@@ -40,7 +40,10 @@ Tensor local_attention(const Tensor& query, const Tensor& key, const Tensor& val
   const Tensor scores = window_scores(q, k);
   const Tensor hidden = windows.hidden_keys(options.causal, mask, /*padding_is_hidden=*/true, query.device());
   // Weights of hidden keys are 0 already, except for queries that see no key at all, where all are equal.
-  const Tensor weights = scores.masked_fill(hidden, most_negative(scores)).softmax(-1).masked_fill(hidden, 0);
+  const Tensor weights = scores.masked_fill(hidden, most_negative(scores))
+                             .softmax(-1)
+                             .masked_fill(hidden, 0)
+                             .to(v.scalar_type());
   Tensor out = windows.join(at::matmul(ops::dropout(weights, options.dropout), v.transpose(2, 3)));
   if (mask) out = out.masked_fill(mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
   return out;
@@ -67,7 +70,8 @@ Tensor continue_window(const Tensor& query, const Tensor& key, const Tensor& val
   const Tensor from = positions.div(window, "floor").sub(options.look_backward).mul(window).unsqueeze(1);
   const Tensor hidden = keys.gt(positions.unsqueeze(1)).logical_or(keys.lt(from));  // [T, S]
   const Tensor scores = window_scores(q.unsqueeze(1), state.key.unsqueeze(1)).squeeze(1);
-  const Tensor weights = scores.masked_fill(hidden, most_negative(scores)).softmax(-1);
+  const Tensor weights =
+      scores.masked_fill(hidden, most_negative(scores)).softmax(-1).to(value.scalar_type());
   const Tensor out = at::matmul(weights, state.value.transpose(1, 2)).transpose(1, 2);
   // The first key that the next token sees.
   const int64_t first = std::max<int64_t>(0, (state.length / window - options.look_backward) * window);

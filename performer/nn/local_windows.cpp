@@ -74,7 +74,8 @@ Tensor rotate_halves(const Tensor& x, const Tensor& positions, const Tensor& rat
 
 Tensor window_scores(const Tensor& query, const Tensor& key) {
   const double scale = 1 / std::sqrt(static_cast<double>(query.size(-1)));
-  return at::matmul(query.transpose(2, 3) * scale, key.permute({0, 1, 3, 4, 2}));
+  const auto type = query.scalar_type() == at::kHalf ? at::kFloat : query.scalar_type();
+  return at::matmul(query.to(type).transpose(2, 3) * scale, key.to(type).permute({0, 1, 3, 4, 2}));
 }
 
 double most_negative(const Tensor& scores) {

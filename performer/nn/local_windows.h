@@ -35,7 +35,8 @@ struct LocalWindows {
 // x [..., P, H, D] turned by the angles positions[p] * rates [D / 2]: channel i together with channel i + D
 // / 2.
 at::Tensor rotate_halves(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rates);
-// q k / sqrt(D) as [B, N, H, W, S] of query [B, N, W, H, D] and key [B, N, S, H, D].
+// q k / sqrt(D) as [B, N, H, W, S] of query [B, N, W, H, D] and key [B, N, S, H, D]; in float32 for float16,
+// which has no numbers for large ones.
 at::Tensor window_scores(const at::Tensor& query, const at::Tensor& key);
 // The most negative finite number of a tensor's type, which stands for the score of a key that is not seen.
 double most_negative(const at::Tensor& scores);

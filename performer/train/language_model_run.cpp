@@ -85,12 +85,13 @@ std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request,
   const data::Vocabulary& vocabulary = train.vocabulary();
   if (!request.valid_files.empty()) {
     return std::make_unique<data::SequenceStore>(request.valid_files, request.output, config,
-                                                 data::HashSplit{}, vocabulary);
+                                                 data::HashSplit{}, vocabulary, request.reading);
   }
   if (!holds_out(request)) return nullptr;
   try {
     return std::make_unique<data::SequenceStore>(request.train_files, request.output, config,
-                                                 split(request, data::HashSplit::Side::held_out), vocabulary);
+                                                 split(request, data::HashSplit::Side::held_out), vocabulary,
+                                                 request.reading);
   } catch (const InputError&) {  // the files themselves were read without complaint just before
     Progress(false).warning(
         fmt::format("none of the {} {} falls into the held-out part (data.holdout = {}): there will be no "
@@ -107,7 +108,8 @@ RunResult run(const LanguageModelRequest& request) {
   const RunFolder folder(request.output, request.resume);
   check_files(request);
   const data::SequenceStore train(request.train_files, folder.path(), request.data,
-                                  split(request, data::HashSplit::Side::train));
+                                  split(request, data::HashSplit::Side::train), std::nullopt,
+                                  request.reading);
   const std::unique_ptr<data::Corpus> valid = open_held_out(request, train);
   LanguageModelTask task(request, train, valid.get());
   task.watch_evaluations(request.options.stop);

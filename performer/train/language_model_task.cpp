@@ -110,8 +110,8 @@ std::vector<NamedParameter> LanguageModelTask::parameters() {
 }
 
 std::unique_ptr<Batch> LanguageModelTask::next() {
-  if (!queue_) queue_.emplace(training_batches(train_, config_.data, config_.model.objective, cursor_));
-  QueuedBatch queued = queue_->next();
+  if (!queue_) queue_.emplace(data::training_batches(train_, config_.data, config_.model.objective, cursor_));
+  data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
   crops_ = sum(crops_before_, queued.crops);
   return std::make_unique<TokenBatch>(std::move(queued.batch));

@@ -9,16 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "performer/data/batch_queue.h"
 #include "performer/data/corpus.h"
 #include "performer/models/folder.h"
-#include "performer/train/batch_queue.h"
 #include "performer/train/language_model_config.h"
 #include "performer/train/task.h"
 
 namespace performer::train {
 
-// A batch is one of data::BatchStream, made ahead of time (batch_queue.h); its loss is that of loss.h, in
-// the memory of a chunk when train.slim_chunk is on (slim.h). Projections are redrawn every
+// A batch is one of data::BatchStream, made ahead of time (data/batch_queue.h); its loss is that of loss.h,
+// in the memory of a chunk when train.slim_chunk is on (slim.h). Projections are redrawn every
 // attention.redraw_every steps. A checkpoint leaves a model folder.
 class LanguageModelTask final : public Task {
  public:
@@ -60,10 +60,10 @@ class LanguageModelTask final : public Task {
   const data::Corpus* valid_;
   ModelFolder folder_;
   const std::atomic<bool>* stop_ = nullptr;
-  data::Cursor cursor_;              // behind the last batch of next()
-  data::CropCounts crops_;           // of all batches so far
-  data::CropCounts crops_before_;    // of those before this call
-  std::optional<BatchQueue> queue_;  // begins at the cursor with the first batch
+  data::Cursor cursor_;                    // behind the last batch of next()
+  data::CropCounts crops_;                 // of all batches so far
+  data::CropCounts crops_before_;          // of those before this call
+  std::optional<data::BatchQueue> queue_;  // begins at the cursor with the first batch
 };
 
 }  // namespace performer::train

@@ -208,5 +208,21 @@ TEST_F(Surroundings, TerminalsThatCannotRedrawGetPlainLines) {
   EXPECT_THAT(wide.out, HasSubstr("\x1b["));
 }
 
+TEST_F(Surroundings, LongReadingIsSaid) {
+  const std::string slow =
+      "(cat train.fasta; sleep 5; cat train.fasta; sleep 5; cat train.fasta) | $PERFORMER ";
+  const Result both =
+      shell(slow + "evaluate model - -t 1 -o slow.txt 2> evaluate.txt & " + slow +
+            "train --train - -t 1 --set model.layers=1 model.width=16 model.heads=2 data.holdout=0 "
+            "--steps 1 -o slow 2> train.txt & wait");
+  EXPECT_EQ(both.code, 0) << both.err;
+  for (const char* messages : {"evaluate.txt", "train.txt"}) {
+    EXPECT_THAT(read(messages), HasSubstr("read ")) << messages;
+    EXPECT_THAT(read(messages), HasSubstr(" kB\n")) << messages;
+  }
+  EXPECT_THAT(shell("$PERFORMER evaluate model train.fasta -t 1").err, Not(HasSubstr(" kB")))
+      << "quickly read";
+}
+
 }  // namespace
 }  // namespace performer::testing_cli

@@ -9,8 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "performer/base/error.h"
 #include "performer/data/reader.h"
@@ -141,6 +143,30 @@ TEST(Inputs, SayWhyAFolderGivesNone) {
 TEST(Inputs, WithALineEndInTheirNameStayOnOneLine) {
   EXPECT_EQ(error_of<InputError>([] { list_inputs({"new\nline\x1b"}); }),
             "cannot read new\\nline\\x1b: No such file or directory");
+}
+
+TEST(Inputs, TellHowFarTheReadingIs) {
+  const std::string text = ">a\n" + std::string(300000, 'A') + "\n", packed = test::gzip(text);
+  const std::string plain = file_with(text), gzip = file_with(packed, ".fasta.gz");
+  std::vector<std::pair<int64_t, int64_t>> told;
+  const auto read = [&](const std::vector<std::string>& paths) {
+    told.clear();
+    const auto reader = open_reader(paths, {}, std::nullopt,
+                                    [&](int64_t done, int64_t total) { told.emplace_back(done, total); });
+    for (Record record; reader->next(record);) {
+    }
+    EXPECT_GE(told.size(), 2u);
+    EXPECT_TRUE(std::ranges::is_sorted(told));
+    return told.back();
+  };
+  const auto bytes = static_cast<int64_t>(text.size() + packed.size());
+  EXPECT_EQ(read({plain, gzip}), std::pair(bytes, bytes)) << "packed bytes as they are";
+  EXPECT_LT(told.front().first, bytes) << "on the way";
+  const std::string pipe = pipe_path();
+  std::thread writer([&] { std::ofstream(pipe) << text; });
+  const auto size = static_cast<int64_t>(text.size());
+  EXPECT_EQ(read({plain, pipe}), std::pair(2 * size, int64_t{0})) << "a pipe's size is not known";
+  writer.join();
 }
 
 }  // namespace

@@ -150,6 +150,28 @@ void expect_packed_equals_alone(const std::string& kind, const Tolerance& tolera
   }
 }
 
+void expect_masked_tokens_are_not_seen(const std::string& kind, const Tolerance& tolerance) {
+  const at::NoGradGuard no_grad;
+  at::Tensor mask = at::ones({1, 20}, at::kBool);
+  for (const int64_t hidden : {0, 4, 5, 7, 12, 13, 19}) mask[0][hidden] = false;
+  const at::Tensor away = mask.logical_not().unsqueeze(-1).unsqueeze(-1);
+  for (const bool causal : directions(kind)) {
+    const auto attention = make(kind, causal);
+    const Tokens tokens = random_tokens(1, 20);
+    const Tokens other{tokens.query.masked_fill(away, 3), tokens.key.masked_fill(away, 3),
+                       tokens.value.masked_fill(away, 1e3)};
+    std::vector<std::optional<at::Tensor>> forms = {std::nullopt};
+    if (can(kind).packed) forms.emplace_back(at::tensor({0, 7, 13, 13, 20}, at::kLong));
+    for (const auto& cu : forms) {
+      const std::string what = kind + (causal ? ", causal" : ", bidirectional") + (cu ? ", packed" : "");
+      const at::Tensor rows = run(*attention, tokens, causal, mask, cu);
+      expect_close(run(*attention, other, causal, mask, cu), rows, tolerance, what + ": masked tokens");
+      EXPECT_EQ(rows.masked_select(away).count_nonzero().item<int64_t>(), 0) << what;
+      EXPECT_GT(rows.abs().max().item<double>(), 0) << what;
+    }
+  }
+}
+
 void expect_steps_equal_one_pass(const std::string& kind, const Tolerance& tolerance) {
   const auto attention = make(kind, true);
   const at::NoGradGuard no_grad;
@@ -275,6 +297,7 @@ void expect_kind_properties(const std::string& kind, const Tolerance& tolerance)
   if (can(kind).chunks) expect_chunks_equal_one_pass(kind, tolerance);
   if (can(kind).cross) expect_kept_context_equals_one_pass(kind, tolerance);
   expect_gradients(kind);
+  if (can(kind).masks) expect_masked_tokens_are_not_seen(kind, tolerance);
 }
 
 }  // namespace performer::nn::properties

@@ -29,6 +29,8 @@ at::Tensor run(Attention& attention, const Tokens& tokens, bool causal,
 void expect_no_future(const std::string& kind, const Tolerance& tolerance);
 // Packed segments, padded rows and single sequences give the same, in every direction that the kind has.
 void expect_packed_equals_alone(const std::string& kind, const Tolerance& tolerance);
+// What lies at masked places is not seen, and its rows are zero, in packed segments too.
+void expect_masked_tokens_are_not_seen(const std::string& kind, const Tolerance& tolerance);
 // Tokens one at a time give what one pass gives; rows may be selected on the way.
 void expect_steps_equal_one_pass(const std::string& kind, const Tolerance& tolerance);
 // Chunks that hand on their state give what one pass gives.

@@ -67,6 +67,9 @@ class BackwardHead : public Head<Number> {
 #endif
   }
 
+  // exp of the log of a weight, which is at most 1 but for rounding.
+  static float WeightOf(float exponent) { return std::exp(HWY_MIN(0.0f, exponent)); }
+
   // The keys' state before the first chunk: the initial one, or none.
   void LoadInitialState() {
     Fill(sums, 0, n.e * n.mp);
@@ -119,7 +122,7 @@ class BackwardHead : public Head<Number> {
     float* to_sum = static_cast<float*>(b.grad_initial.key_sum) + StateIndex() * n.m;
     const float* initial_scale = static_cast<const float*>(p.initial.log_scale) + StateIndex() * n.m;
     for (int64_t f = 0; f < n.m; ++f) {
-      const float down = exponential ? std::exp(HWY_MIN(initial_scale[f] + log_scale[f], kSlowGap)) : 1.0f;
+      const float down = exponential ? WeightOf(initial_scale[f] + log_scale[f]) : 1.0f;
       for (int64_t k = 0; k < n.e; ++k) to[f * n.e + k] = down * mirror[f * n.ep + k];
       to_sum[f] = down * mirror_sum[f];
     }
@@ -168,7 +171,7 @@ class BackwardHead : public Head<Number> {
         float* row = u + j * n.mp;
         for (int64_t f = n.m; f < n.mp; ++f) row[f] = kEmptyLogScale;  // else exp of a huge difference
         for (int64_t f = 0; f < n.mp; f += kLanes) {
-          const Vec x = hn::Max(hn::Sub(hn::Load(d, row + f), norm), none);
+          const Vec x = hn::Max(none, hn::Sub(hn::Load(d, row + f), norm));
           hn::Store(x, d, row + f);
           hn::Store(hn::Max(x, hn::Load(d, new_scale + f)), d, new_scale + f);
         }

@@ -128,7 +128,7 @@ class CausalBackward : public BackwardHead<Number> {
   }
 
   // phi_q = exp(uq + shift_f - normalizer_i), the normalised weights; rows that overflow are zeroed and
-  // marked slow.
+  // marked slow. They may exceed 1, for keys that the row may not see.
   void NormalizedQueryFeatures(int64_t count, const float* shift) {
     for (int64_t i = 0; i < count; ++i) {
       const float* u = uq + i * n.mp;
@@ -136,7 +136,7 @@ class CausalBackward : public BackwardHead<Number> {
       if (slow[i] != 0.0f)
         Fill(phi_q + i * n.mp, 0, n.mp);
       else
-        this->ExpRow(u, shift, normalizer[i], phi_q + i * n.mp);
+        this->ExpRow(u, shift, normalizer[i], phi_q + i * n.mp, kSlowGap);
     }
   }
 
@@ -148,10 +148,10 @@ class CausalBackward : public BackwardHead<Number> {
     for (int64_t f = 0; f < n.m; ++f) {
       float from_state = inner[i] * state_sum[f];
       for (int64_t k = 0; k < n.e; ++k) from_state += gradient[i * n.ep + k] * state[k * n.mp + f];
-      const float weight = state_sum[f] == 0.0f ? 0.0f : std::exp(u[f] + state_scale[f] - normalizer[i]);
+      const float weight = state_sum[f] == 0.0f ? 0.0f : this->WeightOf(u[f] + state_scale[f] - normalizer[i]);
       float total = weight * from_state;
       for (int64_t j = 0; j <= i; ++j) {
-        if (keep[j] != 0.0f) total += std::exp(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
+        if (keep[j] != 0.0f) total += this->WeightOf(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
       }
       du[i * n.mp + f] = total;
     }
@@ -191,7 +191,7 @@ class CausalBackward : public BackwardHead<Number> {
       Copy(new_scale, mirror_scale, n.mp);
       for (int64_t f = 0; f < n.mp; ++f) new_scale[f] = -mirror_scale[f];
       for (int64_t i = 0; i < count; ++i)
-        this->ExpRow(uq + i * n.mp, new_scale, normalizer[i], phi_q + i * n.mp);
+        this->ExpRow(uq + i * n.mp, new_scale, normalizer[i], phi_q + i * n.mp, 0);
     } else {
       ApplyFunction(p.map.function, Epsilon(), uq, phi_q, count * n.mp);
     }
@@ -275,7 +275,7 @@ class CausalBackward : public BackwardHead<Number> {
       }
       for (int64_t f = 0; f < n.mp; f += kLanes) {
         const Vec gap = hn::Add(hn::Load(d, new_scale + f), hn::Load(d, mirror_scale + f));
-        const Vec down = ExpUnchecked(hn::Min(gap, hn::Set(d, kSlowGap)));
+        const Vec down = ExpUnchecked(hn::Min(hn::Zero(d), gap));
         hn::Store(down, d, this->factor + f);
         hn::Store(hn::Mul(down, hn::Load(d, mirror_sum + f)), d, kept_sum + f);
       }
@@ -326,7 +326,7 @@ class CausalBackward : public BackwardHead<Number> {
       if (keep[j] == 0.0f) continue;
       float weight = 0;
       for (int64_t f = 0; f < n.m; ++f) {
-        const float a = std::exp(uq[i * n.mp + f] + uk[f * n.cp + j] - normalizer[i]);
+        const float a = this->WeightOf(uq[i * n.mp + f] + uk[f * n.cp + j] - normalizer[i]);
         weight += a;
         du[f * n.cp + j] += a * pairs[i * n.cp + j];
         norm_gradient[j] += a * pairs[i * n.cp + j];

@@ -234,7 +234,8 @@ class Head {
   HWY_INLINE Vec KeyLogit(Vec product, Vec c, const float* norm) const {
     const Tag d;
     const Vec u = hn::Add(product, c);
-    return exponential ? hn::Max(hn::Sub(u, hn::Load(d, norm)), hn::Set(d, kEmptyLogScale)) : u;
+    // In this order NaN stays NaN.
+    return exponential ? hn::Max(hn::Set(d, kEmptyLogScale), hn::Sub(u, hn::Load(d, norm))) : u;
   }
   float Offset(int64_t f) const {
     return offset != nullptr ? offset[f] : 0.0f;
@@ -303,12 +304,15 @@ class Head {
       m = hn::Max(m, hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)));
     return LargestLane(m);
   }
-  // phi = exp(u + shift_f - c) along a row of features.
-  void ExpRow(const float* u, const float* shift, float c, float* phi) const {
+  // phi = exp(u + shift_f - c) along a row of features. The exponents are at most `most` but for rounding,
+  // which for exponents of 1e12 is 65536: they are cut there.
+  void ExpRow(const float* u, const float* shift, float c, float* phi, float most) const {
     const Tag d;
-    const Vec minus = hn::Set(d, c);
-    for (int64_t f = 0; f < n.mp; f += kLanes)
-      hn::Store(Exp(hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus)), d, phi + f);
+    const Vec minus = hn::Set(d, c), largest = hn::Set(d, most);
+    for (int64_t f = 0; f < n.mp; f += kLanes) {
+      const Vec exponent = hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus);
+      hn::Store(ExpUnchecked(hn::Min(largest, exponent)), d, phi + f);  // in this order NaN stays NaN
+    }
   }
 
   float Scale() const {

@@ -14,7 +14,7 @@ namespace performer::kernels {
 namespace PERFORMER_TARGET {
 
 // exp(x) for x <= 88.3: n = round(x / ln 2), r = x / ln 2 - n with 1 / ln 2 in two parts, 2^r as a polynomial
-// on |r| <= 1/2, times 2^n. Relative error below 2 units in the last place; 0 below -87.3. exp(0) is 1.
+// on |r| <= 1/2, times 2^n. Relative error below 2 units in the last place; 0 below -87.3; NaN for NaN. exp(0) is 1.
 // The coefficients minimise the largest relative error (9.1e-8 before rounding), found by reweighted least
 // squares with the constant term held at 1.
 HWY_INLINE Vec ExpUnchecked(Vec x) {
@@ -34,7 +34,7 @@ HWY_INLINE Vec ExpUnchecked(Vec x) {
   p = hn::MulAdd(p, r, hn::Set(d, 6.931470037e-01f));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  const __mmask16 normal = _mm512_cmp_ps_mask(x.raw, hn::Set(d, -87.3f).raw, _CMP_GE_OQ);
+  const __mmask16 normal = _mm512_cmp_ps_mask(x.raw, hn::Set(d, -87.3f).raw, _CMP_NLT_UQ);
   return Vec{_mm512_maskz_scalef_ps(normal, p.raw, n.raw)};
 #else
   const hn::RebindToSigned<Tag> di;

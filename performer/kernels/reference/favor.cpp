@@ -13,6 +13,11 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+// exp of the log of a weight, which is at most 1 but for rounding: that of exponents of 1e24 is 1e8.
+double weight_of(double exponent) {
+  return std::exp(std::min(exponent, 0.0));
+}
+
 // Type of states and normalizers.
 DataType sum_type(const View& query) {
   return query.type == DataType::float64 ? DataType::float64 : DataType::float32;
@@ -174,7 +179,7 @@ class Pass {
       for (int64_t f = 0; f < m_; ++f) {
         const double factor =
             map_.exponential()
-                ? std::exp(load_sum(p_.initial.log_scale, sums(), index_ * m_ + f) + mirror.scale[f])
+                ? weight_of(load_sum(p_.initial.log_scale, sums(), index_ * m_ + f) + mirror.scale[f])
                 : 1;
         for (int64_t i = 0; i < e_; ++i) {
           store_sum(b.grad_initial.kv, sums(), (index_ * m_ + f) * e_ + i,
@@ -257,7 +262,7 @@ class Pass {
     for (int64_t f = 0; f < m_ && live; ++f) {
       double inner = -dot * state_.last[f];
       for (int64_t k = 0; k < e_; ++k) inner += row_[k] * state_.values[f * e_ + k];
-      const double weight = map_.exponential() ? std::exp(u_[f] + state_.scale[f] - normalizer)
+      const double weight = map_.exponential() ? weight_of(u_[f] + state_.scale[f] - normalizer)
                                                : map_.derivative(u_[f]) / normalizer;
       du_[f] = weight * inner;
     }
@@ -281,7 +286,7 @@ class Pass {
     std::fill(row_.begin(), row_.end(), 0.0);
     map_.evaluate(p_.key, keys_.at(p_.key, j, head_), true, u_);
     for (int64_t f = 0; f < m_ && live; ++f) {
-      const double weight = map_.exponential() ? std::exp(u_[f] + mirror.scale[f]) : map_.feature(u_[f]);
+      const double weight = map_.exponential() ? weight_of(u_[f] + mirror.scale[f]) : map_.feature(u_[f]);
       double inner = mirror.last[f];
       for (int64_t k = 0; k < e_; ++k) {
         inner += mirror.values[f * e_ + k] * load(p_.value, keys_.at(p_.value, j, head_) + k);

@@ -8,70 +8,56 @@
 #include <vector>
 
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
 namespace {
 
 constexpr int64_t kFirstCapacity = 16;
 
-at::Tensor hide_rows(const at::Tensor& rows, const std::optional<at::Tensor>& query_mask) {
-  if (!query_mask) return rows;
-  return rows.masked_fill(query_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
-}
+at::Tensor attend(const ops::AttentionInputs& inputs);
 
 // Every segment by itself, side by side in the one row of a packed batch.
 at::Tensor packed_attention(const ops::AttentionInputs& inputs) {
-  const at::Tensor q = inputs.query.transpose(1, 2), k = inputs.key.transpose(1, 2),
-                   v = inputs.value.transpose(1, 2);
   const at::Tensor& cu_query = *inputs.cu_query;
   const auto of_query = cu_query.accessor<int64_t, 1>();
   const auto of_key = (inputs.cu_key ? *inputs.cu_key : cu_query).accessor<int64_t, 1>();
-  std::vector<at::Tensor> outputs;
-  for (int64_t segment = 0; segment + 1 < of_query.size(0); ++segment) {
-    const int64_t begin = of_query[segment], length = of_query[segment + 1] - begin;
-    const int64_t from = of_key[segment], keys = of_key[segment + 1] - from;
-    if (length == 0) continue;
-    const at::Tensor query = q.narrow(2, begin, length);
-    if (keys == 0) {
-      outputs.push_back(at::zeros({1, v.size(1), length, v.size(3)}, v.options()));
-      continue;
-    }
-    outputs.push_back(at::scaled_dot_product_attention(query, k.narrow(2, from, keys),
-                                                       v.narrow(2, from, keys), {}, 0.0, inputs.causal));
+  std::vector<at::Tensor> outputs = {inputs.value.narrow(1, 0, 0)};
+  for (int64_t n = 0; n + 1 < of_query.size(0); ++n) {
+    const auto queries = [&](const at::Tensor& x) { return x.slice(1, of_query[n], of_query[n + 1]); };
+    const auto keys = [&](const at::Tensor& x) { return x.slice(1, of_key[n], of_key[n + 1]); };
+    ops::AttentionInputs segment{queries(inputs.query), keys(inputs.key), keys(inputs.value), inputs.causal};
+    if (inputs.key_mask) segment.key_mask = keys(*inputs.key_mask);
+    if (inputs.query_mask) segment.query_mask = queries(*inputs.query_mask);
+    outputs.push_back(attend(segment));
   }
-  if (outputs.empty()) {
-    return at::zeros({1, inputs.query.size(1), inputs.value.size(2), inputs.value.size(3)},
-                     inputs.value.options());
-  }
-  return at::cat(outputs, 2).transpose(1, 2);
+  return at::cat(outputs, 1);
 }
 
-// Bool [B, 1, T or 1, S]: what each row may see. A row that sees nothing would be 0 / 0: it may see
-// everything, and its result is dropped.
+// Bool [B, 1, T or 1, S]: what each row may see.
 at::Tensor visible(const ops::AttentionInputs& inputs) {
-  const at::Tensor& key_mask = *inputs.key_mask;
-  at::Tensor allowed = key_mask.unsqueeze(1).unsqueeze(1);
-  if (inputs.causal) {
-    const int64_t length = key_mask.size(1);
-    allowed = allowed.logical_and(at::ones({length, length}, key_mask.options()).tril());
-  }
-  if (inputs.query_mask) {
-    allowed = allowed.logical_or(inputs.query_mask->logical_not().unsqueeze(1).unsqueeze(-1));
-  }
-  return allowed;
+  const at::Tensor allowed = inputs.key_mask->unsqueeze(1).unsqueeze(1);
+  if (!inputs.causal) return allowed;
+  const int64_t length = inputs.key_mask->size(1);
+  return allowed.logical_and(at::ones({length, length}, inputs.key_mask->options()).tril());
 }
 
 at::Tensor attend(const ops::AttentionInputs& inputs) {
   if (inputs.cu_query) return packed_attention(inputs);
   const at::Tensor q = inputs.query.transpose(1, 2), k = inputs.key.transpose(1, 2),
                    v = inputs.value.transpose(1, 2);
+  if (q.size(2) == 0 || k.size(2) == 0) {  // nothing is asked, or there is nothing to see
+    return at::zeros({q.size(0), q.size(2), v.size(1), v.size(3)}, v.options());
+  }
   if (!inputs.key_mask) {
     const at::Tensor rows = at::scaled_dot_product_attention(q, k, v, {}, 0.0, inputs.causal);
     return hide_rows(rows.transpose(1, 2), inputs.query_mask);
   }
-  const at::Tensor rows = at::scaled_dot_product_attention(q, k, v, visible(inputs));
-  const at::Tensor seen = inputs.key_mask->any(1).view({-1, 1, 1, 1});  // a row of B without any key gives 0
-  return hide_rows(rows.transpose(1, 2), inputs.query_mask).masked_fill(seen.logical_not(), 0);
+  const at::Tensor allowed = visible(inputs);
+  // A row that sees nothing would be 0 / 0: it may see everything, and its result is dropped.
+  const at::Tensor blind = allowed.any(-1, /*keepdim=*/true).logical_not();
+  const at::Tensor rows = at::scaled_dot_product_attention(q, k, v, allowed.logical_or(blind));
+  return hide_rows(rows.masked_fill(blind, 0).transpose(1, 2), inputs.query_mask);
 }
 
 at::Tensor grown(const at::Tensor& cache, const at::Tensor& token, int64_t length, int64_t capacity) {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
 namespace {
@@ -17,8 +18,7 @@ struct IdentityCache final : Cache {
 class IdentityAttention final : public Attention {
  public:
   at::Tensor forward(const ops::AttentionInputs& inputs) override {
-    if (!inputs.key_mask) return inputs.value;
-    return inputs.value.masked_fill(inputs.key_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
+    return hide_rows(hide_rows(inputs.value, inputs.key_mask), inputs.query_mask);
   }
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<IdentityCache>(); }
   at::Tensor step(const at::Tensor&, const at::Tensor&, const at::Tensor& value, Cache&) const override {

@@ -50,7 +50,9 @@ class WindowedAttention final : public Attention {
     if (inputs.cu_query) {
       return attend_segments(inputs, [&](const ops::AttentionInputs& segment) { return forward(segment); });
     }
-    return local_attention(inputs.query, inputs.key, inputs.value, inputs.key_mask, {}, options_);
+    const at::Tensor rows =
+        local_attention(inputs.query, inputs.key, inputs.value, inputs.key_mask, {}, options_);
+    return hide_rows(rows, inputs.query_mask);
   }
 
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<LocalCache>(); }

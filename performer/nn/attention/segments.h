@@ -1,13 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
+// What kinds do alike about masks and packed segments.
 #pragma once
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/logical_not.h>
+#include <ATen/ops/masked_fill.h>
 
+#include <optional>
 #include <vector>
 
 #include "performer/ops/favor.h"
 
 namespace performer::nn {
+
+// Rows [B, T, H, E] with those that query_mask [B, T] hides set to 0.
+inline at::Tensor hide_rows(const at::Tensor& rows, const std::optional<at::Tensor>& query_mask) {
+  if (!query_mask) return rows;
+  return rows.masked_fill(query_mask->logical_not().unsqueeze(-1).unsqueeze(-1), 0);
+}
 
 // Packed self-attention (inputs.cu_query) of a kind that knows single sequences only: `attend` is called for
 // each segment that has tokens, with `inputs` cut to it and without its bounds.

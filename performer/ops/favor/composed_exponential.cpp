@@ -50,6 +50,12 @@ int64_t power_of_two_from(int64_t tokens) {
   return power;
 }
 
+// exp of the log of a weight, which is at most 1 but for rounding: that of exponents of 1e12 in fp32 is
+// 65536.
+Tensor weight_of(const Tensor& exponent) {
+  return exponent.clamp_max(0).exp();
+}
+
 Tensor row_sums(const Tensor& weights, const Tensor& last) {
   return at::matmul(weights, last.unsqueeze(-1)).squeeze(-1);
 }
@@ -119,14 +125,14 @@ class Exponential final : public Family {
   // With the normalizers of the forward pass every weight below is part of an attention probability, at most
   // 1; rows without keys have the normalizer +infinity and get the weight 0.
   Tensor query_gradient(const Queries& queries, const Sums& sums) const override {
-    const Tensor weight = (queries.u + sums.scale.unsqueeze(-2) - queries.normalizer.unsqueeze(-1)).exp();
+    const Tensor weight = weight_of(queries.u + sums.scale.unsqueeze(-2) - queries.normalizer.unsqueeze(-1));
     const Tensor inner = at::matmul(queries.grad, sums.kv.transpose(-1, -2)) -
                          queries.dot.unsqueeze(-1) * sums.last.unsqueeze(-2);
     return weight * inner;
   }
 
   ChunkGradients key_gradient(const Keys& keys, const Sums& mirror) const override {
-    const Tensor weight = (visible(keys) + mirror.scale.unsqueeze(-2)).exp();
+    const Tensor weight = weight_of(visible(keys) + mirror.scale.unsqueeze(-2));
     const Tensor inner = at::matmul(keys.value, mirror.kv.transpose(-1, -2)) + mirror.last.unsqueeze(-2);
     return {{}, weight * inner, at::matmul(weight, mirror.kv)};
   }
@@ -138,14 +144,14 @@ class Exponential final : public Family {
     const Tensor normalizer = padded(queries.normalizer, tokens, kInfinity).unsqueeze(-1),
                  dot = padded(queries.dot, tokens, 0).unsqueeze(-1);
     // Each token's own key.
-    const Tensor own = (q + k - normalizer).exp();
+    const Tensor own = weight_of(q + k - normalizer);
     ChunkGradients total;
     total.query = own * ((grad * value).sum(-1, true) - dot);
     total.key = total.query.clone();
     total.value = own.sum(-1, true) * grad;
     for (int64_t size = 1; size < tokens; size *= 2) {
       const Tensor keys_u = half(k, size, 0), scale = largest(keys_u);
-      const Tensor of_queries = (half(q, size, 1) + scale - half(normalizer, size, 1)).exp(),
+      const Tensor of_queries = weight_of(half(q, size, 1) + scale - half(normalizer, size, 1)),
                    of_keys = (keys_u - scale).exp();
       const Tensor g = half(grad, size, 1);
       const Tensor probability = at::matmul(of_queries, of_keys.transpose(-1, -2));
@@ -160,7 +166,7 @@ class Exponential final : public Family {
 
   double empty_scale() const override { return kEmptyLogScale; }
   Tensor initial_factor(const Tensor& initial_scale, const Sums& mirror) const override {
-    return (initial_scale + mirror.scale).exp();
+    return weight_of(initial_scale + mirror.scale);
   }
 
  private:

@@ -44,10 +44,13 @@ Tensor spectral(const Tensor& vectors, const Tensor& values) {
 // The pair of matrices S and S^-T that minimises E|S q + S^-T k|^2: both sides then have the same diagonal
 // second moment. S^T S is the geometric mean of the key's moment and the inverse of the query's.
 std::pair<Tensor, Tensor> balancing_matrices(const Tensor& query_moment, const Tensor& key_moment) {
-  const auto [values, vectors] = at::linalg_eigh(floored(query_moment));
+  // Rounding of the moments, which are sums in float32, may leave an eigenvalue below 0.
+  const auto positive = [](const Tensor& x) { return x.clamp_min(x.amax(-1, true) * 1e-14); };
+  const auto [found, vectors] = at::linalg_eigh(floored(query_moment));
+  const Tensor values = positive(found);
   const Tensor root = spectral(vectors, values.sqrt()), inverse_root = spectral(vectors, values.rsqrt());
   const auto [squares, turn] = at::linalg_eigh(at::matmul(root, at::matmul(floored(key_moment), root)));
-  const Tensor quarter = squares.clamp_min(squares.amax(-1, true) * 1e-14).pow(0.25).unsqueeze(-1);
+  const Tensor quarter = positive(squares).pow(0.25).unsqueeze(-1);
   const Tensor turned = turn.transpose(-1, -2);
   return {quarter * at::matmul(turned, inverse_root), at::matmul(turned, root) / quarter};
 }
@@ -142,6 +145,12 @@ void check_statistics(const MapProblem& problem) {
       "of "
       "shape ",
       s.query_mean.sizes(), " and a moment of shape ", s.query_moment.sizes());
+  for (const Tensor* moment : {&s.query_moment, &s.key_moment}) {
+    TORCH_CHECK_VALUE(
+        moment->is_meta() || moment->isfinite().all().item<bool>(), "feature map ", problem.options.map,
+        " needs second moments of queries and keys, and some are not finite: the inputs are NaN, "
+        "or beyond 1e18, whose square float32 has no number for");
+  }
 }
 
 template <Tune tune>

@@ -26,7 +26,8 @@ Tensor local_attention(const Tensor& query, const Tensor& key, const Tensor& val
   const Tensor scores = nn::window_scores(q, k);
   const Tensor hidden =
       windows.hidden_keys(options.causal, mask, /*padding_is_hidden=*/false, query.device());
-  const Tensor weights = scores.masked_fill(hidden, nn::most_negative(scores)).softmax(-1);
+  const Tensor weights =
+      scores.masked_fill(hidden, nn::most_negative(scores)).softmax(-1).to(v.scalar_type());
   return windows.join(at::matmul(ops::dropout(weights, options.dropout), v.transpose(2, 3)));
 }
 

@@ -14,21 +14,21 @@
 #include "performer/data/batches.h"
 #include "performer/data/corpus.h"
 
-namespace performer::train {
+namespace performer::data {
 
 // A batch with what a checkpoint must hold once the batch has been used: where the stream stands after it.
 // Batches that were only prepared leave no trace.
 struct QueuedBatch {
-  data::Batch batch;
-  data::Cursor cursor;
-  data::CropCounts crops;  // since the source began
+  Batch batch;
+  Cursor cursor;
+  CropCounts crops;  // since the source began
 };
 
 using BatchSource = std::function<QueuedBatch()>;
 
-// Training batches from `start` on. Throws as data::BatchStream does; `corpus` must outlive the source.
-BatchSource training_batches(const data::Corpus& corpus, const DataConfig& config,
-                             const std::string& objective, const data::Cursor& start);
+// Training batches from `start` on. Throws as BatchStream does; `corpus` must outlive the source.
+BatchSource training_batches(const Corpus& corpus, const DataConfig& config, const std::string& objective,
+                             const Cursor& start);
 
 class BatchQueue {
  public:
@@ -50,4 +50,4 @@ class BatchQueue {
   std::jthread thread_;  // last: joined before anything it uses goes away
 };
 
-}  // namespace performer::train
+}  // namespace performer::data

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "performer/train/batch_queue.h"
+#include "performer/data/batch_queue.h"
 
 #include <gtest/gtest.h>
 
 #include "performer/base/error.h"
-#include "tests/train/runs.h"
+#include "tests/data/sequences.h"
 
-namespace performer::train {
+namespace performer::data::test {
 namespace {
 
 class BatchQueueTest : public ::testing::Test {
@@ -15,17 +15,15 @@ class BatchQueueTest : public ::testing::Test {
     config_.length = 32;
     config_.batch_tokens = 64;
   }
-  testing::TemporaryFolder folder_;
-  data::SequenceStore corpus_{{testing::write_fasta(folder_ / "p.fasta", testing::random_proteins(20))},
-                              folder_ / ""};
+  MemoryCorpus corpus_ = proteins(random_sequences(20, 1));
   DataConfig config_;
 };
 
 TEST_F(BatchQueueTest, SameBatchesAndCursorsAsTheStream) {
-  data::BatchStream stream(corpus_, config_, "causal");
+  BatchStream stream(corpus_, config_, "causal");
   BatchQueue queue(training_batches(corpus_, config_, "causal", {}));
   for (int i = 0; i < 40; ++i) {  // more than an epoch
-    const data::Batch expected = stream.next();
+    const Batch expected = stream.next();
     const QueuedBatch got = queue.next();
     EXPECT_EQ(got.batch.inputs, expected.inputs) << "batch " << i;
     EXPECT_EQ(got.cursor.epoch, stream.cursor().epoch);
@@ -37,7 +35,7 @@ TEST_F(BatchQueueTest, SameBatchesAndCursorsAsTheStream) {
 
 TEST_F(BatchQueueTest, ContinuesFromTheCursorOfTheLastBatchTaken) {
   BatchQueue whole(training_batches(corpus_, config_, "causal", {}));
-  data::Cursor cursor;
+  Cursor cursor;
   {
     BatchQueue first(training_batches(corpus_, config_, "causal", {}));
     for (int i = 0; i < 7; ++i) {
@@ -47,6 +45,20 @@ TEST_F(BatchQueueTest, ContinuesFromTheCursorOfTheLastBatchTaken) {
   }  // destroyed while it waits for room: must not hang
   BatchQueue second(training_batches(corpus_, config_, "causal", cursor));
   for (int i = 0; i < 10; ++i) EXPECT_EQ(second.next().batch.inputs, whole.next().batch.inputs);
+}
+
+// For the thread sanitizer, mostly: queues over one corpus that are read, and given up, at every moment.
+TEST_F(BatchQueueTest, QueuesShareACorpusAndMayBeGivenUpAtAnyMoment) {
+  const Batch expected = BatchStream(corpus_, config_, "causal").next();
+  for (int taken = 0; taken < 60; ++taken) {
+    BatchQueue one(training_batches(corpus_, config_, "causal", {}), 1 + taken % 3);
+    BatchQueue other(training_batches(corpus_, config_, "causal", {}));
+    for (int i = 0; i < taken % 6; ++i) {
+      const QueuedBatch batch = one.next();
+      if (i == 0) EXPECT_EQ(batch.batch.inputs, expected.inputs);
+    }
+    EXPECT_EQ(other.next().batch.inputs, expected.inputs);
+  }
 }
 
 TEST(BatchQueue, RethrowsWhatTheSourceThrewInItsTurn) {
@@ -62,4 +74,4 @@ TEST(BatchQueue, RethrowsWhatTheSourceThrewInItsTurn) {
 }
 
 }  // namespace
-}  // namespace performer::train
+}  // namespace performer::data::test

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "performer/train/batch_queue.h"
+#include "performer/data/batch_queue.h"
 
 #include <utility>
 
-namespace performer::train {
+namespace performer::data {
 
-BatchSource training_batches(const data::Corpus& corpus, const DataConfig& config,
-                             const std::string& objective, const data::Cursor& start) {
-  data::BatchStream stream(corpus, config, objective);
+BatchSource training_batches(const Corpus& corpus, const DataConfig& config, const std::string& objective,
+                             const Cursor& start) {
+  BatchStream stream(corpus, config, objective);
   stream.seek(start);
   return [stream]() mutable {
-    data::Batch batch = stream.next();
+    Batch batch = stream.next();
     return QueuedBatch{std::move(batch), stream.cursor(), stream.crops()};
   };
 }
@@ -46,4 +46,4 @@ QueuedBatch BatchQueue::next() {
   return batch;
 }
 
-}  // namespace performer::train
+}  // namespace performer::data
