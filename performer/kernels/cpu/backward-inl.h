@@ -68,7 +68,9 @@ class BackwardHead : public Head<Number> {
   }
 
   // exp of the log of a weight, which is at most 1 but for rounding.
-  static float WeightOf(float exponent) { return std::exp(HWY_MIN(0.0f, exponent)); }
+  static float WeightOf(float exponent) {
+    return std::exp(HWY_MIN(0.0f, exponent));
+  }
 
   // The keys' state before the first chunk: the initial one, or none.
   void LoadInitialState() {

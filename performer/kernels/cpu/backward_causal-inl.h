@@ -148,10 +148,12 @@ class CausalBackward : public BackwardHead<Number> {
     for (int64_t f = 0; f < n.m; ++f) {
       float from_state = inner[i] * state_sum[f];
       for (int64_t k = 0; k < n.e; ++k) from_state += gradient[i * n.ep + k] * state[k * n.mp + f];
-      const float weight = state_sum[f] == 0.0f ? 0.0f : this->WeightOf(u[f] + state_scale[f] - normalizer[i]);
+      const float weight =
+          state_sum[f] == 0.0f ? 0.0f : this->WeightOf(u[f] + state_scale[f] - normalizer[i]);
       float total = weight * from_state;
       for (int64_t j = 0; j <= i; ++j) {
-        if (keep[j] != 0.0f) total += this->WeightOf(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
+        if (keep[j] != 0.0f)
+          total += this->WeightOf(u[f] + uk[j * n.mp + f] - normalizer[i]) * pairs[i * n.cp + j];
       }
       du[i * n.mp + f] = total;
     }

@@ -50,15 +50,15 @@ void RunStepHead(const void* context, int64_t sequence, int64_t head, void* memo
   StepHead(*static_cast<const AttentionStep*>(context), scratch).Run(sequence, head);
 }
 
-// Works on the heads one by one, with all workers on each; `work` gets a head's sequence and number. The memory
-// behind the workers' shares holds what belongs to the head.
+// Works on the heads one by one, with all workers on each; `work` gets a head's sequence and number. The
+// memory behind the workers' shares holds what belongs to the head.
 template <class Work>
 void ForEachGroupedHead(const AttentionForward& p, const AttentionBackward* b, int64_t groups,
                         Executor& executor, void* workspace, const Work& work) {
   const int64_t shares = HeadBytes(p, groups, b != nullptr) * executor.workers();
   const auto start = reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(shares);
-  Scratch scratch(reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment *
-                                          Scratch::kAlignment));
+  Scratch scratch(
+      reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment * Scratch::kAlignment));
   GroupedHead grouped(p, b, groups, scratch);
   for (int64_t n = 0; n < p.shape.batch; ++n) {
     for (int64_t h = 0; h < p.shape.heads; ++h) work(grouped, n, h);

@@ -36,11 +36,11 @@ inline bool IsNonnegative(Function function) {
   }
 }
 
-constexpr int64_t kFewHeads = 4;         // fewer (sequence, head)s than this are grouped
-constexpr int64_t kLeastGroup = 32;      // features of a group
-constexpr int64_t kMostGroups = 4;
-constexpr int64_t kLeastTokens = 512;    // shorter sequences are left alone
-constexpr int64_t kWindow = 4096;        // tokens whose groups' rows are held at a time
+constexpr int64_t kFewHeads = 4;     // fewer (sequence, head)s than this are grouped
+constexpr int64_t kLeastGroup = 32;  // features of a group
+constexpr int64_t kMostGroups = 2;
+constexpr int64_t kLeastTokens = 512;  // shorter sequences are left alone
+constexpr int64_t kWindow = 4096;      // tokens whose groups' rows are held at a time
 
 // The groups that the features of each head are cut into; 1: none.
 inline int64_t GroupsOf(const AttentionForward& p) {
@@ -63,7 +63,11 @@ class GroupedHead {
  public:
   GroupedHead(const AttentionForward& whole, const AttentionBackward* backward, int64_t groups,
               Scratch& scratch)
-      : p(whole), b(backward), g(groups), m(whole.shape.features), e(whole.shape.value_size),
+      : p(whole),
+        b(backward),
+        g(groups),
+        m(whole.shape.features),
+        e(whole.shape.value_size),
         d(whole.shape.head_size) {
     int64_t longest = 1;
     for (int64_t n = 0; n < p.shape.batch; ++n)
@@ -149,9 +153,7 @@ class GroupedHead {
     shared.batch_stride = shared.head_stride = 0;
     return shared;
   }
-  View OwnRows(float* memory, int64_t size) const {
-    return {memory, DataType::float32, 0, g * size, size};
-  }
+  View OwnRows(float* memory, int64_t size) const { return {memory, DataType::float32, 0, g * size, size}; }
   // A call for queries and keys of a window; its heads are the groups.
   AttentionForward Part(int64_t first_query, int64_t query_count, int64_t first_key,
                         int64_t key_count) const {
@@ -265,7 +267,7 @@ class GroupedHead {
       call.grad_initial = share;
       Run(call);
       AddRows(rows, d, b->grad_query, queries, t, count);
-      const auto *from = static_cast<const float*>(share.kv);
+      const auto* from = static_cast<const float*>(share.kv);
       auto* to = static_cast<float*>(mirror.kv);
       for (int64_t i = 0; i < m * (e + 1); ++i) to[i] += from[i];
     }

@@ -14,9 +14,9 @@ namespace performer::kernels {
 namespace PERFORMER_TARGET {
 
 // exp(x) for x <= 88.3: n = round(x / ln 2), r = x / ln 2 - n with 1 / ln 2 in two parts, 2^r as a polynomial
-// on |r| <= 1/2, times 2^n. Relative error below 2 units in the last place; 0 below -87.3; NaN for NaN. exp(0) is 1.
-// The coefficients minimise the largest relative error (9.1e-8 before rounding), found by reweighted least
-// squares with the constant term held at 1.
+// on |r| <= 1/2, times 2^n. Relative error below 2 units in the last place; 0 below -87.3; NaN for NaN.
+// exp(0) is 1. The coefficients minimise the largest relative error (9.1e-8 before rounding), found by
+// reweighted least squares with the constant term held at 1.
 HWY_INLINE Vec ExpUnchecked(Vec x) {
   const Tag d;
   const Vec inverse = hn::Set(d, 1.44269504f);
