@@ -46,8 +46,8 @@ void check_weights_suffice(const ModelConfig& model, const AttentionConfig& atte
   for (const auto& [name, tensor] : weights) found += static_cast<double>(tensor.numel());
   const double needed = building_numbers(model, attention, vocabulary);
   check<InputError>(needed <= found + kSpareNumbers,
-                    "{} is of another architecture: it has {:.0f} numbers, but a model of this configuration "
-                    "takes about {:.3g}; nothing was built",
+                    "{} is of another architecture: it has {:.0f} numbers, but the configuration beside it "
+                    "asks for about {:.3g}; nothing was built",
                     source, found, needed);
 }
 

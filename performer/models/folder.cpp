@@ -96,8 +96,8 @@ void read_section(const json& root, const std::string& name, Config& config, con
 
 json parse_json(const std::string& text, const std::string& path) {
   const auto check_depth = [&](int depth, json::parse_event_t, const json&) {
-    check<InputError>(depth <= kDeepestJson, "{} is damaged: it has lists or objects within each other",
-                      path);
+    check<InputError>(depth <= kDeepestJson, "{} is damaged: its values are nested more than {} deep", path,
+                      kDeepestJson);
     return true;
   };
   json value = json::parse(text, check_depth, /*allow_exceptions=*/false);
