@@ -79,7 +79,9 @@ TEST(HostileConfiguration, IsRefusedBeforeItIsBuilt) {
   };
   const auto too_large = ::testing::HasSubstr("nothing was built");
   for (const char* size : {"layers", "width", "ffn", "heads"}) {
-    EXPECT_THAT(refused([&](json& c) { c["model"][size] = kLargestSize, c["model"]["head_size"] = 1; }),
+    EXPECT_THAT(refused([&](json& c) {
+                  c["model"].update({{"positions", "none"}, {"head_size", 1}, {size, kLargestSize}});
+                }),
                 too_large)
         << size;
   }
