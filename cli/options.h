@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What commands have in common: threads and verbosity, numbers, and the configuration of a training run.
+// What commands have in common: threads and verbosity, and numbers.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "cli/configuration.h"
 #include "performer/base/numbers.h"
-#include "performer/data/batches.h"
-#include "performer/nn/config.h"
-#include "performer/train/trainer.h"
 
 namespace performer::cli {
 
@@ -39,52 +36,5 @@ CLI::Option* whole_list(CLI::App& app, const std::string& names, std::vector<int
                         const std::string& help, const WholeRange& range = {});
 CLI::Option* real_list(CLI::App& app, const std::string& names, std::vector<double>& values,
                        const std::string& help, const RealRange& range = {});
-
-// All sections of a training run's configuration.
-struct RunConfig {
-  ModelConfig model;
-  AttentionConfig attention;
-  DataConfig data;
-  TrainConfig train;
-
-  template <class Self, class Visit>
-  static void sections(Self& self, Visit&& visit) {
-    visit("model", self.model);
-    visit("attention", self.attention);
-    visit("data", self.data);
-    visit("train", self.train);
-  }
-};
-
-// Where a configuration comes from, in the order in which it is applied.
-struct ConfigSources {
-  std::map<std::string, std::string>
-      base;            // values by "section.key" to start from instead of the built-in defaults
-  std::string preset;  // name; empty: the built-in defaults
-  std::string file;    // TOML with the sections above; empty: none
-  std::vector<std::string> settings;  // "section.key=value"
-};
-
-// Throws UsageError for an unknown preset, section or key (with the nearest known name), for a value of the
-// wrong type (with file, line and key) and for a file that is not TOML; InputError for a file that cannot be
-// read. Sizes are not checked here: see validate().
-RunConfig resolve(const ConfigSources& sources);
-void validate(const RunConfig& config);
-
-// The configuration as TOML that --config reads back.
-std::string to_toml(const RunConfig& config);
-// One section only, for example of a stored model.
-template <class Section>
-std::string section_to_toml(const std::string& name, const Section& section);
-std::string fields_to_toml(const std::string& name, const std::vector<FieldInfo>& fields);
-
-// Every key with its present value, choices and meaning, for --help.
-std::string describe_keys(const RunConfig& config);
-std::string describe_fields(const std::vector<FieldInfo>& fields);
-
-template <class Section>
-std::string section_to_toml(const std::string& name, const Section& section) {
-  return fields_to_toml(name, list_fields(name, section));
-}
 
 }  // namespace performer::cli

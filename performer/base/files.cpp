@@ -144,11 +144,17 @@ void write_file(const std::string& path, std::string_view text) {
   file.commit();
 }
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, size_t most) {
   std::ifstream stream(path, std::ios::binary);
   check<InputError>(stream.good() && !fs::is_directory(path), "cannot read {}: {}", path,
                     fs::is_directory(path) ? "it is a directory" : std::strerror(errno));
-  return std::string(std::istreambuf_iterator<char>(stream), {});
+  std::string text;
+  for (std::array<char, 1 << 14> part; stream.read(part.data(), part.size()) || stream.gcount() > 0;) {
+    text.append(part.data(), static_cast<size_t>(stream.gcount()));
+    check<InputError>(text.size() <= most,
+                      "{} has more than {} bytes, which is more than a file of its kind has", path, most);
+  }
+  return text;
 }
 
 void make_directories(const std::string& path) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -42,7 +43,8 @@ bool same_file(const std::string& a, const std::string& b);
 std::optional<int> descriptor_of(std::string path);
 
 void write_file(const std::string& path, std::string_view text);  // AtomicFile in one call
-std::string read_file(const std::string& path);                   // InputError when it cannot be read
+// Throws InputError when it cannot be read and when it has more than `most` bytes.
+std::string read_file(const std::string& path, size_t most = std::numeric_limits<size_t>::max());
 
 // Creates a directory and its parents. Throws Error when that is impossible or the path is a file.
 void make_directories(const std::string& path);

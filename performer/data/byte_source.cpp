@@ -97,11 +97,10 @@ size_t PeekedSource::read(char* buffer, size_t size) {
 }
 
 std::string read_all(ByteSource& source, const std::string& name, size_t most) {
-  constexpr size_t kStep = size_t{1} << 18;
   std::string bytes;
   size_t size = 0;  // of what was read; the string has room for more
   while (true) {
-    if (bytes.size() - size < kStep / 2) bytes.resize(size + std::max(kStep, size / 2));
+    if (bytes.size() - size < kReadBytes / 2) bytes.resize(size + std::max(kReadBytes, size / 2));
     const size_t count = source.read(bytes.data() + size, bytes.size() - size);
     size += count;
     check<InputError>(size <= most, "{} has more than {} bytes, which is more than a file of its kind has",

@@ -11,6 +11,13 @@
 
 namespace performer::data {
 
+// How many bytes readers ask for at a time. The fuzz entries are built with fewer: then short inputs meet the
+// end of a buffer too, and a run spends no time on large buffers.
+#ifndef PERFORMER_READ_BYTES
+#define PERFORMER_READ_BYTES (size_t{1} << 18)
+#endif
+inline constexpr size_t kReadBytes = PERFORMER_READ_BYTES;
+
 class ByteSource {
  public:
   virtual ~ByteSource() = default;

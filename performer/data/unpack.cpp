@@ -12,7 +12,7 @@
 namespace performer::data {
 namespace {
 
-constexpr size_t kChunk = size_t{1} << 17;
+constexpr size_t kChunk = kReadBytes / 2;
 constexpr int kWindowLogMax = 27;  // 128 MiB: what `zstd -d` accepts by default and `zstd --long` writes
 
 // The packed bytes at hand: begin() .. begin() + size() of a source, topped up on demand.

@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/base/printable.h"
+#include "performer/models/bounds.h"
 
 namespace performer {
 namespace {
@@ -23,6 +25,11 @@ constexpr const char* kConfigFile = "config.json";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 constexpr const char* kBaselinesFile = "baselines.json";
 constexpr const char* kWeightsFile = "model.safetensors";
+// More than any file that is written has; a tokenizer has 65,532 symbols of together 16 MiB, of which escapes
+// make up to five times as much.
+constexpr size_t kMostConfigBytes = size_t{1} << 20, kMostTokenizerBytes = size_t{96} << 20,
+                 kMostBaselinesBytes = size_t{32} << 20;
+constexpr int kDeepestJson = 16;  // what walks through a value calls itself for each level of it
 
 template <class Config>
 json write_section(const Config& config) {
@@ -78,7 +85,7 @@ void read_section(const json& root, const std::string& name, Config& config, con
       if (!section.contains(field.name)) continue;
       const json& value = section[field.name];
       check<InputError>(matches(value, field.value), "{}: {} must be {}, not {}", path, field.key(),
-                        type_name(field.value), value.dump());
+                        type_name(field.value), shown(value.dump()));
       set_field(name, config, field.name, text_of(value));
     }
     check_known_keys(section, known, name + ".", path);
@@ -87,8 +94,13 @@ void read_section(const json& root, const std::string& name, Config& config, con
   }
 }
 
-json parse_json_file(const std::string& path) {
-  json value = json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+json parse_json(const std::string& text, const std::string& path) {
+  const auto check_depth = [&](int depth, json::parse_event_t, const json&) {
+    check<InputError>(depth <= kDeepestJson, "{} is damaged: its values are nested more than {} deep", path,
+                      kDeepestJson);
+    return true;
+  };
+  json value = json::parse(text, check_depth, /*allow_exceptions=*/false);
   check<InputError>(value.is_object(), "{} is damaged: it is not a JSON object", path);
   return value;
 }
@@ -114,8 +126,8 @@ void check_format(const json& root, const std::string& path) {
                     path, format, kModelFormat);
 }
 
-Configuration read_configuration(const std::string& path) {
-  const json root = parse_json_file(path);
+Configuration read_configuration(const std::string& text, const std::string& path) {
+  const json root = parse_json(text, path);
   check_format(root, path);
   check_known_keys(root, {"format", "model", "attention", "data", "provenance"}, "", path);
   Configuration configuration;
@@ -138,8 +150,8 @@ Configuration read_configuration(const std::string& path) {
   return configuration;
 }
 
-data::Baselines read_baselines(const std::string& path, int64_t symbols) {
-  const json root = parse_json_file(path);
+data::Baselines read_baselines(const std::string& text, const std::string& path, int64_t symbols) {
+  const json root = parse_json(text, path);
   const bool valid = root.contains("counts") && root["counts"].is_array() &&
                      std::all_of(root["counts"].begin(), root["counts"].end(),
                                  [](const json& count) { return is_int64(count); });
@@ -152,9 +164,9 @@ data::Baselines read_baselines(const std::string& path, int64_t symbols) {
 }
 
 // That of tokenizer.json, or without that file the built-in one that the configuration names.
-data::Vocabulary read_vocabulary(const std::string& path, const DataConfig& config,
+data::Vocabulary read_vocabulary(const std::optional<std::string>& text, const DataConfig& config,
                                  const std::string& directory) {
-  if (fs::exists(path)) return data::Vocabulary::from_json(read_file(path), path);
+  if (text) return data::Vocabulary::from_json(*text, (fs::path(directory) / kTokenizerFile).string());
   const std::vector<std::string> known = data::vocabulary_names();
   check<InputError>(
       std::find(known.begin(), known.end(), config.vocabulary) != known.end(),
@@ -162,6 +174,17 @@ data::Vocabulary read_vocabulary(const std::string& path, const DataConfig& conf
       "{}, is none of the built-in ones ({})",
       directory, kTokenizerFile, config.vocabulary, fmt::join(known, ", "));
   return data::Vocabulary::named(config.vocabulary);
+}
+
+LanguageModel build(const Configuration& configuration, int64_t vocabulary, const TensorFile& weights,
+                    const std::string& source, const std::string& directory) {
+  const auto& [model, attention, data, note] = configuration;
+  check_weights_suffice(model, attention, vocabulary, weights.tensors, source);
+  try {
+    return LanguageModel(model, attention, vocabulary);
+  } catch (const UsageError& error) {  // here it is the file that is wrong, not the request
+    throw InputError(fmt::format("{}: {}", (fs::path(directory) / kConfigFile).string(), error.what()));
+  }
 }
 
 std::string shape_text(const at::Tensor& tensor) {
@@ -221,6 +244,27 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
   write_file((base / kConfigFile).string(), config.dump(2) + "\n");  // last: a folder with it is complete
 }
 
+ModelFolder parse_model(const std::string& directory, const ModelTexts& texts,
+                        const std::function<TensorFile()>& read_weights) {
+  const fs::path base(directory);
+  const Configuration configuration = read_configuration(texts.config, (base / kConfigFile).string());
+  ModelFolder folder;
+  folder.vocabulary = read_vocabulary(texts.tokenizer, configuration.data, directory);
+  folder.data = configuration.data;
+  folder.objective_note = configuration.objective_note;
+  const int64_t symbols = folder.vocabulary.symbols();
+  folder.has_baselines = texts.baselines.has_value();
+  folder.baselines = folder.has_baselines
+                         ? read_baselines(*texts.baselines, (base / kBaselinesFile).string(), symbols)
+                         : data::Baselines(symbols);
+  const TensorFile weights = read_weights();
+  const std::string source = (base / kWeightsFile).string();
+  folder.model = build(configuration, folder.vocabulary.size(), weights, source, directory);
+  set_model_state(folder.model, weights.tensors, source);
+  folder.model->eval();
+  return folder;
+}
+
 ModelFolder load_model(const std::string& directory) {
   const fs::path base(directory);
   check<InputError>(fs::is_directory(base), "there is no model folder {}", directory);
@@ -228,22 +272,13 @@ ModelFolder load_model(const std::string& directory) {
     check<InputError>(fs::exists(base / file), "{} is not a complete model folder: it has no {}", directory,
                       file);
   }
-  const Configuration configuration = read_configuration((base / kConfigFile).string());
-  const std::string tokenizer = (base / kTokenizerFile).string();
-  ModelFolder folder;
-  folder.vocabulary = read_vocabulary(tokenizer, configuration.data, directory);
-  folder.data = configuration.data;
-  folder.objective_note = configuration.objective_note;
-  folder.has_baselines = fs::exists(base / kBaselinesFile);
-  folder.baselines = folder.has_baselines
-                         ? read_baselines((base / kBaselinesFile).string(), folder.vocabulary.symbols())
-                         : data::Baselines(folder.vocabulary.symbols());
-  const std::string weights = (base / kWeightsFile).string();
-  const TensorFile file = read_safetensors(weights);
-  folder.model = LanguageModel(configuration.model, configuration.attention, folder.vocabulary.size());
-  set_model_state(folder.model, file.tensors, weights);
-  folder.model->eval();
-  return folder;
+  const auto text_of_file = [&](const char* file, size_t most) {
+    return read_file((base / file).string(), most);
+  };
+  ModelTexts texts{text_of_file(kConfigFile, kMostConfigBytes)};
+  if (fs::exists(base / kTokenizerFile)) texts.tokenizer = text_of_file(kTokenizerFile, kMostTokenizerBytes);
+  if (fs::exists(base / kBaselinesFile)) texts.baselines = text_of_file(kBaselinesFile, kMostBaselinesBytes);
+  return parse_model(directory, texts, [&] { return read_safetensors((base / kWeightsFile).string()); });
 }
 
 }  // namespace performer

@@ -8,7 +8,9 @@
 //   training.safetensors  everything a resume needs, parameters included: one file, hence one atomic rename
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
+#include <functional>
+#include <map>
+#include <optional>
 #include <string>
 
 #include "performer/data/baselines.h"
@@ -39,6 +41,16 @@ void save_model(const std::string& directory, const ModelFolder& folder);
 // has_baselines is false. Throws InputError for a missing, truncated or foreign folder and for
 // another format.
 ModelFolder load_model(const std::string& directory);
+
+// The texts of a folder, and a model of them: load_model() reads the files and calls this. `directory` is for
+// messages. A configuration that asks for a larger model than the weights are of is refused before memory is
+// taken for it (bounds.h).
+struct ModelTexts {
+  std::string config;
+  std::optional<std::string> tokenizer = {}, baselines = {};
+};
+ModelFolder parse_model(const std::string& directory, const ModelTexts& texts,
+                        const std::function<TensorFile()>& read_weights);
 
 // Parameters and buffers by name; set_state checks that names and shapes agree exactly and names the first
 // that does not.

@@ -131,8 +131,8 @@ void set_field(const std::string& section, AttentionConfig& config, const std::s
 void check_options(const AttentionConfig& config) {
   const std::vector<FieldInfo> known = nn::find_kind(config.kind).options;
   for (const auto& [name, value] : config.options) {
-    const auto field =
-        std::find_if(known.begin(), known.end(), [&](const auto& f) { return f.name == name; });
+    const auto is_named = [&wanted = name](const FieldInfo& field) { return field.name == wanted; };
+    const auto field = std::find_if(known.begin(), known.end(), is_named);
     check<UsageError>(field != known.end(), "attention.{} is not an option of attention.kind = {}", name,
                       config.kind);
     check<UsageError>(field->value.index() == value.index(), "attention.{} must be {}, but is {}", name,

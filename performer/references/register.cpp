@@ -71,6 +71,14 @@ void validate_features(const AttentionConfig& config, const nn::AttentionShape&)
                     "attention.features must be between 1 and {}, not {}", kLargestSize, features);
 }
 
+// A projection for each head at most. It is drawn in whole blocks of head_size rows, which decompositions
+// hold several times.
+double reference_numbers(const AttentionConfig& config, const nn::AttentionShape& shape) {
+  const auto features = static_cast<double>(nn::read_options<ReferenceOptions>(config).features);
+  const auto heads = static_cast<double>(shape.heads), size = static_cast<double>(shape.head_size);
+  return 8 * heads * size * (features + size);
+}
+
 nn::AttentionKind attention_kind(const ReferenceKind& row) {
   nn::AttentionKind kind;
   kind.name = row.name;
@@ -84,6 +92,7 @@ nn::AttentionKind attention_kind(const ReferenceKind& row) {
   if (row.projected) {
     kind.options = nn::kind_options<ReferenceOptions>();
     kind.validate = validate_features;
+    kind.numbers = reference_numbers;
   }
   kind.make = [&row](const AttentionConfig& config, const nn::AttentionShape& shape) {
     return std::make_shared<ReferenceAttention>(row, config, shape);

@@ -3,10 +3,7 @@
 // libFuzzer reached most of their code.
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
-#include "performer/base/files.h"
-#include "performer/base/philox.h"
+#include "tests/fuzz/damage.h"
 
 #define LLVMFuzzerTestOneInput fuzz_numbers
 #include "tests/fuzz/numbers_fuzz.cpp"
@@ -16,7 +13,7 @@ namespace performer {
 namespace {
 
 void run(const std::string& input) {
-  fuzz_numbers(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+  fuzz::run(fuzz_numbers, input);
 }
 
 TEST(NumbersFuzz, SurvivesTextsOfTheirLetters) {
@@ -45,14 +42,7 @@ TEST(NumbersFuzz, SurvivesDamagedNumbers) {
 }
 
 TEST(NumbersFuzz, SurvivesItsCorpus) {
-  int inputs = 0;
-  const std::filesystem::path corpus =
-      std::filesystem::path(PERFORMER_SOURCE_DIR) / "tests/fuzz/corpus/numbers";
-  for (const auto& file : std::filesystem::directory_iterator(corpus)) {
-    run(read_file(file.path().string()));
-    ++inputs;
-  }
-  EXPECT_GT(inputs, 0);
+  fuzz::run_corpus(fuzz_numbers, "numbers");
 }
 
 }  // namespace

@@ -3,12 +3,9 @@
 // the inputs with which libFuzzer reached most of their code.
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
-#include "performer/base/files.h"
-#include "performer/base/philox.h"
 #include "tests/data/packed_bytes.h"
 #include "tests/data/pictures.h"
+#include "tests/fuzz/damage.h"
 
 // The entries themselves, built and run without libFuzzer: one program holds all, so each has a name of its
 // own.
@@ -35,39 +32,8 @@ const std::string kText =
     ">sp|P1|ONE first protein\r\nMKTAYIAKQR\r\nQISFVKSHFS*\r\n; a comment\n\n>two\nacdefg-.hik\nJBOUXZ "
     "lm\n>three\nA";
 
-// One to four edits: a byte replaced, dropped or doubled, or the end cut off.
-std::string damaged(std::string bytes, PhiloxStream& draws) {
-  constexpr std::string_view kTelling = ">;*\n\r -.aJ1\0\xff\x1f";
-  for (uint64_t edits = 1 + draws.below(4); edits > 0 && !bytes.empty(); --edits) {
-    const size_t at = draws.below(bytes.size());
-    switch (draws.below(5)) {
-      case 0:
-        bytes[at] = static_cast<char>(draws.below(256));
-        break;
-      case 1:
-        bytes[at] = kTelling[draws.below(kTelling.size())];
-        break;
-      case 2:
-        bytes.erase(at, 1 + draws.below(3));
-        break;
-      case 3:
-        bytes.insert(at, bytes.substr(draws.below(bytes.size()), draws.below(20)));
-        break;
-      default:
-        bytes.resize(at);
-    }
-  }
-  return bytes;
-}
-
-void run_damaged(const std::vector<std::string>& forms, int rounds, int (*entry)(const uint8_t*, size_t)) {
-  PhiloxStream draws(7, 0);
-  for (int round = 0; round < rounds; ++round) {
-    for (const std::string& form : forms) {
-      const std::string input = damaged(form, draws);
-      entry(reinterpret_cast<const uint8_t*>(input.data()), input.size());
-    }
-  }
+void run_damaged(const std::vector<std::string>& forms, int rounds, performer::fuzz::Entry entry) {
+  performer::fuzz::run_damaged(entry, forms, rounds, std::string_view(">;*\n\r -.aJ1\0\xff\x1f", 14));
 }
 
 TEST(FastaFuzz, SurvivesDamagedInputs) {
@@ -111,22 +77,11 @@ TEST(VocabularyFuzz, SurvivesDamagedInputs) {
 }
 
 TEST(FuzzCorpus, Passes) {
-  const std::filesystem::path corpus = std::filesystem::path(PERFORMER_SOURCE_DIR) / "tests/fuzz/corpus";
-  const std::vector<std::pair<const char*, int (*)(const uint8_t*, size_t)>> entries = {
-      {"fasta", fuzz_fasta},
-      {"text", fuzz_text},
-      {"image", fuzz_image},
-      {"detect", fuzz_detect},
-      {"vocabulary", fuzz_vocabulary}};
-  for (const auto& [name, entry] : entries) {
-    int inputs = 0;
-    for (const auto& file : std::filesystem::directory_iterator(corpus / name)) {
-      const std::string input = read_file(file.path().string());
-      entry(reinterpret_cast<const uint8_t*>(input.data()), input.size());
-      ++inputs;
-    }
-    EXPECT_GT(inputs, 0) << name;
-  }
+  performer::fuzz::run_corpus(fuzz_fasta, "fasta");
+  performer::fuzz::run_corpus(fuzz_text, "text");
+  performer::fuzz::run_corpus(fuzz_image, "image");
+  performer::fuzz::run_corpus(fuzz_detect, "detect");
+  performer::fuzz::run_corpus(fuzz_vocabulary, "vocabulary");
 }
 
 }  // namespace

@@ -346,6 +346,18 @@ TEST_P(ReferenceKinds, RunInALayerPackedAsAlone) {
   }
 }
 
+TEST_P(ReferenceKinds, HoldNoMoreNumbersThanTheySay) {
+  const bool causal = find_reference_kind(GetParam()).causal;
+  double held = 0;
+  for (const Tensor& buffer : make_layer(GetParam(), causal)->buffers())
+    held += static_cast<double>(buffer.numel());
+  AttentionConfig config;
+  config.kind = GetParam();
+  const nn::AttentionKind& kind = nn::find_kind(GetParam());
+  if (nn::has_option(kind, "features")) config.set("features", 12);
+  EXPECT_LE(held, kind.numbers ? kind.numbers(config, {2, 6, causal, 1}) : 0);
+}
+
 TEST_P(ReferenceKinds, AreRegisteredWithWhatTheyCanDo) {
   register_all();
   const ReferenceKind& row = find_reference_kind(GetParam());

@@ -19,7 +19,6 @@
 namespace performer::data {
 namespace {
 
-constexpr size_t kBuffer = size_t{1} << 18;
 constexpr std::string_view kSpaces = " \t\r\v\f";
 constexpr char kEntryEnd = '\x01';  // between the entries that one header of NCBI's nr joins
 constexpr size_t kLongestHeader = size_t{1} << 24, kMostNames = size_t{1} << 24;
@@ -106,7 +105,7 @@ struct FastaReader::Impl {
         alphabet(symbols),
         longest(most),
         source(unpack(std::move(bytes), name)),
-        buffer(new char[kBuffer]) {
+        buffer(new char[kReadBytes]) {
     find_first_header();
   }
 
@@ -145,7 +144,7 @@ struct FastaReader::Impl {
   Alphabet alphabet;
   int64_t longest;
   PeekedSource source;
-  std::unique_ptr<char[]> buffer;  // of kBuffer bytes
+  std::unique_ptr<char[]> buffer;  // of kReadBytes
   size_t begin = 0, end = 0;
   int64_t line = 1, column = 1;            // of buffer[begin]
   bool line_start = true;                  // nothing but white space so far in this line
@@ -163,7 +162,7 @@ struct FastaReader::Impl {
 bool FastaReader::Impl::fill() {
   if (begin < end) return true;
   begin = 0;
-  end = source.read(buffer.get(), kBuffer);
+  end = source.read(buffer.get(), kReadBytes);
   return end > 0;
 }
 

@@ -10,7 +10,6 @@
 namespace performer::data {
 namespace {
 
-constexpr size_t kBuffer = size_t{1} << 18;
 constexpr std::string_view kWhite = " \t\n\r\v\f";
 
 bool is_blank(std::string_view line) {
@@ -39,7 +38,8 @@ TextReader::TextReader(std::unique_ptr<ByteSource> source, const std::string& na
       name_(name),
       documents_(documents),
       vocabulary_(vocabulary),
-      longest_(static_cast<size_t>(longest)) {
+      longest_(static_cast<size_t>(longest)),
+      buffer_(new char[kReadBytes]) {
   check<UsageError>(vocabulary != Vocabulary::pixels(),
                     "the vocabulary pixels cannot be read from text: choose another data.vocabulary or "
                     "data.format");
@@ -48,15 +48,15 @@ TextReader::TextReader(std::unique_ptr<ByteSource> source, const std::string& na
 bool TextReader::read_line(std::string& text) {
   const size_t before = text.size();
   while (text.size() == before || text.back() != '\n') {
-    if (begin_ == buffer_.size()) {
-      buffer_.resize(kBuffer);
-      buffer_.resize(source_->read(buffer_.data(), kBuffer));
+    if (begin_ == end_) {
       begin_ = 0;
-      if (buffer_.empty()) break;
+      end_ = source_->read(buffer_.get(), kReadBytes);
+      if (end_ == 0) break;
     }
-    const size_t end = std::min(buffer_.find('\n', begin_), buffer_.size() - 1) + 1;
-    text.append(buffer_, begin_, end - begin_);
-    begin_ = end;
+    const std::string_view unread(buffer_.get() + begin_, end_ - begin_);
+    const size_t size = std::min(unread.find('\n'), unread.size() - 1) + 1;
+    text.append(unread.substr(0, size));
+    begin_ += size;
     check<InputError>(text.size() <= longest_,
                       "{}: document {} has more than {} bytes: split it, or set data.documents = blank-line",
                       name_, records_ + 1, longest_);

@@ -44,8 +44,8 @@ class TextReader final : public Reader {
   Documents documents_;
   Vocabulary vocabulary_;
   size_t longest_;
-  std::string buffer_;  // read from the source, not yet handed out: from begin_ on
-  size_t begin_ = 0;
+  std::unique_ptr<char[]> buffer_;  // read from the source, not yet handed out: from begin_ to end_
+  size_t begin_ = 0, end_ = 0;
   int64_t lines_ = 0;  // read so far
   int64_t records_ = 0, tokens_ = 0, dropped_ = 0;
 };

@@ -240,6 +240,9 @@ AttentionKind favor_kind(const std::string& name) {
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
     return std::make_shared<FavorAttention>(config, shape);
   };
+  kind.numbers = [](const AttentionConfig& config, const AttentionShape& shape) {
+    return map_numbers(map_options(config), shape);
+  };
   return kind;
 }
 
@@ -251,6 +254,14 @@ void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& m
   } catch (const c10::Error& error) {  // the request is wrong, not a tensor
     throw UsageError(fmt::format("attention.kind = {}: {}", config.kind, error.what_without_backtrace()));
   }
+}
+
+// A projection or learned features, and squares of the head size: moments, learned matrices, and what drawing
+// orthogonal rows takes.
+double map_numbers(const ops::FeatureMapOptions& map, const AttentionShape& shape) {
+  const auto heads = static_cast<double>(shape.heads), size = static_cast<double>(shape.head_size);
+  const auto features = static_cast<double>(ops::feature_count(map, shape.head_size));
+  return heads * (size + 1) * (2 * features + 4 * (size + 1));
 }
 
 std::vector<AttentionKind> favor_kinds() {

@@ -99,6 +99,9 @@ struct AttentionKind {
   // Throws UsageError for options that are impossible or exclude each other; may be empty.
   std::function<void(const AttentionConfig&, const AttentionShape&)> validate = {};
   std::function<std::shared_ptr<Attention>(const AttentionConfig&, const AttentionShape&)> make = {};
+  // At least as many numbers as make() holds at one time, those that the module keeps included. Asked before
+  // a model of a configuration from outside is built; empty for kinds that keep nothing.
+  std::function<double(const AttentionConfig&, const AttentionShape&)> numbers = {};
   // The feature map, for kinds that are linear attention with a map of performer/ops/feature_maps.h.
   std::function<ops::FeatureMapOptions(const AttentionConfig&)> feature_map = {};
 };

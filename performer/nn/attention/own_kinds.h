@@ -18,4 +18,7 @@ AttentionKind identity_kind();             // identity.cpp
 // kind.
 void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size);
 
+// favor.cpp: AttentionKind::numbers of a layer with that map.
+double map_numbers(const ops::FeatureMapOptions& map, const AttentionShape& shape);
+
 }  // namespace performer::nn

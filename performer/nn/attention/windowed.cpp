@@ -142,6 +142,9 @@ AttentionKind windowed_kind() {
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
     return std::make_shared<WindowedFavorAttention>(config, shape);
   };
+  kind.numbers = [](const AttentionConfig& config, const AttentionShape& shape) {
+    return map_numbers(windowed_map(read_options<WindowedOptions>(config)), shape);
+  };
   return kind;
 }
 

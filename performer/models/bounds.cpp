@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/models/bounds.h"
+
+#include <numeric>
+
+#include "performer/base/error.h"
+#include "performer/nn/attention/kind.h"
+#include "performer/nn/position_embeddings.h"
+
+namespace performer {
+namespace {
+
+// A layer's modules, names and small vectors take about 30 KB even where its matrices are tiny.
+constexpr double kNumbersOfModules = 8192;
+
+double attention_numbers(const ModelConfig& model, const AttentionConfig& attention) {
+  const auto width = static_cast<double>(model.width);
+  const double inner = static_cast<double>(model.heads) * static_cast<double>(head_size(model));
+  double numbers = 4 * (width + 1) * (inner + 1) + 2 * inner;
+  const int64_t heads = model.heads - attention.local_heads;
+  const nn::AttentionKind& kind = nn::find_kind(attention.kind);
+  if (heads > 0 && kind.numbers)
+    numbers += kind.numbers(attention, {heads, head_size(model), model.objective == "causal", 0});
+  return numbers;
+}
+
+double position_rows(const ModelConfig& model) {
+  if (model.positions == "learned") return static_cast<double>(model.max_length);
+  if (model.positions != "axial") return 0;
+  const std::vector<int64_t> shape = nn::default_axial_shape(model.max_length);
+  return static_cast<double>(std::accumulate(shape.begin(), shape.end(), int64_t{0}));
+}
+
+}  // namespace
+
+double building_numbers(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary) {
+  const auto width = static_cast<double>(model.width), ffn = static_cast<double>(model.ffn);
+  const double rows = static_cast<double>(vocabulary) * (model.tied_output ? 1 : 2) + position_rows(model);
+  const double layer = attention_numbers(model, attention) + 2 * width * ffn + ffn + 6 * width;
+  return (rows + 4) * (width + 1) + static_cast<double>(model.layers) * (layer + kNumbersOfModules);
+}
+
+void check_weights_suffice(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary,
+                           const std::map<std::string, at::Tensor>& weights, const std::string& source) {
+  double found = 0;
+  for (const auto& [name, tensor] : weights) found += static_cast<double>(tensor.numel());
+  const double needed = building_numbers(model, attention, vocabulary);
+  check<InputError>(needed <= found + kSpareNumbers,
+                    "{} is of another architecture: it has {:.0f} numbers, but the configuration beside it "
+                    "asks for about {:.3g}; nothing was built",
+                    source, found, needed);
+}
+
+}  // namespace performer
