@@ -95,9 +95,10 @@ inline int64_t row_index(const Rows& rows, int64_t row, int64_t tokens) {
   return rows.batch * tokens + rows.first + row;
 }
 
-// Element-wise denominators below the smallest normal float count as none: the row's output is zero.
+// Element-wise denominators below the smallest normal float count as none: the row's output is zero. NaN
+// does not.
 inline bool vanishes(double denominator) {
-  return !(std::abs(denominator) >= 0x1p-126);
+  return std::abs(denominator) < 0x1p-126;
 }
 
 }  // namespace performer::kernels

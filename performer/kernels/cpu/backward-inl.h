@@ -173,7 +173,7 @@ class BackwardHead : public Head<Number> {
         float* row = u + j * n.mp;
         for (int64_t f = n.m; f < n.mp; ++f) row[f] = kEmptyLogScale;  // else exp of a huge difference
         for (int64_t f = 0; f < n.mp; f += kLanes) {
-          const Vec x = hn::Max(none, hn::Sub(hn::Load(d, row + f), norm));
+          const Vec x = LargerOf(none, hn::Sub(hn::Load(d, row + f), norm));
           hn::Store(x, d, row + f);
           hn::Store(hn::Max(x, hn::Load(d, new_scale + f)), d, new_scale + f);
         }

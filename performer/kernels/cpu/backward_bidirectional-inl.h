@@ -103,7 +103,7 @@ class BidirectionalBackward : public BackwardHead<Number> {
     }
     for (int64_t f = 0; f < n.mp; f += kLanes) {
       const Vec x = hn::Sub(hn::Add(hn::Load(d, logits + f), hn::Load(d, scale + f)), minus);
-      const Vec y = ExpUnchecked(hn::Min(hn::Zero(d), x));  // at most 1 but for rounding
+      const Vec y = ExpUnchecked(SmallerOf(hn::Zero(d), x));  // at most 1 but for rounding
       hn::Store(y, d, features + f);
       const Vec g = hn::MulAdd(in, hn::Load(d, key_sum + f), hn::Load(d, gradient_ + f));
       hn::Store(hn::Mul(g, y), d, gradient_ + f);
@@ -149,7 +149,7 @@ class BidirectionalBackward : public BackwardHead<Number> {
     const Vec minus = hn::Set(d, scale[f]);
     for (int64_t j = 0; j < n.cp; j += kLanes) {
       const Vec x = this->KeyLogit(hn::Load(d, logits + j), c, key_norm + j);
-      Vec y = ExpUnchecked(hn::Min(hn::Zero(d), hn::Sub(x, minus)));
+      Vec y = ExpUnchecked(SmallerOf(hn::Zero(d), hn::Sub(x, minus)));
       if (dropped_) y = hn::Mul(y, hn::Load(d, keep + j));
       hn::Store(y, d, features + j);
       const Vec g = hn::Mul(hn::Add(hn::Load(d, gradient_ + j), r), y);

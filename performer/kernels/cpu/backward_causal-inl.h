@@ -277,7 +277,7 @@ class CausalBackward : public BackwardHead<Number> {
       }
       for (int64_t f = 0; f < n.mp; f += kLanes) {
         const Vec gap = hn::Add(hn::Load(d, new_scale + f), hn::Load(d, mirror_scale + f));
-        const Vec down = ExpUnchecked(hn::Min(hn::Zero(d), gap));
+        const Vec down = ExpUnchecked(SmallerOf(hn::Zero(d), gap));
         hn::Store(down, d, this->factor + f);
         hn::Store(hn::Mul(down, hn::Load(d, mirror_sum + f)), d, kept_sum + f);
       }

@@ -129,7 +129,7 @@ class ForwardHead : public Head<Number> {
       Vec most = hn::Set(d, scale[f]);
       for (int64_t v = 0; v < vectors; ++v) {
         const Vec raw = hn::Sub(hn::Add(hn::Load(d, u + v * kLanes), c), hn::Load(d, norm + v * kLanes));
-        const Vec x = hn::Max(none, raw);  // in this order NaN stays NaN
+        const Vec x = LargerOf(none, raw);
         if (kVecs > 0) logit[kVecs > 0 ? v : 0] = x;
         if (kGeneral) hn::Store(x, d, u + v * kLanes);
         most = hn::Max(most, x);

@@ -234,8 +234,7 @@ class Head {
   HWY_INLINE Vec KeyLogit(Vec product, Vec c, const float* norm) const {
     const Tag d;
     const Vec u = hn::Add(product, c);
-    // In this order NaN stays NaN.
-    return exponential ? hn::Max(hn::Set(d, kEmptyLogScale), hn::Sub(u, hn::Load(d, norm))) : u;
+    return exponential ? LargerOf(hn::Set(d, kEmptyLogScale), hn::Sub(u, hn::Load(d, norm))) : u;
   }
   float Offset(int64_t f) const {
     return offset != nullptr ? offset[f] : 0.0f;
@@ -301,7 +300,7 @@ class Head {
     const Tag d;
     Vec m = hn::Set(d, 2 * kEmptyLogScale);
     for (int64_t f = 0; f < n.mp; f += kLanes)
-      m = hn::Max(m, hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)));
+      m = LargerOf(m, hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)));
     return LargestLane(m);
   }
   // phi = exp(u + shift_f - c) along a row of features. The exponents are at most `most` but for rounding,
@@ -311,7 +310,7 @@ class Head {
     const Vec minus = hn::Set(d, c), largest = hn::Set(d, most);
     for (int64_t f = 0; f < n.mp; f += kLanes) {
       const Vec exponent = hn::Sub(hn::Add(hn::Load(d, u + f), hn::Load(d, shift + f)), minus);
-      hn::Store(ExpUnchecked(hn::Min(largest, exponent)), d, phi + f);  // in this order NaN stays NaN
+      hn::Store(ExpUnchecked(SmallerOf(largest, exponent)), d, phi + f);
     }
   }
 

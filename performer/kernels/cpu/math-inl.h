@@ -13,6 +13,22 @@ PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
 namespace PERFORMER_TARGET {
 
+// The larger and the smaller of x and y; NaN where y is NaN.
+HWY_INLINE Vec LargerOf(Vec x, Vec y) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128 && HWY_TARGET != HWY_SCALAR
+  return hn::Max(x, y);  // the instruction returns its second operand where either is NaN
+#else
+  return hn::IfThenElse(hn::Gt(x, y), x, y);
+#endif
+}
+HWY_INLINE Vec SmallerOf(Vec x, Vec y) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128 && HWY_TARGET != HWY_SCALAR
+  return hn::Min(x, y);
+#else
+  return hn::IfThenElse(hn::Lt(x, y), x, y);
+#endif
+}
+
 // exp(x) for x <= 88.3: n = round(x / ln 2), r = x / ln 2 - n with 1 / ln 2 in two parts, 2^r as a polynomial
 // on |r| <= 1/2, times 2^n. Relative error below 2 units in the last place; 0 below -87.3; NaN for NaN.
 // exp(0) is 1. The coefficients minimise the largest relative error (9.1e-8 before rounding), found by
@@ -45,7 +61,7 @@ HWY_INLINE Vec ExpUnchecked(Vec x) {
 
 // The same for any x; saturates above 88.3.
 HWY_INLINE Vec Exp(Vec x) {
-  return ExpUnchecked(hn::Min(x, hn::Set(Tag(), 88.3f)));
+  return ExpUnchecked(SmallerOf(hn::Set(Tag(), 88.3f), x));
 }
 
 HWY_INLINE float LargestLane(Vec x) {

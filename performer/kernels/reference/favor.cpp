@@ -222,7 +222,11 @@ class Pass {
       map_.evaluate(p_.query, queries_.at(p_.query, i, head_), false, u_);
       if (map_.exponential()) {
         shift = -kInfinity;
-        for (int64_t f = 0; f < m_; ++f) shift = std::max(shift, u_[f] + state_.scale[f]);
+        for (int64_t f = 0; f < m_; ++f) {
+          const double exponent = u_[f] + state_.scale[f];
+          if (std::isnan(exponent) || exponent > shift) shift = exponent;
+          if (std::isnan(exponent)) break;
+        }
         empty = shift < kEmptyLogScale / 2;
       }
     }
