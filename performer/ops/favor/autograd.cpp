@@ -82,8 +82,8 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
     const Tensor& normalizer = saved[13];
     const bool return_state = context->saved_data["return_state"].toBool();
     const Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
-    OptionalTensor grad_kv, grad_key_sum, log_scale = or_nothing(saved[14]);
-    if (log_scale->numel() == 0) log_scale = std::nullopt;
+    const bool has_state = return_state || saved[15].defined();
+    OptionalTensor grad_kv, grad_key_sum, log_scale = has_state ? or_nothing(saved[14]) : std::nullopt;
     if (return_state && (grads[2].defined() || grads[3].defined())) {
       grad_key_sum = grads[3].defined() ? grads[3] : at::zeros_like(saved[14]);
       if (grads[2].defined()) {
