@@ -105,7 +105,8 @@ Action bench_command(CLI::App& app) {
       "not.\n"
       "ns are those of the fastest sample, divided by tokens and heads. The limit is what this processor "
       "does in\n"
-      "multiply-adds (decode: in copies) with the same threads, measured first. docs/performance.md says "
+      "multiply-adds (decode: in passes over memory) with the same threads, measured first. "
+      "docs/performance.md says "
       "more.");
   return [options] { run(*options); };
 }

@@ -18,8 +18,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 HEADS, HEAD_SIZE, FEATURES = 8, 64, 256
 # Largest relative difference (Euclidean norm) from the definition in double precision. Peers add constants to features
 # and denominators, which is a part of what they compute.
-TOLERANCES = {"ours": 1e-4, "ours bf16": 3e-2, "exact SDPA bf16": 3e-2, "performer-pytorch": 0.15,
-              "performer-pytorch, CPU product": 0.15, "fast-transformers": 0.15, "Keras KernelAttention": 0.15}
+TOLERANCES = {"ours": 1e-4, "ours bf16": 3e-2, "exact SDPA bf16": 3e-2, "performer-pytorch": 0.03,
+              "performer-pytorch, CPU product": 0.03, "fast-transformers": 0.03, "Keras KernelAttention": 0.03}
 USUAL_TOLERANCE = 1e-3
 SHORTEST_SAMPLE = 0.02  # seconds
 
@@ -68,6 +68,8 @@ class Comparison:
             except (RuntimeError, KeyError, OSError) as error:
                 say(f"the environment {name} does not work and is left out: {error}")
                 self.left_out.append(name)
+        if "torch" not in self.workers:
+            raise SystemExit("without the environment of torch there is nothing to compare")
         commit = subprocess.run(["git", "-C", str(HERE), "describe", "--always", "--dirty"], capture_output=True, text=True)
         self.versions["performer"] = commit.stdout.strip() or "unknown"
 
@@ -124,6 +126,10 @@ class Comparison:
         for length in self.options.lengths:
             random = np.random.default_rng(length)
             inputs = {x: random.standard_normal((1, HEADS, length, HEAD_SIZE), dtype=np.float32) for x in "qkvg"}
+            # As of a fresh model. With queries and keys of deviation 1 the constants that peers add to features and
+            # denominators outweigh these, and what they compute is another function.
+            inputs["q"] *= 0.3
+            inputs["k"] *= 0.3
             inputs["w"] = random.standard_normal((FEATURES, HEAD_SIZE), dtype=np.float32)
             path = str(self.folder / f"inputs-{length}.npz")
             np.savez(path, **inputs)
@@ -249,6 +255,7 @@ def parse():
 
 def main():
     options = parse()
+    options.environments, options.build = options.environments.resolve(), options.build.resolve()
     if options.output is None:
         options.output = options.environments / "results"
     load = os.getloadavg()[0]

@@ -64,7 +64,7 @@ def table(results):
                 best = (max if larger else min)(rivals, default=None)
                 text = short(values[name]) if name in values else ""
                 if text and name.startswith("ours") and best is not None and "identity" not in name:
-                    text += f" ({values[name] / best if larger else best / values[name]:.2g} x)"
+                    text += f" ({short(values[name] / best if larger else best / values[name])} x)"
                 cells.append(text)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "In brackets: how many times as fast as the fastest peer of the column that computes linear attention."]

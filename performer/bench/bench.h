@@ -64,7 +64,6 @@ struct Report {
   std::vector<Row> rows;
   std::vector<BreakEven> break_even;
   std::vector<std::pair<std::string, Limit>> limits;  // by dtype
-  double bandwidth = 0;                               // bytes a second of copies, of decode
   std::string machine;                                // processor and threads, one line
 
   bool all_right() const;  // no row failed

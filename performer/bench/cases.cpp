@@ -100,6 +100,7 @@ KernelMap kernel_map(const std::string& kind, int64_t heads, int64_t head_size, 
 }
 
 void compare(Row& row, const at::Tensor& found, const at::Tensor& expected, const std::string& what) {
+  check(found.sizes() == expected.sizes(), "{}: shapes to compare differ", what);
   const at::Tensor precise = found.to(at::kDouble);
   const double size = std::max(expected.norm().item<double>(), 1e-30);
   const double error = (precise - expected).norm().item<double>() / size;

@@ -31,8 +31,8 @@ struct Machine {
 };
 
 std::vector<Case> favor_cases(const Request& request, const Machine& machine);
-// `bandwidth` becomes that of copies as large as the states, by the same threads.
-std::vector<Case> decode_cases(const Request& request, const Machine& machine, double& bandwidth);
+// Their limit is that of passes over as much memory as the states, by the same threads.
+std::vector<Case> decode_cases(const Request& request, const Machine& machine);
 // Sequences of one length; a model takes much memory, so lengths are measured one after the other.
 std::vector<Case> train_cases(const Request& request, const Machine& machine, int64_t length);
 

@@ -57,6 +57,11 @@ struct Decoder {
     target.step(step, executor, scratch.data_ptr());
   }
   int64_t state_bytes() const { return (kv.numel() + 2 * key_sum.numel()) * 4; }
+  // Log-scales of element-wise maps are written as 0 and not read.
+  int64_t moved_bytes() const {
+    const int64_t unread = map.map.family == kernels::Family::exponential ? 0 : log_scale.numel() * 4;
+    return 2 * state_bytes() - unread;
+  }
 
   KernelMap map;
   at::Tensor query, key, value, out, kv, key_sum, log_scale, scratch;
@@ -79,15 +84,13 @@ void verify_decoder(Decoder& decoder, const kernels::FavorKernels& target, Row& 
 
 }  // namespace
 
-std::vector<Case> decode_cases(const Request& request, const Machine& machine, double& bandwidth) {
+std::vector<Case> decode_cases(const Request& request, const Machine& machine) {
   std::vector<Case> cases;
   for (const std::string& dtype : request.dtypes) {
     for (const std::string& kind : request.kinds) {
       const auto decoder = std::make_shared<Decoder>(request, kind, dtype);
-      if (bandwidth == 0) {
-        ops::TorchExecutor executor;
-        bandwidth = copy_bandwidth(decoder->state_bytes(), executor);
-      }
+      ops::TorchExecutor executor;
+      const double limit = memory_bandwidth(decoder->state_bytes(), executor);
       const double sequences = static_cast<double>(request.batch * request.heads);
       const int64_t token_bytes = 4 * request.head_size * decoder->query.element_size();
       for (const kernels::FavorKernels* target : machine.targets) {
@@ -96,9 +99,8 @@ std::vector<Case> decode_cases(const Request& request, const Machine& machine, d
         row.dtype = dtype, row.target = target->name, row.length = 1;
         row.heads = request.heads, row.head_size = request.head_size, row.batch = request.batch;
         row.features = decoder->map.features, row.threads = at::get_num_threads();
-        row.work =
-            2 * static_cast<double>(decoder->state_bytes()) / sequences + static_cast<double>(token_bytes);
-        row.limit = bandwidth;
+        row.work = static_cast<double>(decoder->moved_bytes()) / sequences + static_cast<double>(token_bytes);
+        row.limit = limit;
         row.extra_bytes = decoder->state_bytes();
         cases.push_back({row, [decoder, target](Row& out) { verify_decoder(*decoder, *target, out); },
                          [decoder, target] { decoder->run(*target); }});

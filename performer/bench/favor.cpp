@@ -72,8 +72,11 @@ struct Call {
   }
   // Outputs of its own, filled with NaN until they are written.
   void write_anew(at::ScalarType sums) {
-    const auto empty = [](const at::Tensor& like) { return at::full_like(like, std::nan("")); };
-    write_to(empty(value), empty(query), empty(key), empty(value),
+    const auto nan = [](at::IntArrayRef shape, const at::Tensor& like) {
+      return at::full(shape, std::nan(""), like.options());
+    };
+    const at::Tensor rows = nan({query.size(0), query.size(1), query.size(2), value.size(3)}, value);
+    write_to(rows, nan(query.sizes(), query), nan(key.sizes(), key), nan(value.sizes(), value),
              at::full({query.size(0) * query.size(1) * query.size(2)}, std::nan(""), sums));
   }
   int64_t workspace(const kernels::FavorKernels& kernels, bool both) const {
@@ -322,6 +325,7 @@ class Builder {
   Case identity(Row row, const std::shared_ptr<Buffers>& buffers) const {
     const bool both = row.pass != "forward";
     row.target = "copy";
+    row.work = 0;
     const auto rows = [&](const at::Tensor& flat) { return buffers->rows(flat, row.length); };
     const auto work = [value = rows(buffers->value), grad = rows(buffers->grad), out = rows(buffers->out),
                        grad_value = rows(buffers->grad_value), both] {

@@ -200,9 +200,9 @@ class Figure {
         {fmt::format("{}: forward", direction), "time, ms", lines_of(direction, "forward", milliseconds)},
         {fmt::format("{}: {}", direction, training() ? "training step" : "forward + backward"), "time, ms",
          lines_of(direction, "forward_backward", milliseconds)},
-        {fmt::format("{}: memory, {}", direction,
-                     both ? (training() ? "training step" : "forward + backward") : "forward"),
-         "memory, MiB", lines_of(direction, both ? "forward_backward" : "forward", memory_of)}};
+        {fmt::format("{}: memory", direction),
+         both ? (training() ? "of a training step, MiB" : "of both passes, MiB") : "of the forward pass, MiB",
+         lines_of(direction, both ? "forward_backward" : "forward", memory_of)}};
     return panels;
   }
 

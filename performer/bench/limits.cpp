@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 
 #include "performer/base/error.h"
 
@@ -28,6 +29,13 @@ bool contains_word(const std::vector<std::string>& names, const char* word) {
                      [&](const std::string& name) { return name.find(word) != std::string::npos; });
 }
 
+#if defined(__x86_64__)
+__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+void add_ones(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] += 1;
+}
+
 const Spinner& widest(const std::vector<Spinner>& spinners) {
   for (const Spinner& spinner : spinners) {
     if (spinner.usable()) return spinner;
@@ -43,16 +51,17 @@ Limit measure(const Spinner& spinner, Executor& executor) {
   for (auto& each : sums) each.resize(static_cast<size_t>(spinner.accumulators));
   double best = 0;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    for (auto& each : sums) std::iota(each.begin(), each.end(), 0.0F);
     const double seconds = seconds_of([&] {
       executor.parallel_for(workers, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) spinner.run(sums[static_cast<size_t>(i)].data(), kRounds);
       });
     });
     for (const auto& each : sums) {
-      for (const float sum : each) {
-        check(sum == spinner.expected * static_cast<float>(kRounds),
-              "the limit of {} cannot be measured: {} rounds of {} gave {}", spinner.name, kRounds,
-              spinner.expected, sum);
+      for (size_t i = 0; i < each.size(); ++i) {
+        check(each[i] == static_cast<float>(i) + spinner.expected * static_cast<float>(kRounds),
+              "the limit of {} cannot be measured: {} rounds of {} from {} gave {}", spinner.name, kRounds,
+              spinner.expected, i, each[i]);
       }
     }
     const double operations = static_cast<double>(spinner.operations) * static_cast<double>(kRounds);
@@ -75,21 +84,28 @@ Limit bfloat16_limit(Executor& executor, const std::vector<std::string>& targets
   return float_limit(executor);
 }
 
-double copy_bandwidth(int64_t bytes, Executor& executor) {
-  std::vector<char> from(static_cast<size_t>(bytes), 1), to(static_cast<size_t>(bytes), 2);
-  const int64_t parts = executor.workers();
-  double best = 0;
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const double seconds = seconds_of([&] {
-      executor.parallel_for(parts, [&](int64_t begin, int64_t end, int) {
-        const int64_t first = bytes * begin / parts, last = bytes * end / parts;
-        std::memcpy(to.data() + first, from.data() + first, static_cast<size_t>(last - first));
+double memory_bandwidth(int64_t bytes, Executor& executor) {
+  const int64_t count = bytes / 4, parts = executor.workers();
+  std::vector<float> from(static_cast<size_t>(count), 1), to(static_cast<size_t>(count), 1);
+  const auto passes = [&](auto&& pass) {
+    double best = 0;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      const double seconds = seconds_of([&] {
+        executor.parallel_for(parts, [&](int64_t begin, int64_t end, int) {
+          const int64_t first = count * begin / parts, last = count * end / parts;
+          pass(from.data() + first, to.data() + first, last - first);
+        });
       });
-    });
-    best = std::max(best, 2.0 * static_cast<double>(bytes) / seconds);
-  }
-  check(from == to, "a copy of {} bytes differs from its source", bytes);
-  return best;
+      best = std::max(best, 8.0 * static_cast<double>(count) / seconds);
+    }
+    return best;
+  };
+  const double changed = passes([](float* x, float*, int64_t n) { add_ones(x, n); });
+  const double copied =
+      passes([](const float* x, float* y, int64_t n) { std::memcpy(y, x, static_cast<size_t>(4 * n)); });
+  check(from == to && from.back() == 1 + kAttempts, "passes over {} bytes of memory gave wrong numbers",
+        bytes);
+  return std::max(changed, copied);
 }
 
 }  // namespace performer::bench

@@ -12,12 +12,13 @@
 
 namespace performer::bench {
 
-// A loop of independent chains of one instruction. It adds `rounds` times what `expected` says to every
-// accumulator and writes them to `sums`, so that the result proves how many instructions were executed.
+// A loop of independent chains of one instruction. Each round adds `expected` to every one of the
+// accumulators, which begin with what `sums` holds and are written back to it, so that the result proves how
+// many instructions were executed.
 struct Spinner {
   std::string name;      // of the instruction, for people
   int64_t operations;    // floating point operations of one round: two for a multiply-add of two numbers
-  int64_t accumulators;  // how many numbers `run` writes
+  int64_t accumulators;  // how many numbers
   float expected;        // what a round adds to each of them
   void (*run)(float* sums, int64_t rounds);
   bool (*usable)();  // whether processor and system have the instruction
@@ -39,7 +40,8 @@ Limit float_limit(Executor& executor);
 // products when one does ("bf16"), else fused multiply-adds after a conversion.
 Limit bfloat16_limit(Executor& executor, const std::vector<std::string>& targets);
 
-// Bytes read and written a second when `bytes` are copied, the best of several attempts.
-double copy_bandwidth(int64_t bytes, Executor& executor);
+// Bytes read and written a second over `bytes` of memory, by copying them or by changing them in place,
+// whichever is faster: the best of several attempts.
+double memory_bandwidth(int64_t bytes, Executor& executor);
 
 }  // namespace performer::bench

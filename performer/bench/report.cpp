@@ -30,10 +30,12 @@ const BreakEven* find(const std::vector<BreakEven>& all, const Row& row) {
 }
 
 // Three or four digits are enough for people.
-double rounded(double value) {
+studies::Cell rounded(double value) {
   if (!std::isfinite(value) || value == 0) return value;
   const double unit = std::pow(10.0, std::floor(std::log10(std::abs(value))) - (value >= 1000 ? 3 : 2));
-  return std::round(value / unit) * unit;
+  const double near = std::round(value / unit) * unit;
+  if (near >= 1000) return static_cast<int64_t>(std::llround(near));
+  return near;
 }
 
 double mebibytes(int64_t bytes) {
@@ -48,9 +50,6 @@ std::string limits_text(const Report& report) {
   std::string text = report.machine + ".\n";
   for (const auto& [dtype, limit] : report.limits)
     text += fmt::format("Limit in {}: {:.0f} GFLOP/s ({}).\n", dtype, limit.flops / 1e9, limit.name);
-  if (report.bandwidth > 0)
-    text += fmt::format("Copies of memory as large as the states: {:.1f} GB/s, read and written.\n",
-                        report.bandwidth / 1e9);
   return text;
 }
 
@@ -91,7 +90,7 @@ std::string favor_table(const Report& report, const std::string& direction, cons
     std::vector<studies::Cell> cells = {kind, target, dtype};
     const Row* last = nullptr;
     for (const int64_t length : lengths) {
-      double ns = kMissing;
+      studies::Cell ns = kMissing;
       for (const Row& row : report.rows) {
         if (row.direction != direction || row.pass != pass || row.length != length || row.kind != kind ||
             row.target != target || row.dtype != dtype)
@@ -99,11 +98,11 @@ std::string favor_table(const Report& report, const std::string& direction, cons
         ns = rounded(row.ns);
         if (row.timed()) last = &row;
       }
-      cells.emplace_back(ns);
+      cells.push_back(ns);
     }
-    cells.emplace_back(last != nullptr ? rounded(last->per_second() / 1e9) : kMissing);
+    cells.push_back(rounded(last != nullptr ? last->per_second() / 1e9 : kMissing));
     cells.emplace_back(last != nullptr ? percent(last->share_of_limit()) : "");
-    cells.emplace_back(last != nullptr ? rounded(mebibytes(last->extra_bytes)) : kMissing);
+    cells.push_back(rounded(last != nullptr ? mebibytes(last->extra_bytes) : kMissing));
     table.add(cells);
   }
   return studies::to_text(table) + "\n";
@@ -123,11 +122,14 @@ std::string break_even_text(const Report& report) {
 
 std::string decode_table(const Report& report) {
   studies::Table table;
-  table.title = "one token of each sequence: ns per token and head, and the share of the copy bandwidth";
-  table.columns = {"kind", "target", "dtype", "batch", "ns", "GB/s", "of limit", "state MiB"};
+  table.title =
+      "one token of each sequence: ns per token and head, and the share of what passes over as much memory "
+      "reach";
+  table.columns = {"kind", "target", "dtype", "batch", "ns", "GB/s", "limit GB/s", "of limit", "state MiB"};
   for (const Row& row : report.rows) {
     table.add({row.kind, row.target, row.dtype, row.batch, rounded(row.ns), rounded(row.per_second() / 1e9),
-               percent(row.timed() ? row.share_of_limit() : kMissing), rounded(mebibytes(row.extra_bytes))});
+               rounded(row.limit / 1e9), percent(row.timed() ? row.share_of_limit() : kMissing),
+               rounded(mebibytes(row.extra_bytes))});
   }
   return studies::to_text(table) + "\n";
 }

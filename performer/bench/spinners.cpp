@@ -3,7 +3,8 @@
 // for, and is called only where they exist.
 //
 // Accumulators are independent and more than latency times units, so that only throughput counts. Both
-// factors are 1, read from memory that the compiler must not look into: each sum is then the exact count.
+// factors are 1, read from memory that the compiler must not look into: each sum then grows by the exact
+// count. Accumulators begin with different numbers, or the compiler would compute one for all.
 #include <array>
 #include <cstring>
 
@@ -32,7 +33,7 @@ void spin_plain(float* sums, int64_t rounds) {
   const float32x4_t a = vdupq_n_f32(one), b = vdupq_n_f32(one);
   float32x4_t s[24];
 #pragma GCC unroll 24
-  for (auto& each : s) each = vdupq_n_f32(0);
+  for (int i = 0; i < 24; ++i) s[i] = vld1q_f32(sums + 4 * i);
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 24
     for (auto& each : s) each = vfmaq_f32(each, a, b);
@@ -41,7 +42,8 @@ void spin_plain(float* sums, int64_t rounds) {
   typedef float Four __attribute__((vector_size(16)));
   const float x = one, y = one;
   const Four a = {x, x, x, x}, b = {y, y, y, y};
-  Four s[12] = {};
+  Four s[12];
+  std::memcpy(s, sums, sizeof(s));
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
     for (auto& each : s) each = each * a + b;
@@ -66,7 +68,7 @@ __attribute__((target("avx2,fma"))) void spin_avx2(float* sums, int64_t rounds) 
   const __m256 a = _mm256_set1_ps(one), b = _mm256_set1_ps(one);
   __m256 s[12];
 #pragma GCC unroll 12
-  for (auto& each : s) each = _mm256_setzero_ps();
+  for (int i = 0; i < 12; ++i) s[i] = _mm256_loadu_ps(sums + 8 * i);
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
     for (auto& each : s) each = _mm256_fmadd_ps(a, b, each);
@@ -79,7 +81,7 @@ __attribute__((target("avx512f"))) void spin_avx512(float* sums, int64_t rounds)
   const __m512 a = _mm512_set1_ps(one), b = _mm512_set1_ps(one);
   __m512 s[16];
 #pragma GCC unroll 16
-  for (auto& each : s) each = _mm512_setzero_ps();
+  for (int i = 0; i < 16; ++i) s[i] = _mm512_loadu_ps(sums + 16 * i);
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 16
     for (auto& each : s) each = _mm512_fmadd_ps(a, b, each);
@@ -94,7 +96,7 @@ __attribute__((target("avx512f,avx512bf16"))) void spin_avx512_bf16(float* sums,
   const __m512bh a = _mm512_cvtne2ps_pbh(wide, wide), b = _mm512_cvtne2ps_pbh(wide, wide);
   __m512 s[16];
 #pragma GCC unroll 16
-  for (auto& each : s) each = _mm512_setzero_ps();
+  for (int i = 0; i < 16; ++i) s[i] = _mm512_loadu_ps(sums + 16 * i);
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 16
     for (auto& each : s) each = _mm512_dpbf16_ps(each, a, b);
@@ -131,10 +133,10 @@ __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bf16"))) void spin_amx(fl
   _tile_loadconfig(&configuration);
   _tile_loadd(4, ones.data(), 64);
   _tile_loadd(5, ones.data(), 64);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + 256, 64);
+  _tile_loadd(2, sums + 512, 64);
+  _tile_loadd(3, sums + 768, 64);
   for (int64_t round = 0; round < rounds; ++round) {
     _tile_dpbf16ps(0, 4, 5);
     _tile_dpbf16ps(1, 4, 5);
