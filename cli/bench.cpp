@@ -47,15 +47,14 @@ void run(const BenchOptions& options) {
         "rows differ from the definition and were not timed: see 'failure' in the results");
 }
 
-}  // namespace
+constexpr WholeRange kSize{.least = 1, .most = 1 << 24}, kSizeOrDefault{.least = 0, .most = 1 << 24};
 
-Action bench_command(CLI::App& app) {
-  auto options = std::make_shared<BenchOptions>();
-  bench::Request& request = options->request;
-  const auto list = [&](const char* name, std::vector<std::string>& values, const std::string& help) {
-    return app.add_option(name, values, help)->delimiter(',');
-  };
-  constexpr WholeRange kSize{.least = 1, .most = 1 << 24};
+CLI::Option* word_list(CLI::App& app, const char* name, std::vector<std::string>& values,
+                       const std::string& help) {
+  return app.add_option(name, values, help)->delimiter(',');
+}
+
+void add_rows(CLI::App& app, bench::Request& request) {
   app.add_option(
          "--op", request.op,
          "favor (the attention kernels), decode (one token of each sequence of a batch) or train (training "
@@ -67,28 +66,49 @@ Action bench_command(CLI::App& app) {
                          fmt::join(bench::default_lengths("favor"), ","),
                          fmt::join(bench::default_lengths("train"), ",")),
              kSize);
-  list(
-      "--kinds", request.kinds,
+  word_list(
+      app, "--kinds", request.kinds,
       fmt::format(
-          "kinds of attention; favor: favor-* kinds, exact and identity (values copied), default {}; decode: "
-          "favor-* kinds; train: all kinds and identity+qk (identity with its queries and keys computed), "
-          "default {}",
+          "kinds of attention; favor: favor-* kinds, exact and identity (values copied), default {}; "
+          "decode: favor-* kinds; train: all kinds and identity+qk (identity with its queries and keys "
+          "computed), default {}",
           fmt::join(bench::default_kinds("favor"), ","), fmt::join(bench::default_kinds("train"), ",")));
-  list("--dtype", request.dtypes,
-       "float32, bfloat16, float16 (not train); default float32,bfloat16, of decode float32");
-  list("--directions", request.directions,
-       "bidirectional, causal; default both, of train causal (bidirectional: a masked model)");
-  list("--passes", request.passes,
-       "forward, forward_backward (train: the whole training step); default both");
-  list("--targets", request.targets,
-       "CPU targets of the kernels, or all; default the best (performer info names it)");
+  word_list(app, "--dtype", request.dtypes,
+            "float32, bfloat16, float16 (not train); default float32,bfloat16, of decode float32");
+  word_list(app, "--directions", request.directions,
+            "bidirectional, causal; default both, of train causal (bidirectional: a masked model)");
+  word_list(app, "--passes", request.passes,
+            "forward, forward_backward (train: the whole training step); default both");
+  word_list(app, "--targets", request.targets,
+            "CPU targets of the kernels, or all; default the best (performer info names it)");
+}
+
+void add_sizes(CLI::App& app, bench::Request& request) {
   whole_option(app, "--heads", request.heads, "heads; train takes those of --preset", kSize);
   whole_option(app, "--head-size", request.head_size, "size of a head; train as above", kSize);
   whole_option(app, "--features", request.features, "random features of kinds that have them", kSize);
-  whole_option(app, "--batch", request.batch, "sequences; 0: 1, of decode 64", {.least = 0, .most = 1 << 24});
+  whole_option(app, "--batch", request.batch, "sequences; 0: 1, of decode 64", kSizeOrDefault);
   app.add_option("--preset", request.preset, "size of the model of --op train")
       ->type_name("NAME")
       ->capture_default_str();
+}
+
+constexpr const char* kFooter =
+    "Every row is compared with the definition in double precision before it is timed; one that differs is "
+    "not.\n"
+    "ns are those of the fastest sample, divided by tokens and heads. The limit is what this processor does "
+    "in\n"
+    "multiply-adds (decode: in passes over memory) with the same threads, measured first. "
+    "docs/performance.md\n"
+    "says more.";
+
+}  // namespace
+
+Action bench_command(CLI::App& app) {
+  auto options = std::make_shared<BenchOptions>();
+  bench::Request& request = options->request;
+  add_rows(app, request);
+  add_sizes(app, request);
   whole_option(app, "--repetitions", request.timing.repetitions,
                "samples of each row, taken by turns; 0: 7, of train 3", {.least = 0, .most = 100000});
   real_option(
@@ -100,14 +120,7 @@ Action bench_command(CLI::App& app) {
                  "folder for bench.json (as --json) and bench.svg (time and memory against length)")
       ->type_name("DIR");
   options->common.add_to(app);
-  app.footer(
-      "Every row is compared with the definition in double precision before it is timed; one that differs is "
-      "not.\n"
-      "ns are those of the fastest sample, divided by tokens and heads. The limit is what this processor "
-      "does in\n"
-      "multiply-adds (decode: in passes over memory) with the same threads, measured first. "
-      "docs/performance.md says "
-      "more.");
+  app.footer(kFooter);
   return [options] { run(*options); };
 }
 

@@ -214,6 +214,26 @@ TEST(Auto, RowsOfOneBatchMayDiffer) {
   EXPECT_TRUE(at::allclose(row(out, 2, 15), alone("favor-softmax", 2, 15), 1e-4, 1e-5));
 }
 
+TEST(Auto, ContextsOfPackedSequencesMayDiffer) {
+  torch::manual_seed(8);
+  const at::NoGradGuard no_grad;
+  const auto layer = make_attention(auto_config(8), {2, 6, false, 1});
+  const properties::Tokens reader = properties::random_tokens(1, 9),
+                           context = properties::random_tokens(1, 17);
+  ops::AttentionInputs inputs;
+  inputs.query = reader.query, inputs.key = context.key, inputs.value = context.value;
+  inputs.cu_query = at::tensor({0, 4, 6, 9}, at::kLong);
+  inputs.cu_key = at::tensor({0, 5, 5, 17}, at::kLong);
+  const at::Tensor out = layer->forward(inputs);
+  const auto alone = [&](const std::string& kind, int64_t begin, int64_t length, int64_t from, int64_t keys) {
+    const properties::Tokens part = context.slice(from, keys);
+    return by(kind, {reader.slice(begin, length).query, part.key, part.value}, false);
+  };
+  EXPECT_TRUE(at::allclose(out.narrow(1, 0, 4), alone("exact", 0, 4, 0, 5), 1e-4, 1e-5));
+  EXPECT_EQ(out.narrow(1, 4, 2).count_nonzero().item<int64_t>(), 0) << "a context without tokens gives zeros";
+  EXPECT_TRUE(at::allclose(out.narrow(1, 6, 3), alone("favor-softmax", 6, 3, 5, 12), 1e-4, 1e-5));
+}
+
 TEST(Auto, SaysWhatItDoes) {
   ModelConfig model;
   AttentionConfig config;
