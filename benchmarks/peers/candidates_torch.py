@@ -43,7 +43,8 @@ def _performer_pytorch_with_product(q, k, v, w, causal):
 
 
 class FastTransformers:
-    """Its linear attention layers with its Favor features, given our projection."""
+    """Its linear attention layers with its Favor features, exp(w x) and exp(-w x), given half of the projection: the
+    other half are the negatives."""
 
     def __init__(self, w, causal):
         from fast_transformers.attention.causal_linear_attention import CausalLinearAttention
@@ -57,7 +58,7 @@ class FastTransformers:
         self.layer.eval()
         self.causal, self.w = causal, w
         features = self.layer.feature_map
-        features.new_feature_map = lambda device: features.omega.copy_(self.w.t())
+        features.new_feature_map = lambda device: features.omega.copy_(self.w[: self.w.shape[0] // 2].t())
 
     def __call__(self, q, k, v):
         full, lengths, triangle = self.masks

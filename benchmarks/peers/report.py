@@ -51,7 +51,7 @@ def table(results):
              f"{results['head_size']}, {results['features']} features. Versions: "
              + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + "."]
     if results["left_out"]:
-        lines.append("Could not be installed or started: " + ", ".join(results["left_out"]) + ".")
+        lines.append("Left out, since it could not be installed or failed: " + ", ".join(results["left_out"]) + ".")
     for (head, unit, larger), cases in sections(results).items():
         names = sorted({name for _, values in cases for name in values},
                        key=lambda name: (not name.startswith("ours"), name))
