@@ -93,7 +93,7 @@ void add_sizes(CLI::App& app, bench::Request& request) {
       ->capture_default_str();
 }
 
-constexpr const char* kFooter =
+constexpr const char* kBenchFooter =
     "Every row is compared with the definition in double precision before it is timed; one that differs is "
     "not.\n"
     "ns are those of the fastest sample, divided by tokens and heads. The limit is what this processor does "
@@ -120,7 +120,7 @@ Action bench_command(CLI::App& app) {
                  "folder for bench.json (as --json) and bench.svg (time and memory against length)")
       ->type_name("DIR");
   options->common.add_to(app);
-  app.footer(kFooter);
+  app.footer(kBenchFooter);
   return [options] { run(*options); };
 }
 
