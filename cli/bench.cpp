@@ -113,7 +113,7 @@ Action bench_command(CLI::App& app) {
                "samples of each row, taken by turns; 0: 7, of train 3", {.least = 0, .most = 100000});
   real_option(
       app, "--seconds", request.timing.seconds,
-      "no more samples of a row once they took this long together, but at least 2; 0: 0.4, of train 60",
+      "no more samples of a row once they took this long together, but at least 3; 0: 0.4, of train 60",
       {.least = 0});
   app.add_flag("--json", options->json, "print a list of objects instead of tables: one a row");
   app.add_option("-o,--output", options->folder,

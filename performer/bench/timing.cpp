@@ -13,7 +13,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kShortestSample = 2e-3;  // seconds
-constexpr int64_t kFewestSamples = 2;
+constexpr int64_t kFewestSamples = 3;
 
 double seconds_of(const std::function<void()>& work, int64_t calls) {
   const auto start = Clock::now();

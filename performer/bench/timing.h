@@ -14,7 +14,7 @@ using Progress = std::function<void(const std::string&)>;
 
 struct TimingOptions {
   int64_t repetitions = 7;  // samples of a piece of work
-  double seconds = 0.5;     // no more samples of it once they took this long together, but at least 2
+  double seconds = 0.5;     // no more samples of it once they took this long together, but at least 3
 };
 
 struct Timing {
