@@ -15,6 +15,7 @@ Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
 Action generate_command(CLI::App& app);
 Action approx_command(CLI::App& app);
+Action bench_command(CLI::App& app);
 Action info_command(CLI::App& app);
 
 }  // namespace performer::cli

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/inputs.h"
 
+#include <spdlog/spdlog.h>
+
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 #include "performer/base/files.h"
 #include "performer/data/inputs.h"
 #include "performer/data/reader.h"
+#include "performer/nn/attention/kind.h"
 
 namespace performer::cli {
 namespace fs = std::filesystem;
@@ -120,7 +123,10 @@ ModelFolder load_model_before(const std::string& model, const std::vector<std::s
     throw InputError(
         fmt::format("{} is a file, but a model is a folder, as performer train -o DIR makes it", model));
   }
-  return load_model(model);
+  ModelFolder folder = load_model(model);
+  const std::string notice = nn::notice_of(folder.model->model_config(), folder.model->attention_config());
+  if (!notice.empty()) spdlog::info("{}", notice);
+  return folder;
 }
 
 void check_model_inputs(const std::vector<std::string>& inputs, const ModelFolder& folder) {

@@ -35,6 +35,9 @@ constexpr Command kCommands[] = {
     {"generate", "sample new sequences from a causal model", generate_command},
     {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
      approx_command},
+    {"bench",
+     "speed of attention, decoding and training on this machine, and where exact attention is slower",
+     bench_command},
     {"info", "this build and machine, a model, or the attention kinds", info_command},
 };
 

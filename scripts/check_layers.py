@@ -21,8 +21,9 @@ MAY_INCLUDE = {
     "train": {"models", "nn", "ops", "kernels", "data", "base"},
     "infer": {"models", "nn", "ops", "kernels", "data", "base"},
     "studies": {"models", "nn", "ops", "kernels", "data", "base"},
+    "bench": {"train", "studies", "models", "nn", "ops", "kernels", "data", "base"},
     "references": {"train", "infer", "models", "nn", "ops", "kernels", "data", "base"},
-    "cli": {"references", "train", "infer", "studies", "models", "nn", "ops", "kernels", "data", "base"},
+    "cli": {"references", "bench", "train", "infer", "studies", "models", "nn", "ops", "kernels", "data", "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
 

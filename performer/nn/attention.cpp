@@ -67,7 +67,7 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
                                                int64_t layer, AttentionRole role)
     : model_(model), attention_(attention), role_(role) {
   validate(model, attention);
-  can_ = find_kind(attention.kind).capabilities;
+  can_ = capabilities_of(attention);
   if (role == AttentionRole::self) {
     local_heads_ = attention.local_heads;
     begin_kernel_ = attention.begin_kernel;

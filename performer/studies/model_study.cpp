@@ -202,8 +202,7 @@ ModelStudy model_study(LanguageModel& model, data::Reader& reader, const std::st
                        const ModelStudyOptions& options, const Progress& progress) {
   const ModelConfig& config = model->model_config();
   check_options(options, config);
-  nn::require(model->attention_config().kind,
-              nn::find_kind(model->attention_config().kind).capabilities.reads_queries,
+  nn::require(model->attention_config().kind, nn::capabilities_of(model->attention_config()).reads_queries,
               "queries and keys to measure", "study a model of another kind");
   const at::NoGradGuard no_grad;
   model->eval();

@@ -8,6 +8,7 @@
 #include <chrono>
 
 #include "performer/base/error.h"
+#include "performer/nn/attention/kind.h"
 #include "performer/train/autocast.h"
 #include "performer/train/evaluation.h"
 #include "performer/train/loss.h"
@@ -264,6 +265,8 @@ std::vector<std::string> LanguageModelTask::begin_lines() const {
                               folder_.model->parameter_count(), train_.size(), read.records_name,
                               train_.total_tokens(), train_.vocabulary().unit(),
                               valid_ != nullptr ? valid_->size() : 0, at::get_num_threads()));
+  const std::string notice = nn::notice_of(config_.model, config_.attention);
+  if (!notice.empty()) lines.push_back(notice);
   return lines;
 }
 

@@ -66,7 +66,9 @@ TEST_F(Info, ShowsWhatAKindCanDoAndItsOptions) {
   EXPECT_EQ(kind.at("options")[0].at("key"), "attention.features");
   EXPECT_EQ(kind.at("options")[0].at("default"), 256);
   EXPECT_THAT(run({"info", "--kinds", "identity"}).out,
-              AllOf(HasSubstr("reads_queries  no"), HasSubstr("no options of its own")));
+              AllOf(HasSubstr("reads_queries  no"), HasSubstr("attention.projections = false")));
+  EXPECT_THAT(run({"info", "--kinds", "exact"}).out,
+              AllOf(HasSubstr("reads_queries  yes"), HasSubstr("no options of its own")));
   // The options that are shown are those that training takes.
   for (const auto& option : kind.at("options")) {
     const json& value = option.at("default");

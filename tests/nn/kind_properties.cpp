@@ -83,6 +83,7 @@ std::shared_ptr<Attention> make(const std::string& kind, bool causal) {
   config.seed = 5;
   if (has_option(find_kind(kind), "features")) config.set("features", 12);
   if (has_option(find_kind(kind), "window")) config.set("window", 4);
+  if (has_option(find_kind(kind), "break_even")) config.set("break_even", 8);
   if (has_option(find_kind(kind), "chunk")) config.set("chunk", 3);
   auto attention = make_attention(config, {kHeads, kHeadSize, causal, 1});
   const at::NoGradGuard no_grad;

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "performer/base/error.h"
+#include "performer/nn/attention.h"
 #include "performer/nn/attention/kind.h"
 #include "tests/errors.h"
 #include "tests/nn/kind_properties.h"
@@ -130,6 +131,137 @@ TEST(FavorAttention, MomentsMoveAtStepBoundariesOnly) {
   layer->after_step();
   EXPECT_FALSE(at::equal(first, moment));
   EXPECT_TRUE(at::allclose(first, moment, 0.1, 0.02)) << "the old moments must weigh 0.99";
+}
+
+TEST(Identity, CanComputeQueriesAndKeysThatNothingReads) {
+  torch::manual_seed(3);
+  ModelConfig model;
+  model.width = 12, model.heads = 2;
+  const auto gradients = [&](bool projections) {
+    AttentionConfig attention;
+    attention.kind = "identity";
+    attention.set("projections", projections);
+    EXPECT_EQ(capabilities_of(attention).reads_queries, projections);
+    torch::manual_seed(4);
+    MultiHeadAttention layer(model, attention, 0);
+    SequenceBatch batch;
+    batch.positions = at::arange(5, at::kLong).unsqueeze(0);
+    const at::Tensor out = layer->forward(at::ones({1, 5, 12}), batch);
+    out.square().sum().backward();
+    return std::make_pair(out.detach(), layer->named_parameters());
+  };
+  const auto [bare, without] = gradients(false);
+  const auto [out, with] = gradients(true);
+  EXPECT_TRUE(at::equal(bare, out)) << "the function is the same";
+  EXPECT_FALSE(without["query.weight"].grad().defined());
+  ASSERT_TRUE(with["query.weight"].grad().defined());
+  ASSERT_TRUE(with["key.weight"].grad().defined());
+  EXPECT_EQ(with["query.weight"].grad().count_nonzero().item<int64_t>(), 0);
+  EXPECT_TRUE(at::equal(with["value.weight"].grad(), without["value.weight"].grad()));
+}
+
+AttentionConfig auto_config(int64_t break_even) {
+  AttentionConfig config;
+  config.kind = "auto";
+  config.set("features", 12).set("break_even", break_even);
+  config.seed = 5;
+  return config;
+}
+
+// The same tokens by one of the two parts alone.
+at::Tensor by(const std::string& kind, const properties::Tokens& tokens, bool causal) {
+  AttentionConfig config;
+  config.kind = kind;
+  config.seed = 5;
+  if (kind != "exact") config.set("features", 12);
+  return properties::run(*make_attention(config, {2, 6, causal, 1}), tokens, causal);
+}
+
+TEST(Auto, QueriesThatSeeFewKeysAreExact) {
+  torch::manual_seed(6);
+  const at::NoGradGuard no_grad;
+  const properties::Tokens tokens = properties::random_tokens(2, 20);
+  for (const int64_t break_even : {7, 20}) {
+    const auto causal = make_attention(auto_config(break_even), {2, 6, true, 1});
+    const at::Tensor out = properties::run(*causal, tokens, true);
+    const at::Tensor exact = by("exact", tokens, true), linear = by("favor-softmax", tokens, true);
+    EXPECT_TRUE(at::allclose(out.narrow(1, 0, break_even), exact.narrow(1, 0, break_even)));
+    const int64_t rest = 20 - break_even;
+    EXPECT_TRUE(at::equal(out.narrow(1, break_even, rest), linear.narrow(1, break_even, rest)));
+    const auto whole = make_attention(auto_config(break_even), {2, 6, false, 1});
+    EXPECT_TRUE(at::allclose(properties::run(*whole, tokens, false),
+                             by(break_even < 20 ? "favor-softmax" : "exact", tokens, false)));
+  }
+}
+
+TEST(Auto, RowsOfOneBatchMayDiffer) {
+  torch::manual_seed(7);
+  const at::NoGradGuard no_grad;
+  const auto layer = make_attention(auto_config(8), {2, 6, false, 1});
+  const properties::Tokens tokens = properties::random_tokens(3, 15);
+  at::Tensor mask = at::ones({3, 15}, at::kBool);
+  mask[1].narrow(0, 5, 10).fill_(false);
+  const at::Tensor out = properties::run(*layer, tokens, false, mask);
+  const auto row = [](const at::Tensor& x, int64_t n, int64_t length) {
+    return x.narrow(0, n, 1).narrow(1, 0, length);
+  };
+  const auto alone = [&](const std::string& kind, int64_t n, int64_t length) {
+    return by(kind, {row(tokens.query, n, length), row(tokens.key, n, length), row(tokens.value, n, length)},
+              false);
+  };
+  EXPECT_TRUE(at::allclose(row(out, 0, 15), alone("favor-softmax", 0, 15), 1e-4, 1e-5));
+  EXPECT_TRUE(at::allclose(row(out, 1, 5), alone("exact", 1, 5), 1e-4, 1e-5));
+  EXPECT_TRUE(at::allclose(row(out, 2, 15), alone("favor-softmax", 2, 15), 1e-4, 1e-5));
+}
+
+TEST(Auto, ContextsOfPackedSequencesMayDiffer) {
+  torch::manual_seed(8);
+  const at::NoGradGuard no_grad;
+  const auto layer = make_attention(auto_config(8), {2, 6, false, 1});
+  const properties::Tokens reader = properties::random_tokens(1, 9),
+                           context = properties::random_tokens(1, 17);
+  ops::AttentionInputs inputs;
+  inputs.query = reader.query, inputs.key = context.key, inputs.value = context.value;
+  inputs.cu_query = at::tensor({0, 4, 6, 9}, at::kLong);
+  inputs.cu_key = at::tensor({0, 5, 5, 17}, at::kLong);
+  const at::Tensor out = layer->forward(inputs);
+  const auto alone = [&](const std::string& kind, int64_t begin, int64_t length, int64_t from, int64_t keys) {
+    const properties::Tokens part = context.slice(from, keys);
+    return by(kind, {reader.slice(begin, length).query, part.key, part.value}, false);
+  };
+  EXPECT_TRUE(at::allclose(out.narrow(1, 0, 4), alone("exact", 0, 4, 0, 5), 1e-4, 1e-5));
+  EXPECT_EQ(out.narrow(1, 4, 2).count_nonzero().item<int64_t>(), 0) << "a context without tokens gives zeros";
+  EXPECT_TRUE(at::allclose(out.narrow(1, 6, 3), alone("favor-softmax", 6, 3, 5, 12), 1e-4, 1e-5));
+}
+
+TEST(Auto, SaysWhatItDoes) {
+  ModelConfig model;
+  AttentionConfig config;
+  config.kind = "auto";
+  EXPECT_THAT(notice_of(model, config), HasSubstr("the first 512 tokens of a sequence attend exactly"));
+  config.set("features", 100).set("linear", "favor-expmod");
+  model.objective = "masked";
+  EXPECT_THAT(notice_of(model, config),
+              HasSubstr("sequences of at most 100 tokens attend exactly, longer ones by favor-expmod"));
+  config.set("break_even", 30);
+  EXPECT_THAT(notice_of(model, config), HasSubstr("at most 30 tokens"));
+  config.kind = "favor-softmax";
+  config.options.clear();
+  EXPECT_EQ(notice_of(model, config), "");
+}
+
+TEST(Auto, RefusesKindsThatAreAnotherFunction) {
+  AttentionConfig config;
+  config.kind = "auto";
+  for (const char* other : {"favor-relu", "favor-hedgehog", "favor-oprf", "exact", "auto", "local"}) {
+    config.set("linear", other);
+    EXPECT_THAT(test::error_of<UsageError>([&] { validate(ModelConfig{}, config); }),
+                HasSubstr("attention.linear must be a kind that estimates softmax attention"))
+        << other;
+  }
+  config.set("linear", "favor-softmax").set("break_even", -1);
+  EXPECT_THAT(test::error_of<UsageError>([&] { validate(ModelConfig{}, config); }),
+              HasSubstr("attention.break_even"));
 }
 
 }  // namespace

@@ -94,6 +94,8 @@ struct AttentionKind {
   std::string summary;  // one line for `performer info --kinds`
   KindGroup group = KindGroup::own;
   Capabilities capabilities = {};
+  // What options change of them, where they do; may be empty.
+  std::function<Capabilities(const AttentionConfig&)> configured = {};
   // The kind's own keys of the section [attention], with their defaults and help.
   std::vector<FieldInfo> options = {};
   // Throws UsageError for options that are impossible or exclude each other; may be empty.
@@ -104,6 +106,9 @@ struct AttentionKind {
   std::function<double(const AttentionConfig&, const AttentionShape&)> numbers = {};
   // The feature map, for kinds that are linear attention with a map of performer/ops/feature_maps.h.
   std::function<ops::FeatureMapOptions(const AttentionConfig&)> feature_map = {};
+  // A sentence for the user of a model, where the kind decides something that the configuration does not
+  // show; may be empty.
+  std::function<std::string(const AttentionConfig&, const AttentionShape&)> notice = {};
 };
 
 // Adds a kind. Throws UsageError when the name is taken.
@@ -111,6 +116,10 @@ void register_kind(AttentionKind kind);
 // Throws UsageError with the nearest known name for an unknown one.
 const AttentionKind& find_kind(const std::string& name);
 std::vector<std::string> kind_names();  // in the order of registration
+// What the kind of a configuration can do with its options.
+Capabilities capabilities_of(const AttentionConfig& config);
+// What there is to say about the kind of a configuration in a model, or "".
+std::string notice_of(const ModelConfig& model, const AttentionConfig& attention);
 
 // Whether a kind has an option of its own of that name.
 bool has_option(const AttentionKind& kind, const std::string& name);

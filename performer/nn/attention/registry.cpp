@@ -15,7 +15,10 @@ namespace {
 class Registry {
  public:
   Registry() {
-    for (AttentionKind& kind : favor_kinds()) add(std::move(kind));
+    std::vector<AttentionKind> favor = favor_kinds();
+    const std::vector<FieldInfo> options = favor.front().options;
+    for (AttentionKind& kind : favor) add(std::move(kind));
+    add(auto_kind(options));
     add(exact_kind());
     add(local_kind());
     add(windowed_kind());
@@ -106,6 +109,17 @@ const AttentionKind& find_kind(const std::string& name) {
       fmt::format("attention.kind must be a known attention kind, but is '{}'{}; `performer info "
                   "--kinds` lists all",
                   name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near)));
+}
+
+Capabilities capabilities_of(const AttentionConfig& config) {
+  const AttentionKind& kind = find_kind(config.kind);
+  return kind.configured ? kind.configured(config) : kind.capabilities;
+}
+
+std::string notice_of(const ModelConfig& model, const AttentionConfig& attention) {
+  const AttentionKind& kind = find_kind(attention.kind);
+  if (!kind.notice) return "";
+  return kind.notice(attention, {model.heads, head_size(model), model.objective == "causal", 0});
 }
 
 bool has_option(const AttentionKind& kind, const std::string& name) {

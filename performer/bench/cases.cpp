@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/bench/cases.h"
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "performer/base/error.h"
+#include "performer/kernels/function.h"
+#include "performer/nn/attention/kind.h"
+
+namespace performer::bench {
+namespace {
+
+// Bounds of the relative error, by the precision of the inputs. In bfloat16 and float16 a result may be off
+// by a few units of the last place of what it is made of; a wrong kernel is off by its own size.
+double bound(const std::string& dtype) {
+  if (dtype == "bfloat16") return 2e-2;
+  return dtype == "float16" ? 3e-3 : 2e-5;
+}
+
+std::vector<std::string> measurable_kinds() {
+  std::vector<std::string> names;
+  for (const std::string& name : nn::kind_names()) {
+    const auto& map = nn::find_kind(name).feature_map;
+    if (!map) continue;
+    AttentionConfig config;
+    config.kind = name;
+    const ops::FeatureMapTraits traits = ops::feature_map_traits(map(config).map);
+    if (!traits.learned && !traits.statistics && map(config).map != "trigonometric") names.push_back(name);
+  }
+  return names;
+}
+
+}  // namespace
+
+double Machine::limit(const std::string& dtype) const {
+  for (const auto& [name, limit] : limits) {
+    if (name == dtype) return limit.flops;
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+at::ScalarType scalar_type(const std::string& dtype) {
+  if (dtype == "bfloat16") return at::kBFloat16;
+  return dtype == "float16" ? at::kHalf : at::kFloat;
+}
+
+kernels::DataType data_type(const std::string& dtype) {
+  if (dtype == "bfloat16") return kernels::DataType::bfloat16;
+  return dtype == "float16" ? kernels::DataType::float16 : kernels::DataType::float32;
+}
+
+AttentionConfig attention_of(const std::string& kind, int64_t features) {
+  AttentionConfig config;
+  config.kind = kind;
+  if (kind == "identity+qk") {
+    config.kind = "identity";
+    config.set("projections", true);
+  }
+  if (nn::has_option(nn::find_kind(config.kind), "features")) config.set("features", features);
+  return config;
+}
+
+KernelMap kernel_map(const std::string& kind, int64_t heads, int64_t head_size, int64_t features) {
+  const std::vector<std::string> known = measurable_kinds();
+  check<UsageError>(
+      std::find(known.begin(), known.end(), kind) != known.end(),
+      "--kinds: {} is not computed by the attention kernels alone, which is what is measured here; "
+      "choose from {}",
+      kind, fmt::join(known, ", "));
+  const ops::FeatureMapOptions options = nn::find_kind(kind).feature_map(attention_of(kind, features));
+  ops::validate(options, head_size);
+  ops::MapWeights weights;
+  weights.projection = ops::draw_map_projection(options, heads, head_size, 0, 0, 0);
+  KernelMap made;
+  made.prepared = ops::prepare_feature_map(options, weights, {}, heads, head_size);
+  ops::FeatureMap& from = made.prepared.map;
+  kernels::FeatureMap& to = made.map;
+  to.family = from.family == "exponential" ? kernels::Family::exponential : kernels::Family::elementwise;
+  if (to.family == kernels::Family::elementwise) to.function = kernels::function_from_name(from.family);
+  to.scale = from.scale;
+  to.norm_weight = from.norm_weight;
+  to.epsilon = from.epsilon;
+  made.projected = from.projection.has_value() && from.projection->defined();
+  made.features = ops::feature_count(options, head_size);
+  if (made.projected) {
+    at::Tensor& rows = from.projection.emplace(from.projection->to(at::kFloat).contiguous());
+    to.projection = rows.const_data_ptr<float>();
+    if (rows.dim() == 3 && rows.size(0) > 1) to.projection_head_stride = rows.size(1) * rows.size(2);
+    made.features = rows.size(-2);
+  }
+  if (from.offset.has_value() && from.offset->defined()) {
+    at::Tensor& offset = from.offset.emplace(from.offset->to(at::kFloat).contiguous());
+    to.offset = offset.const_data_ptr<float>();
+    if (offset.dim() == 2 && offset.size(0) > 1) to.offset_head_stride = offset.size(1);
+  }
+  return made;
+}
+
+void compare(Row& row, const at::Tensor& found, const at::Tensor& expected, const std::string& what) {
+  check(found.sizes() == expected.sizes(), "{}: shapes to compare differ", what);
+  const at::Tensor precise = found.to(at::kDouble);
+  const double size = std::max(expected.norm().item<double>(), 1e-30);
+  const double error = (precise - expected).norm().item<double>() / size;
+  if (!(error <= row.error)) row.error = error;  // also when it is no number
+  const double most = bound(row.dtype);
+  if (error <= most || !row.failure.empty()) return;
+  row.failure =
+      fmt::format("{} differ from the definition by {:.2g} of their size, more than {:g}", what, error, most);
+}
+
+}  // namespace performer::bench
