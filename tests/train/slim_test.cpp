@@ -78,9 +78,10 @@ BatchSums add_whole(LanguageModel& model, const Example& example, bool bfloat16 
     const AutocastScope autocast(bfloat16);
     return model->forward(example.batch);
   }();
-  const at::Tensor loss = weighted_cross_entropy(logits, example.targets, example.weights) / kDivisor;
-  loss.backward();
-  return {loss.item<double>(), weighted_correct(logits, example.targets, example.weights).item<double>()};
+  const CrossEntropySums sums =
+      cross_entropy_gradient(logits, example.targets, example.weights, kDivisor);
+  logits.backward(logits.detach());
+  return {sums.loss, sums.correct};
 }
 
 BatchSums add_slim(LanguageModel& model, const Example& example, int64_t chunk, bool bfloat16 = false) {
