@@ -21,7 +21,10 @@ struct MaskedRows {
   DropoutMask mask;
 };
 
-enum class Activation : uint8_t { gelu_tanh, relu };  // gelu_tanh: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3)))
+enum class Activation : uint8_t {
+  gelu_tanh,
+  relu
+};  // gelu_tanh: x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3)))
 
 // output = dropout(f(input + bias))
 struct ActivationForward {

@@ -17,8 +17,8 @@
 namespace performer::nn {
 namespace {
 
-constexpr double kNormEpsilon = 1e-6;         // added to the mean square in qk_norm
-constexpr int64_t kFewestForOneProduct = 64;  // tokens
+constexpr double kNormEpsilon = 1e-6;          // added to the mean square in qk_norm
+constexpr int64_t kFewestForOneProduct = 512;  // tokens
 
 // Each head of x [B, T, H, D] at unit root mean square, times gain [H, D]; computed in the gain's precision.
 at::Tensor normalize_heads(const at::Tensor& x, const at::Tensor& gain) {

@@ -92,9 +92,8 @@ at::Tensor BlockImpl::residual(const at::Tensor& x, const torch::nn::LayerNorm& 
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context) {
-  at::Tensor y = residual(x, attention_norm_, {}, nullptr, [&](const at::Tensor& input) {
-    return attention_(shifted(input, batch), batch);
-  });
+  at::Tensor y = residual(x, attention_norm_, {}, nullptr,
+                          [&](const at::Tensor& input) { return attention_(shifted(input, batch), batch); });
   if (context != nullptr) {
     y = residual(y, cross_norm_, {}, nullptr, [&](const at::Tensor& input) {
       return cross_attention_->attend_to(input, batch, context->encoded, context->batch);

@@ -19,8 +19,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kBlockGrain = 1 << 15;     // elements a thread takes at least
-constexpr int64_t kMostPartSums = 64;   // of rows that are summed apart
+constexpr int64_t kBlockGrain = 1 << 15;  // elements a thread takes at least
+constexpr int64_t kMostPartSums = 64;     // of rows that are summed apart
 constexpr int64_t kFewestPartRows = 64;
 
 bool is_vector_type(const at::Tensor& x) {
@@ -40,8 +40,7 @@ const char* row_of(const at::Tensor& x, int64_t row) {
          row * x.size(-1) * static_cast<int64_t>(x.element_size());
 }
 char* mutable_row_of(const at::Tensor& x, int64_t row) {
-  return static_cast<char*>(x.mutable_data_ptr()) +
-         row * x.size(-1) * static_cast<int64_t>(x.element_size());
+  return static_cast<char*>(x.mutable_data_ptr()) + row * x.size(-1) * static_cast<int64_t>(x.element_size());
 }
 const float* floats(const at::Tensor& x) {
   return x.defined() ? x.const_data_ptr<float>() : nullptr;
@@ -181,8 +180,8 @@ struct AddBranch : torch::autograd::Function<AddBranch> {
     const DrawnMask mask = kept_mask(context, gradient);
     const auto rows = [&](float* sums) {
       return [&, sums](const kernels::MaskedRows& at, int64_t row) {
-        kernels::branch_backward({at, type_of(result), floats(gradient) + row * at.columns,
-                                  mutable_row_of(result, row), sums});
+        kernels::branch_backward(
+            {at, type_of(result), floats(gradient) + row * at.columns, mutable_row_of(result, row), sums});
       };
     };
     if (!bias) {
@@ -258,7 +257,8 @@ at::Tensor add_branch(const at::Tensor& x, const at::Tensor& branch, const at::T
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& bias, double epsilon,
                       at::ScalarType type) {
   const bool fits = type == at::kFloat || type == at::kBFloat16;
-  if (fits && x.device().is_cpu() && x.scalar_type() == at::kFloat && is_row_of(gain, x) && is_row_of(bias, x))
+  if (fits && x.device().is_cpu() && x.scalar_type() == at::kFloat && is_row_of(gain, x) &&
+      is_row_of(bias, x))
     return LayerNorm::apply(x, gain, bias, epsilon, type);
   return at::layer_norm(x, gain.sizes(), gain, bias, epsilon).to(type);
 }

@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements a thread takes at least
 
 template <class T>
-void drop(const at::Tensor& input, at::Tensor& output, const kernels::DropoutMask& mask, const MaskRuns& runs) {
+void drop(const at::Tensor& input, at::Tensor& output, const kernels::DropoutMask& mask,
+          const MaskRuns& runs) {
   const auto* from = static_cast<const T*>(input.const_data_ptr());
   auto* to = static_cast<T*>(output.mutable_data_ptr());
   at::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {

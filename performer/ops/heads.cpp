@@ -27,8 +27,7 @@ char* place(const at::Tensor& x, int64_t offset) {
 void rotate_heads(const at::Tensor& x, const at::Tensor& output, const at::Tensor& table, bool backwards) {
   const int64_t tokens = x.size(0) * x.size(1), heads = x.size(2), size = x.size(3);
   const int64_t from = x.stride(1), to = output.stride(1);
-  const auto type =
-      x.scalar_type() == at::kFloat ? kernels::DataType::float32 : kernels::DataType::bfloat16;
+  const auto type = x.scalar_type() == at::kFloat ? kernels::DataType::float32 : kernels::DataType::bfloat16;
   const int64_t grain = std::max<int64_t>(1, kHeadGrain / std::max<int64_t>(1, heads * size));
   at::parallel_for(0, tokens, grain, [&](int64_t begin, int64_t end) {
     kernels::rotate({end - begin, heads, size, type, place(x, begin * from), place(output, begin * to), from,
@@ -101,11 +100,11 @@ ProjectedHeads split_projection(const at::Tensor& projected, const at::Tensor& t
                         projected.size(-1) % (3 * heads) == 0,
                     "projected heads must be contiguous [B, T, 3 H D] with H = ", heads, ", not ",
                     projected.sizes());
-  TORCH_CHECK_VALUE(splits_in_place(projected) &&
-                        (!table.defined() || table.scalar_type() == at::kComplexFloat),
-                    "projected heads must be float32 or bfloat16 on the CPU, and their table complex float32");
-  const variable_list parts = SplitProjection::apply(
-      projected, table.defined() ? std::optional(table) : std::nullopt, heads);
+  TORCH_CHECK_VALUE(
+      splits_in_place(projected) && (!table.defined() || table.scalar_type() == at::kComplexFloat),
+      "projected heads must be float32 or bfloat16 on the CPU, and their table complex float32");
+  const variable_list parts =
+      SplitProjection::apply(projected, table.defined() ? std::optional(table) : std::nullopt, heads);
   return {parts[0], parts[1], parts[2]};
 }
 

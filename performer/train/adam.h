@@ -59,8 +59,8 @@ class Adam {
 // NaN if an element is NaN.
 double global_norm(const std::vector<at::Tensor>& tensors);
 
-// What gradients of this global norm are multiplied by: max_norm / norm when norm >= max_norm and finite, else
-// 1 (max_norm 0: always 1).
+// What gradients of this global norm are multiplied by: max_norm / norm when norm >= max_norm and finite,
+// else 1 (max_norm 0: always 1).
 double clipping_scale(double norm, double max_norm);
 
 }  // namespace performer::train

@@ -89,7 +89,10 @@ void for_all(const std::function<void(const Setting&)>& body) {
           const double tolerance = type == DataType::float32 ? 3e-6 : 0x1p-8;
           body({std::string(target) + (type == DataType::float32 ? ", float32, " : ", bfloat16, ") +
                     std::to_string(columns) + " columns",
-                type, tolerance, columns, {kRows, columns, 12345, {77, p}}});
+                type,
+                tolerance,
+                columns,
+                {kRows, columns, 12345, {77, p}}});
         }
       }
     }
@@ -222,7 +225,8 @@ TEST(BlockKernels, RotationAndBack) {
             expected[i + 1] = x.values[i + 1] * c + x.values[i] * s;
           }
           Written output(type, n);
-          rotate({kRows, heads, size, type, x.data(), output.data(), stride, stride, table.data(), backwards});
+          rotate(
+              {kRows, heads, size, type, x.data(), output.data(), stride, stride, table.data(), backwards});
           output.expect(expected, type == DataType::float32 ? 1e-6 : 0x1p-8,
                         std::string(target) + ", head size " + std::to_string(size));
         }

@@ -30,7 +30,8 @@ Tensors outcome(const Function& function, const Tensors& inputs, uint64_t seed) 
   at::manual_seed(seed);  // the same dropout
   const at::Tensor result = function(leaves);
   auto generator = at::detail::createCPUGenerator(5);
-  const at::Tensor gradient = at::randn(result.sizes(), generator, at::TensorOptions(at::kDouble));
+  // Of values that every type has, so that only what is tested is rounded.
+  const at::Tensor gradient = at::randn(result.sizes(), generator).to(at::kBFloat16);
   Tensors all{result.detach()};
   for (const at::Tensor& each : torch::autograd::grad({result}, leaves, {gradient.to(result.scalar_type())}))
     all.push_back(each);
@@ -58,7 +59,7 @@ void compare(const Function& fused, const Function& plain, const Tensors& inputs
 }
 
 // Widths around vectors and the blocks of a mask, and one beyond the pieces that masks are made in.
-const std::vector<std::vector<int64_t>> kShapes = {{2, 3, 1},  {1, 70, 24}, {3, 5, 33},
+const std::vector<std::vector<int64_t>> kShapes = {{2, 3, 1},   {1, 70, 24},  {3, 5, 33},
                                                    {2, 41, 64}, {1, 3, 1100}, {300, 48}};
 
 struct Precision {
@@ -120,9 +121,7 @@ TEST(LayerNorm, IsThatOfLibTorch) {
       at::manual_seed(1);
       const int64_t width = shape.back();
       compare([&, to = type](const Tensors& t) { return layer_norm(t[0], t[1], t[2], 1e-6, to); },
-              [&, to = type](const Tensors& t) {
-                return at::layer_norm(t[0], {width}, t[1], t[2], 1e-6);
-              },
+              [&, to = type](const Tensors& t) { return at::layer_norm(t[0], {width}, t[1], t[2], 1e-6); },
               {at::randn(shape) * 2 + 1, at::randn({width}), at::randn({width})},
               {at::kFloat, at::kFloat, at::kFloat}, type == at::kFloat ? tolerance : 4 * tolerance, "norm");
     }
@@ -158,9 +157,10 @@ TEST(Block, GradientsDoNotDependOnTheNumberOfThreads) {
   const at::Tensor x = at::randn({700, 96}), bias = at::randn({96});
   const auto on = [&](int threads) {
     at::set_num_threads(threads);
-    Tensors all = outcome([](const Tensors& t) { return activate("gelu-tanh", t[0], t[1], {0.2}); }, {x, bias}, 3);
-    for (const at::Tensor& each :
-         outcome([](const Tensors& t) { return layer_norm(t[0], t[1], t[1], 1e-6, at::kFloat); }, {x, bias}, 3))
+    Tensors all =
+        outcome([](const Tensors& t) { return activate("gelu-tanh", t[0], t[1], {0.2}); }, {x, bias}, 3);
+    for (const at::Tensor& each : outcome(
+             [](const Tensors& t) { return layer_norm(t[0], t[1], t[1], 1e-6, at::kFloat); }, {x, bias}, 3))
       all.push_back(each);
     return all;
   };
@@ -188,8 +188,8 @@ TEST(SplitProjection, TurnsQueriesAndKeysAndTheirGradientsBack) {
         };
         compare(
             [&](const Tensors& t) {  // what is overwritten must be no leaf
-              const auto parts = split_projection(
-                  t[0] * 1, rotary ? table.to(at::kComplexFloat) : at::Tensor(), heads);
+              const auto parts =
+                  split_projection(t[0] * 1, rotary ? table.to(at::kComplexFloat) : at::Tensor(), heads);
               return join(parts.query, parts.key, parts.value);
             },
             [&](const Tensors& t) {

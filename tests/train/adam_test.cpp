@@ -138,7 +138,8 @@ TEST(ClippingScale, ActsOnlyFromTheLimitOn) {
 
 TEST(Adam, ScalesGradientsInTheSamePass) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
-    auto a = parameter("w", random_tensor({37, 3}, 1, type)), b = parameter("w", random_tensor({37, 3}, 1, type));
+    auto a = parameter("w", random_tensor({37, 3}, 1, type)),
+         b = parameter("w", random_tensor({37, 3}, 1, type));
     Adam scaled({a}, {}), plain({b}, {});
     for (int step = 0; step < 3; ++step) {
       const at::Tensor gradient = random_tensor({37, 3}, 10 + static_cast<uint64_t>(step), type);

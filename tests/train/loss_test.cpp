@@ -54,7 +54,8 @@ TEST(CrossEntropyGradient, IsThatOfThePlainSums) {
       EXPECT_NEAR(sums.loss, loss.item<double>(), tolerance * (1 + loss.item<double>()));
       EXPECT_NEAR(sums.correct, hits, tolerance * (1 + hits));
       const at::Tensor error = (logits.to(at::kDouble) - leaf.grad()).abs();
-      EXPECT_LE(error.max().item<double>(), type == at::kBFloat16 ? 0x1p-9 / 9 : tolerance) << type;
+      EXPECT_LE(error.max().item<double>(), type == at::kBFloat16 ? 0x1p-12 : tolerance)
+          << type << ": half a unit of values up to 1/9";
     }
   }
 }

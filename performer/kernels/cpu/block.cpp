@@ -8,7 +8,8 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
-#include "hwy/contrib/math/math-inl.h"
+#include <hwy/contrib/math/math-inl.h>
+
 #include "performer/kernels/cpu/elements-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,8 +33,8 @@ struct GeluTanh {
   static constexpr float kLargest = 88;  // whose exponential is a float
   static HWY_INLINE Vector Gate(Vector x) {
     const Vector t = hn::Mul(x, hn::MulAdd(hn::Mul(x, x), Constant(kB), Constant(kA)));
-    const Vector s = hn::Div(
-        Constant(1), hn::Add(Constant(1), hn::Exp(Float(), hn::Min(hn::Neg(t), Constant(kLargest)))));
+    const Vector s =
+        hn::Div(Constant(1), hn::Add(Constant(1), hn::Exp(Float(), hn::Min(hn::Neg(t), Constant(kLargest)))));
     return hn::IfThenElseZero(hn::Gt(t, Constant(-kLargest)), s);
   }
   static HWY_INLINE Vector Value(Vector x) { return hn::Mul(x, Gate(x)); }
@@ -50,9 +51,7 @@ struct Relu {
   static HWY_INLINE Vector Value(Vector x) {  // NaN stays
     return hn::IfThenElse(hn::Lt(x, Constant(0)), Constant(0), x);
   }
-  static HWY_INLINE Vector Slope(Vector x) {
-    return hn::IfThenElseZero(hn::Gt(x, Constant(0)), Constant(1));
-  }
+  static HWY_INLINE Vector Slope(Vector x) { return hn::IfThenElseZero(hn::Gt(x, Constant(0)), Constant(1)); }
 };
 
 // Calls body(row, column, count, factors of dropout) for all vectors of the rows; a row's last one may count
@@ -71,8 +70,7 @@ HWY_INLINE void ForEachMasked(const MaskedRows& at, const Body& body) {
           body(row, begin + i, std::min(lanes, count - i), Constant(1));
         continue;
       }
-      const float* factors =
-          elements::Factors(seed, at.mask_first + row * at.columns + begin, count, buffer);
+      const float* factors = elements::Factors(seed, at.mask_first + row * at.columns + begin, count, buffer);
       for (int64_t i = 0; i < count; i += lanes)
         body(row, begin + i, std::min(lanes, count - i), Load(factors + i));
     }

@@ -96,7 +96,8 @@ HWY_INLINE const float* Factors(const cpu::MaskSeed& mask, int64_t first, int64_
     // Numbers have 63 bits: the key's second half takes the upper ones in.
     const auto high = hn::Set(d, mask.high + static_cast<uint32_t>(number >> 32) * 0x9e3779b9u);
     for (int64_t k = 0; k < kBlock / 2; k += lanes) {
-      const auto counter = hn::Add(hn::Iota(d, static_cast<uint32_t>(number) + static_cast<uint32_t>(k)), low);
+      const auto counter =
+          hn::Add(hn::Iota(d, static_cast<uint32_t>(number) + static_cast<uint32_t>(k)), low);
       const auto hash = Mix(hn::Add(Mix(counter), high));
       keep(hn::And(hash, hn::Set(d, 0xffffu)), buffer + (e - begin) + k);
       keep(hn::ShiftRight<16>(hash), buffer + (e - begin) + kBlock / 2 + k);
