@@ -15,6 +15,15 @@
 #include "performer/references/register.h"
 #endif
 
+#ifdef PERFORMER_WITH_JEMALLOC
+// Read by jemalloc when the program is loaded. Freed pages are kept for the next step's tensors, of any size:
+// returning them to the system and clearing new ones took a quarter of a training step.
+extern "C" {
+extern const char* malloc_conf;
+const char* malloc_conf = "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0";
+}
+#endif
+
 namespace {
 
 // In a working folder that was removed, MKL ends the process while it is loaded, without a reason. So this is

@@ -18,6 +18,13 @@ find_package(nlohmann_json REQUIRED)
 if(PERFORMER_WITH_TORCH)
   find_package(CLI11 REQUIRED)
   find_package(tomlplusplus REQUIRED)
+  # The program's allocator; not needed, and not for the sanitizers, which have their own.
+  if(NOT PERFORMER_SANITIZE)
+    pkg_check_modules(jemalloc IMPORTED_TARGET jemalloc)
+    if(NOT jemalloc_FOUND)
+      message(STATUS "jemalloc was not found: training will be slower and take more memory. scripts/setup installs it.")
+    endif()
+  endif()
   # scripts/build passes Torch_DIR; by hand, give -DCMAKE_PREFIX_PATH=PREFIX.
   include(PerformerTorch)
   add_compile_options(${performer_torch_flags})

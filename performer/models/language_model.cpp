@@ -12,6 +12,7 @@
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
 #include "performer/nn/recompute.h"
+#include "performer/ops/linear.h"
 
 namespace performer {
 
@@ -180,7 +181,7 @@ at::Tensor LanguageModelImpl::logits(const at::Tensor& hidden) const {
   // Embeddings are N(0, 1): without the factor tied logits would start with a standard deviation of
   // sqrt(width).
   const double scale = 1 / std::sqrt(static_cast<double>(model_.width));
-  return at::linear(hidden * scale, embedding_->weight, tied_bias_);
+  return ops::linear(hidden * scale, embedding_->weight, tied_bias_);
 }
 
 at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch, const nn::Context* context) {

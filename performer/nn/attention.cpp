@@ -11,11 +11,14 @@
 #include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
+#include "performer/ops/block.h"
+#include "performer/ops/linear.h"
 
 namespace performer::nn {
 namespace {
 
-constexpr double kNormEpsilon = 1e-6;  // added to the mean square in qk_norm
+constexpr double kNormEpsilon = 1e-6;          // added to the mean square in qk_norm
+constexpr int64_t kFewestForOneProduct = 512;  // tokens
 
 // Each head of x [B, T, H, D] at unit root mean square, times gain [H, D]; computed in the gain's precision.
 at::Tensor normalize_heads(const at::Tensor& x, const at::Tensor& gain) {
@@ -136,17 +139,35 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::normalize(Heads heads) con
   return heads;
 }
 
+at::Tensor MultiHeadAttentionImpl::turns(const at::Tensor& positions, const at::Tensor& rotary,
+                                         at::ScalarType type) const {
+  if (model_.positions != "rotary") return {};
+  return rotary.defined() ? rotary : rotary_table(positions, head_size_, type);
+}
+
+// One product instead of three reads x once, and its gradient needs no sum of three. Joining the weights is a
+// copy of them, which a few tokens do not pay for.
+at::Tensor MultiHeadAttentionImpl::project_at_once(const at::Tensor& x) const {
+  const at::Tensor weight = at::cat({query_->weight, key_->weight, value_->weight});
+  if (!query_->bias.defined()) return ops::linear(x, weight);
+  return ops::linear(x, weight, at::cat({query_->bias, key_->bias, value_->bias}));
+}
+
 MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& x,
                                                               const at::Tensor& positions,
                                                               const at::Tensor& rotary) const {
-  Heads heads{{}, {}, split(dense(value_, x))};
-  if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0) return heads;
-  heads.query = split(dense(query_, x));
-  heads.key = split(dense(key_, x));
-  heads = normalize(heads);
-  if (model_.positions == "rotary") {
-    const at::Tensor table =
-        rotary.defined() ? rotary : rotary_table(positions, head_size_, heads.query.scalar_type());
+  if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0)
+    return {{}, {}, split(dense(value_, x))};
+  const bool turns_last = !query_gain_.defined() && !temperature_.defined();
+  if (turns_last && x.size(0) * x.size(1) >= kFewestForOneProduct && ops::splits_in_place(x)) {
+    const at::Tensor projected = project_at_once(x);
+    const ops::ProjectedHeads parts =
+        ops::split_projection(projected, turns(positions, rotary, projected.scalar_type()), model_.heads);
+    return {parts.query, parts.key, parts.value};
+  }
+  Heads heads = normalize({split(dense(query_, x)), split(dense(key_, x)), split(dense(value_, x))});
+  const at::Tensor table = turns(positions, rotary, heads.query.scalar_type());
+  if (table.defined()) {
     heads.query = rotate(heads.query, table);
     heads.key = rotate(heads.key, table);
   }

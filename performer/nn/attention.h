@@ -80,6 +80,9 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {model_.heads, head_size_}); }
   at::Tensor project_out(const at::Tensor& heads) const;  // [..., H, D] -> [..., width]
   Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
+  at::Tensor project_at_once(const at::Tensor& x) const;  // [B, T, width] -> [B, T, 3 H D]
+  // What turns queries and keys by their positions; undefined without rotary positions.
+  at::Tensor turns(const at::Tensor& positions, const at::Tensor& rotary, at::ScalarType type) const;
   Heads normalize(Heads heads) const;
   ops::AttentionInputs inputs_of(const Heads& heads, const SequenceBatch& batch) const;
   at::Tensor attend(const Heads& heads, const SequenceBatch& batch);  // [B, T, H, D]

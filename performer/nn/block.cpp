@@ -2,20 +2,27 @@
 #include "performer/nn/block.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 #include "performer/base/error.h"
-#include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/token_shift.h"
-#include "performer/ops/composed.h"
+#include "performer/ops/linear.h"
 
 namespace performer::nn {
 namespace {
 
-// layer(x); LibTorch's own forward() is not const.
+at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x, at::ScalarType type) {
+  return ops::layer_norm(x, layer->weight, layer->bias, layer->options.eps(), type);
+}
+
+// Of what only matrix products read: under autocast they would convert it.
+at::ScalarType product_type(const at::Tensor& x) {
+  const bool casts = x.scalar_type() == at::kFloat && at::autocast::is_autocast_enabled(x.device().type());
+  return casts ? at::autocast::get_autocast_dtype(x.device().type()) : x.scalar_type();
+}
 at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x) {
-  return at::layer_norm(x, layer->options.normalized_shape(), layer->weight, layer->bias,
-                        layer->options.eps());
+  return normalized(layer, x, product_type(x));
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const at::Tensor& rows) {
@@ -47,13 +54,23 @@ BlockImpl::BlockImpl(const ModelConfig& model, const AttentionConfig& attention,
   if (model.token_shift) shifts_ = stack_shifts(model.objective == "causal");
 }
 
-at::Tensor BlockImpl::drop(const at::Tensor& x, const ops::TokenWindow* window) const {
-  if (!is_training()) return x;
-  return window != nullptr ? ops::dropout(x, dropout_, *window) : ops::dropout(x, dropout_);
+ops::Dropping BlockImpl::dropping(const ops::TokenWindow* window) const {
+  return {is_training() ? dropout_ : 0, window != nullptr ? *window : ops::TokenWindow{}};
 }
 
-at::Tensor BlockImpl::feed_forward(const at::Tensor& x, const ops::TokenWindow* window) const {
-  return drop(dense(down_, drop(ops::activation(activation_, dense(up_, x)), window)), window);
+at::Tensor BlockImpl::drop(const at::Tensor& x) const {
+  return is_training() ? ops::dropout(x, dropout_) : x;
+}
+
+at::Tensor BlockImpl::inner(const at::Tensor& x, const ops::TokenWindow* window) const {
+  const at::Tensor active =
+      ops::activate(activation_, ops::linear(x, up_->weight), up_->bias, dropping(window));
+  return ops::linear(active, down_->weight);
+}
+
+at::Tensor BlockImpl::feed_forward(const at::Tensor& x) const {
+  const at::Tensor y = inner(x, nullptr);
+  return drop(y + down_->bias.to(y.scalar_type()));
 }
 
 at::Tensor BlockImpl::shifted(const at::Tensor& x, const SequenceBatch& batch) const {
@@ -68,30 +85,31 @@ at::Tensor BlockImpl::shifted_token(const at::Tensor& x, at::Tensor& last) const
 }
 
 template <class Branch>
-at::Tensor BlockImpl::residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, Branch&& branch) const {
-  return pre_norm_ ? x + branch(normalized(norm, x)) : normalized(norm, x + branch(x));
+at::Tensor BlockImpl::residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, const at::Tensor& bias,
+                               const ops::TokenWindow* window, Branch&& branch) const {
+  if (pre_norm_) return ops::add_branch(x, branch(normalized(norm, x)), bias, dropping(window));
+  return normalized(norm, ops::add_branch(x, branch(x), bias, dropping(window)), x.scalar_type());
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context) {
-  at::Tensor y = residual(x, attention_norm_, [&](const at::Tensor& input) {
-    return drop(attention_(shifted(input, batch), batch), nullptr);
-  });
+  at::Tensor y = residual(x, attention_norm_, {}, nullptr,
+                          [&](const at::Tensor& input) { return attention_(shifted(input, batch), batch); });
   if (context != nullptr) {
-    y = residual(y, cross_norm_, [&](const at::Tensor& input) {
-      return drop(cross_attention_->attend_to(input, batch, context->encoded, context->batch), nullptr);
+    y = residual(y, cross_norm_, {}, nullptr, [&](const at::Tensor& input) {
+      return cross_attention_->attend_to(input, batch, context->encoded, context->batch);
     });
   }
-  return residual(y, ffn_norm_,
-                  [&](const at::Tensor& input) { return feed_forward(shifted(input, batch), nullptr); });
+  return residual(y, ffn_norm_, down_->bias, nullptr,
+                  [&](const at::Tensor& input) { return inner(shifted(input, batch), nullptr); });
 }
 
 ReversibleLayer BlockImpl::reversible_layer(const SequenceBatch& batch) {
   ReversibleLayer layer;
   layer.f = [this, batch](const at::Tensor& x) {
-    return drop(attention_(shifted(normalized(attention_norm_, x), batch), batch), nullptr);
+    return drop(attention_(shifted(normalized(attention_norm_, x), batch), batch));
   };
   layer.g = [this, batch](const at::Tensor& x) {
-    return feed_forward(shifted(normalized(ffn_norm_, x), batch), nullptr);
+    return feed_forward(shifted(normalized(ffn_norm_, x), batch));
   };
   layer.used = parameters();
   for (const at::Tensor& buffer : buffers()) layer.used.push_back(buffer);
@@ -104,10 +122,11 @@ at::Tensor BlockImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& ba
   check<UsageError>(
       shifts_.empty(),
       "a chunk cannot go on from the one before with model.token_shift = true: set it to false");
-  const at::Tensor y = residual(x, attention_norm_, [&](const at::Tensor& input) {
-    return drop(attention_->forward_chunk(input, batch, initial, final), &window);
+  const at::Tensor y = residual(x, attention_norm_, {}, &window, [&](const at::Tensor& input) {
+    return attention_->forward_chunk(input, batch, initial, final);
   });
-  return residual(y, ffn_norm_, [&](const at::Tensor& input) { return feed_forward(input, &window); });
+  return residual(y, ffn_norm_, down_->bias, &window,
+                  [&](const at::Tensor& input) { return inner(input, &window); });
 }
 
 BlockCache BlockImpl::begin(int64_t batch, const Context* context) const {
@@ -119,18 +138,16 @@ BlockCache BlockImpl::begin(int64_t batch, const Context* context) const {
 
 at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, BlockCache& cache,
                            const at::Tensor& rotary) const {
-  at::Tensor y = residual(x, attention_norm_, [&](const at::Tensor& input) {
-    return drop(
-        attention_->step(shifted_token(input, cache.attention_token), positions, *cache.attention, rotary),
-        nullptr);
+  at::Tensor y = residual(x, attention_norm_, {}, nullptr, [&](const at::Tensor& input) {
+    return attention_->step(shifted_token(input, cache.attention_token), positions, *cache.attention, rotary);
   });
   if (cache.cross) {
-    y = residual(y, cross_norm_, [&](const at::Tensor& input) {
-      return drop(cross_attention_->read(input.unsqueeze(1), *cache.cross).squeeze(1), nullptr);
+    y = residual(y, cross_norm_, {}, nullptr, [&](const at::Tensor& input) {
+      return cross_attention_->read(input.unsqueeze(1), *cache.cross).squeeze(1);
     });
   }
-  return residual(y, ffn_norm_, [&](const at::Tensor& input) {
-    return feed_forward(shifted_token(input, cache.ffn_token), nullptr);
+  return residual(y, ffn_norm_, down_->bias, nullptr, [&](const at::Tensor& input) {
+    return inner(shifted_token(input, cache.ffn_token), nullptr);
   });
 }
 
@@ -141,8 +158,7 @@ void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, B
                        positions, *cache.attention, rotary);
   streams.first = streams.first + attended;
   streams.second =
-      streams.second +
-      feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token), nullptr);
+      streams.second + feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token));
 }
 
 void BlockImpl::redraw(int64_t index) {

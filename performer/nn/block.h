@@ -11,7 +11,7 @@
 
 #include "performer/nn/attention.h"
 #include "performer/nn/reversible.h"
-#include "performer/ops/dropout.h"
+#include "performer/ops/block.h"
 
 namespace performer::nn {
 
@@ -57,16 +57,21 @@ class BlockImpl : public torch::nn::Module {
   void observe_attention(HeadsObserver observer) { attention_->observe(std::move(observer)); }
 
  private:
-  // `window` is null for a whole batch.
-  at::Tensor feed_forward(const at::Tensor& x, const ops::TokenWindow* window) const;
+  // The feed-forward part; inner() is it without its last bias and dropout. `window` is null for a whole
+  // batch.
+  at::Tensor feed_forward(const at::Tensor& x) const;
+  at::Tensor inner(const at::Tensor& x, const ops::TokenWindow* window) const;
   at::Tensor shifted(const at::Tensor& x, const SequenceBatch& batch) const;
   // One streamed token [B, width]; `last` is the token before it, and moves on.
   at::Tensor shifted_token(const at::Tensor& x, at::Tensor& last) const;
-  // x + branch(norm(x)), or norm(x + branch(x)) with model.norm = post.
+  // x + drop(branch(norm(x)) + bias), or norm(x + drop(branch(x) + bias)) with model.norm = post. `bias` may
+  // be undefined.
   template <class Branch>
-  at::Tensor residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, Branch&& branch) const;
+  at::Tensor residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, const at::Tensor& bias,
+                      const ops::TokenWindow* window, Branch&& branch) const;
 
-  at::Tensor drop(const at::Tensor& x, const ops::TokenWindow* window) const;  // in training mode only
+  at::Tensor drop(const at::Tensor& x) const;  // in training mode only
+  ops::Dropping dropping(const ops::TokenWindow* window) const;
 
   bool pre_norm_;
   double dropout_;

@@ -7,61 +7,42 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <mutex>
 #include <vector>
 
 #include "performer/kernels/dropout.h"
+#include "performer/ops/mask_runs.h"
 
 namespace performer::ops {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements a thread takes at least
 
-// x as runs of consecutive elements of the tensor that names the mask: run r starts at element first +
-// r * stride there.
-struct Runs {
-  int64_t size = 0, first = 0, stride = 0;
-};
-
-// A window of length 0 is the whole of x.
-Runs runs_of(const at::Tensor& x, const TokenWindow& window) {
-  if (window.length == 0 && window.start == 0) return {x.numel(), 0, 0};
-  TORCH_CHECK_VALUE(x.dim() >= 2 && window.start >= 0 && window.start + x.size(1) <= window.length,
-                    "dropout of a chunk needs [batch, tokens, ...] with the tokens within rows of ",
-                    window.length, ", found ", x.dim(), " dimensions and the tokens ", window.start, " to ",
-                    window.start + (x.dim() >= 2 ? x.size(1) : 0));
-  int64_t token = 1;
-  for (int64_t dim = 2; dim < x.dim(); ++dim) token *= x.size(dim);
-  return {x.size(1) * token, window.start * token, window.length * token};
+template <class T>
+void drop(const at::Tensor& input, at::Tensor& output, const kernels::DropoutMask& mask,
+          const MaskRuns& runs) {
+  const auto* from = static_cast<const T*>(input.const_data_ptr());
+  auto* to = static_cast<T*>(output.mutable_data_ptr());
+  at::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    for_each_run(runs, begin, end, [&](int64_t first, int64_t last, int64_t place) {
+      kernels::dropout(from, to, first, last, mask, place - first);
+    });
+  });
 }
 
-at::Tensor masked(const at::Tensor& x, uint64_t key, double probability, const Runs& runs) {
+at::Tensor masked(const at::Tensor& x, uint64_t key, double probability, const MaskRuns& runs) {
   // Doubles keep their precision: only the mask comes from the kernel. So it does for other devices.
   if (x.scalar_type() == at::kDouble || !x.device().is_cpu()) {
     const at::Tensor ones = at::ones(x.sizes(), at::TensorOptions(at::kFloat));
     const at::Tensor kept = masked(ones, key, probability, runs).ne(0).to(x.device());
     return (x / (1 - probability)).masked_fill(kept.logical_not(), 0).contiguous();
   }
-  const at::Tensor input = x.to(at::kFloat).contiguous();
+  const bool half = x.scalar_type() == at::kBFloat16;
+  const at::Tensor input = (half ? x : x.to(at::kFloat)).contiguous();
   at::Tensor output = at::empty_like(input);
-  const float* from = input.const_data_ptr<float>();
-  float* to = output.mutable_data_ptr<float>();
-  at::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t run = begin / runs.size, stop = std::min(end, (run + 1) * runs.size);
-      kernels::dropout(from, to, begin, stop, key, probability, runs.first + run * (runs.stride - runs.size));
-      begin = stop;
-    }
-  });
+  half ? drop<uint16_t>(input, output, {key, probability}, runs)
+       : drop<float>(input, output, {key, probability}, runs);
   return output.to(x.scalar_type());
-}
-
-uint64_t draw_key() {
-  auto* generator =
-      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
-  const std::lock_guard lock(generator->mutex_);
-  return generator->random64();
 }
 
 using DrawnSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, double, int64_t, int64_t);
@@ -71,8 +52,8 @@ using MaskedSignature = at::Tensor(const at::Tensor&, const at::Tensor&, double,
 // tensor it is not frozen into a traced program, which would drop the same elements in every step.
 std::tuple<at::Tensor, at::Tensor> drawn_dropout(const at::Tensor& x, double probability, int64_t start,
                                                  int64_t length) {
-  const Runs runs = runs_of(x, {start, length});
-  const auto key = static_cast<int64_t>(draw_key());
+  const MaskRuns runs = mask_runs(x, {start, length});
+  const auto key = static_cast<int64_t>(draw_mask_key());
   return {masked(x, static_cast<uint64_t>(key), probability, runs), at::full({}, key, at::kLong)};
 }
 
@@ -83,7 +64,7 @@ std::tuple<at::Tensor, at::Tensor> drawn_dropout_meta(const at::Tensor& x, doubl
 
 at::Tensor masked_dropout(const at::Tensor& x, const at::Tensor& key, double probability, int64_t start,
                           int64_t length) {
-  return masked(x, static_cast<uint64_t>(key.item<int64_t>()), probability, runs_of(x, {start, length}));
+  return masked(x, static_cast<uint64_t>(key.item<int64_t>()), probability, mask_runs(x, {start, length}));
 }
 
 at::Tensor masked_dropout_meta(const at::Tensor& x, const at::Tensor&, double, int64_t, int64_t) {
@@ -136,6 +117,24 @@ at::Tensor dropout_op(const at::Tensor& x, double probability, int64_t start, in
 }
 
 }  // namespace
+
+MaskRuns mask_runs(const at::Tensor& x, const TokenWindow& window) {
+  if (window.length == 0 && window.start == 0) return {x.numel(), 0, 0};
+  TORCH_CHECK_VALUE(x.dim() >= 2 && window.start >= 0 && window.start + x.size(1) <= window.length,
+                    "dropout of a chunk needs [batch, tokens, ...] with the tokens within rows of ",
+                    window.length, ", found ", x.dim(), " dimensions and the tokens ", window.start, " to ",
+                    window.start + (x.dim() >= 2 ? x.size(1) : 0));
+  int64_t token = 1;
+  for (int64_t dim = 2; dim < x.dim(); ++dim) token *= x.size(dim);
+  return {x.size(1) * token, window.start * token, window.length * token};
+}
+
+uint64_t draw_mask_key() {
+  auto* generator =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
+  const std::lock_guard lock(generator->mutex_);
+  return generator->random64();
+}
 
 TORCH_LIBRARY_FRAGMENT(performer, library) {
   const std::vector<at::Tag> random{at::Tag::nondeterministic_seeded};

@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
+#include <optional>
 
 #include "performer/base/error.h"
 
@@ -19,14 +20,14 @@ Adam::Adam(std::vector<NamedParameter> parameters, const AdamOptions& options) :
   }
 }
 
-void Adam::step(double learning_rate) {
+void Adam::step(double learning_rate, double gradient_scale) {
   const c10::NoGradGuard no_grad;
   ++steps_;
-  step_group(true, learning_rate);
-  step_group(false, learning_rate);
+  step_group(true, learning_rate, gradient_scale);
+  step_group(false, learning_rate, gradient_scale);
 }
 
-void Adam::step_group(bool decays, double learning_rate) {
+void Adam::step_group(bool decays, double learning_rate, double gradient_scale) {
   std::vector<at::Tensor> parameters, gradients, m, v;
   for (const Entry& entry : entries_) {
     const at::Tensor& gradient = entry.parameter.value.grad();
@@ -39,9 +40,11 @@ void Adam::step_group(bool decays, double learning_rate) {
   if (parameters.empty()) return;
   // ATen's fused step scales the parameter by (1 - rate * decay) first, which is the same update.
   const std::vector<at::Tensor> steps(parameters.size(), at::scalar_tensor(steps_, at::kFloat));
+  std::optional<at::Tensor> divisor;  // of gradients
+  if (gradient_scale != 1) divisor = at::scalar_tensor(1 / gradient_scale, at::kFloat);
   at::_fused_adamw_(parameters, gradients, m, v, {}, steps, learning_rate, options_.beta1, options_.beta2,
                     decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false,
-                    /*maximize=*/false);
+                    /*maximize=*/false, divisor);
 }
 
 void Adam::zero_gradients() {
@@ -99,13 +102,8 @@ double global_norm(const std::vector<at::Tensor>& tensors) {
   return std::sqrt(sum);
 }
 
-double clip_gradients(const std::vector<at::Tensor>& gradients, double max_norm) {
-  const c10::NoGradGuard no_grad;
-  const double norm = global_norm(gradients);
-  if (max_norm > 0 && norm >= max_norm && std::isfinite(norm)) {
-    for (const at::Tensor& gradient : gradients) gradient.mul_(max_norm / norm);
-  }
-  return norm;
+double clipping_scale(double norm, double max_norm) {
+  return max_norm > 0 && norm >= max_norm && std::isfinite(norm) ? max_norm / norm : 1;
 }
 
 }  // namespace performer::train

@@ -31,8 +31,9 @@ class Adam {
  public:
   Adam(std::vector<NamedParameter> parameters, const AdamOptions& options);
 
-  // Parameters that got no gradient stay as they are.
-  void step(double learning_rate);
+  // Parameters that got no gradient stay as they are. Gradients are multiplied by `gradient_scale` first, in
+  // the same pass, and left so.
+  void step(double learning_rate, double gradient_scale = 1);
   void zero_gradients();  // drops them: the next backward pass writes instead of adding
   std::vector<at::Tensor> gradients() const;
 
@@ -47,7 +48,7 @@ class Adam {
     NamedParameter parameter;
     at::Tensor m, v;
   };
-  void step_group(bool decays, double learning_rate);
+  void step_group(bool decays, double learning_rate, double gradient_scale);
 
   AdamOptions options_;
   std::vector<Entry> entries_;
@@ -58,8 +59,8 @@ class Adam {
 // NaN if an element is NaN.
 double global_norm(const std::vector<at::Tensor>& tensors);
 
-// Multiplies every gradient by max_norm / norm when norm >= max_norm (max_norm 0: never). Returns the norm
-// before.
-double clip_gradients(const std::vector<at::Tensor>& gradients, double max_norm);
+// What gradients of this global norm are multiplied by: max_norm / norm when norm >= max_norm and finite,
+// else 1 (max_norm 0: always 1).
+double clipping_scale(double norm, double max_norm);
 
 }  // namespace performer::train

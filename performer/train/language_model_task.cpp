@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -131,9 +132,9 @@ BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
     const AutocastScope autocast(bfloat16);
     return folder_.model->forward(to_tensors(content));
   }();
-  const at::Tensor loss = weighted_cross_entropy(logits, targets, weights) / divisor;
-  loss.backward();
-  return {loss.item<double>(), weighted_correct(logits, targets, weights).item<double>()};
+  const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, divisor);
+  torch::autograd::backward({logits}, {logits.detach()});
+  return {sums.loss, sums.correct};
 }
 
 // Projections hold for `redraw_every` steps; drawn at the start of a step, so that an evaluation or a saved

@@ -17,8 +17,17 @@ at::Tensor weighted_cross_entropy(const at::Tensor& logits, const at::Tensor& ta
 // Sum of the weights where the largest logit (the first of equal ones) is the target's.
 at::Tensor weighted_correct(const at::Tensor& logits, const at::Tensor& targets, const at::Tensor& weights);
 
-// The same with partial credit: 1 for a hit, else substitution[prediction, target], a matrix [V, V] (for
-// example BLOSUM62) that is first mapped to 0..1 by its own minimum and maximum.
+// Both of the above and the gradient of weighted_cross_entropy / divisor, which takes the place of the
+// logits: these, [..., V] without a gradient of their own, are held once, and nothing else of their size.
+struct CrossEntropySums {
+  double loss = 0;     // over the divisor
+  double correct = 0;  // weighted_correct
+};
+CrossEntropySums cross_entropy_gradient(const at::Tensor& logits, const at::Tensor& targets,
+                                        const at::Tensor& weights, double divisor);
+
+// weighted_correct with partial credit: 1 for a hit, else substitution[prediction, target], a matrix [V, V]
+// (for example BLOSUM62) that is first mapped to 0..1 by its own minimum and maximum.
 at::Tensor weighted_soft_correct(const at::Tensor& logits, const at::Tensor& targets,
                                  const at::Tensor& weights, const at::Tensor& substitution);
 

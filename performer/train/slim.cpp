@@ -135,11 +135,11 @@ class SlimPass {
     const at::Tensor logits = forward(chunk.begin, chunk.end, start, gradient.empty() ? nullptr : &after);
     const at::Tensor targets = targets_.narrow(1, chunk.begin, chunk.end - chunk.begin);
     const at::Tensor weights = weights_.narrow(1, chunk.begin, chunk.end - chunk.begin);
-    const at::Tensor loss = weighted_cross_entropy(logits, targets, weights) / options_.divisor;
-    sums_.loss += loss.item<double>();
-    sums_.correct += weighted_correct(logits, targets, weights).item<double>();
+    const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, options_.divisor);
+    sums_.loss += sums.loss;
+    sums_.correct += sums.correct;
 
-    torch::autograd::variable_list outputs = {loss}, gradients = {at::Tensor()};
+    torch::autograd::variable_list outputs = {logits}, gradients = {logits.detach()};
     for (size_t layer = 0; layer < gradient.size(); ++layer) {
       outputs.insert(outputs.end(), {after[layer].kv, after[layer].key_sum});
       gradients.insert(gradients.end(), {gradient[layer].kv, gradient[layer].key_sum});

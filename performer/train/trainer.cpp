@@ -205,13 +205,13 @@ StepMetrics Run::optimize(const Group& group) {
   metrics.step = state_.step + 1;
   task_.before_step(state_.step);
   accumulate(group, metrics);
-  metrics.gradient_norm = clip_gradients(adam_.gradients(), config_.clip);
+  metrics.gradient_norm = global_norm(adam_.gradients());
   check(std::isfinite(metrics.gradient_norm),
         "the gradient norm is {} in step {}: lower train.learning_rate ({}), lengthen train.warmup, or use "
         "train.precision = float32; {}",
         metrics.gradient_norm, metrics.step, config_.learning_rate, checkpoint_note());
   metrics.learning_rate = schedule_(metrics.step);
-  adam_.step(metrics.learning_rate);
+  adam_.step(metrics.learning_rate, clipping_scale(metrics.gradient_norm, config_.clip));
   task_.after_step();
   return metrics;
 }

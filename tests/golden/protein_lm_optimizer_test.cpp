@@ -32,12 +32,12 @@ void run_adam(Group& group, const Case& item, at::ScalarType type) {
     for (train::NamedParameter& p : parameters) {
       p.value.mutable_grad() = item.tensor(fmt::format("g{}/{}", step, p.name)).to(type).clone();
     }
-    train::clip_gradients(adam.gradients(), clip);
+    const double scale = train::clipping_scale(train::global_norm(adam.gradients()), clip);
+    adam.step(learning_rate(item, step), scale);
     if (clips) {
       for (train::NamedParameter& p : parameters)
         group.expect(item, fmt::format("clipped{}/{}", step, p.name), p.value.grad());
     }
-    adam.step(learning_rate(item, step));
     for (train::NamedParameter& p : parameters) {
       group.expect(item, fmt::format("p_after{}/{}", step + 1, p.name), p.value.detach());
     }

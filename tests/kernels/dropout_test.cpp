@@ -6,12 +6,15 @@
 #include <cmath>
 #include <vector>
 
+#include "performer/kernels/element.h"
+#include "tests/kernels/each_target.h"
+
 namespace performer::kernels {
 namespace {
 
 std::vector<float> dropped(int64_t count, uint64_t key, double probability) {
   std::vector<float> x(static_cast<size_t>(count), 1.0f), y(x.size());
-  dropout(x.data(), y.data(), 0, count, key, probability);
+  dropout(x.data(), y.data(), 0, count, {key, probability});
   return y;
 }
 
@@ -49,8 +52,34 @@ TEST(Dropout, AnyRangeGivesTheSameMask) {
   const auto whole = dropped(n, 7, 0.3);
   std::vector<float> x(n, 1.0f), parts(n, -1.0f);
   for (int64_t begin = 0; begin < n; begin += 37)
-    dropout(x.data(), parts.data(), begin, std::min<int64_t>(n, begin + 37), 7, 0.3);
+    dropout(x.data(), parts.data(), begin, std::min<int64_t>(n, begin + 37), {7, 0.3});
   EXPECT_EQ(whole, parts);
+}
+
+TEST(Dropout, EveryTargetGivesTheSameMask) {
+  const std::vector<float> first = dropped(5000, 7, 0.3);
+  for_each_target([&](const char* target) { EXPECT_EQ(dropped(5000, 7, 0.3), first) << target; });
+}
+
+TEST(Dropout, OfBfloat16IsThatOfFloatsRoundedOnce) {
+  for_each_target([](const char* target) {
+    const int64_t n = 777;
+    std::vector<float> x(n), y(n);
+    std::vector<uint16_t> halves(n);
+    for (int64_t i = 0; i < n; ++i) {
+      halves[i] = float_to_bfloat16(static_cast<float>(i) * 0.37f - 100);
+      x[i] = bfloat16_to_float(halves[i]);
+    }
+    halves[9] = 0x7fff;  // NaN, which rounding must not turn into a number
+    x[9] = bfloat16_to_float(0x7fff);
+    dropout(x.data(), y.data(), 0, n, {7, 0.3}, 5);
+    dropout(halves.data(), halves.data(), 0, n, {7, 0.3}, 5);
+    EXPECT_TRUE(std::isnan(bfloat16_to_float(halves[9])) && std::isnan(y[9])) << target;
+    for (int64_t i = 0; i < n; ++i) {
+      if (i == 9) continue;
+      EXPECT_EQ(halves[i], float_to_bfloat16(y[i])) << target << " " << i;
+    }
+  });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <torch/types.h>
 
 #include <cmath>
+#include <map>
 
 #include "performer/base/error.h"
 #include "performer/nn/positions.h"
@@ -234,6 +235,36 @@ TEST(Attention, MaskedModelsRefuseToStep) {
   const Variant variant{"favor-relu", "auto", false};
   MultiHeadAttention layer(model_config(variant), attention_config(variant), 0);
   EXPECT_THROW(layer->begin(1), UsageError);
+}
+
+// So many tokens take one product of the joined weights in float32, and three in double.
+TEST(Attention, OneProductOfManyTokensIsThatOfThree) {
+  for (const char* positions : {"rotary", "none"}) {
+    for (const bool bias : {false, true}) {
+      ModelConfig model = model_config({"favor-relu", "auto", true, positions});
+      model.attention_bias = bias;
+      torch::manual_seed(2);
+      MultiHeadAttention layer(model, AttentionConfig{}, 0);
+      SequenceBatch batch;
+      batch.positions = at::arange(350).expand({2, 350});
+      const at::Tensor x = at::randn({2, 350, 24}), gradient = at::randn({2, 350, 24});
+      const auto run = [&](at::ScalarType type) {
+        layer->to(type);
+        layer->zero_grad();
+        const at::Tensor input = x.to(type).requires_grad_();
+        const at::Tensor out = layer(input, batch);
+        out.backward(gradient.to(type));
+        std::map<std::string, at::Tensor> all{{"output", out.detach()}, {"input", input.grad()}};
+        for (const auto& item : layer->named_parameters()) all[item.key()] = item.value().grad().clone();
+        return all;
+      };
+      const auto exact = run(at::kDouble), found = run(at::kFloat);
+      for (const auto& [name, expected] : exact) {
+        const double error = (found.at(name).to(at::kDouble) - expected).abs().max().item<double>();
+        EXPECT_LE(error, 1e-5 * (1 + expected.abs().max().item<double>())) << positions << " " << name;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -129,15 +129,28 @@ TEST(GlobalNorm, IsRobust) {
   EXPECT_TRUE(std::isinf(global_norm({at::full({1}, std::numeric_limits<float>::infinity())})));
 }
 
-TEST(ClipGradients, OnlyFromTheLimitOn) {
-  const auto clipped = [](double limit) {
-    const at::Tensor gradient = at::tensor({3.0, 4.0}, at::kDouble);
-    EXPECT_DOUBLE_EQ(clip_gradients({gradient}, limit), 5);
-    return gradient;
-  };
-  EXPECT_TRUE(at::equal(clipped(6), at::tensor({3.0, 4.0}, at::kDouble)));
-  EXPECT_TRUE(at::equal(clipped(0), at::tensor({3.0, 4.0}, at::kDouble))) << "0: no clipping";
-  EXPECT_TRUE(at::allclose(clipped(1), at::tensor({0.6, 0.8}, at::kDouble)));
+TEST(ClippingScale, ActsOnlyFromTheLimitOn) {
+  EXPECT_EQ(clipping_scale(5, 6), 1);
+  EXPECT_EQ(clipping_scale(5, 0), 1) << "0: no clipping";
+  EXPECT_DOUBLE_EQ(clipping_scale(5, 1), 0.2);
+  EXPECT_EQ(clipping_scale(std::numeric_limits<double>::infinity(), 1), 1) << "nothing would be left";
+}
+
+TEST(Adam, ScalesGradientsInTheSamePass) {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    auto a = parameter("w", random_tensor({37, 3}, 1, type)),
+         b = parameter("w", random_tensor({37, 3}, 1, type));
+    Adam scaled({a}, {}), plain({b}, {});
+    for (int step = 0; step < 3; ++step) {
+      const at::Tensor gradient = random_tensor({37, 3}, 10 + static_cast<uint64_t>(step), type);
+      a.value.mutable_grad() = gradient.clone();
+      b.value.mutable_grad() = gradient * 0.3;
+      scaled.step(1e-2, 0.3);
+      plain.step(1e-2);
+      EXPECT_TRUE(at::allclose(a.value.grad(), b.value.grad(), 1e-6, 1e-7));
+    }
+    EXPECT_TRUE(at::allclose(a.value, b.value, 1e-5, 1e-6));
+  }
 }
 
 }  // namespace

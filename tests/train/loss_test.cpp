@@ -36,6 +36,30 @@ TEST(WeightedCrossEntropy, HalfPrecisionLogitsAreSummedInFloat) {
   EXPECT_NEAR(loss.item<float>(), 4096 * std::log(4.0), 0.01);
 }
 
+// Loss, hits and gradient of the pass that overwrites the logits are those of the plain sums; more rows than
+// are worked on at a time, targets outside and weights of zero among them.
+TEST(CrossEntropyGradient, IsThatOfThePlainSums) {
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const int64_t rows : {1, 70, 3000}) {
+      at::manual_seed(1);
+      const at::Tensor logits = (at::randn({rows, 700}) * 4).to(type);
+      const at::Tensor targets = at::randint(-1, 703, {rows}, at::kLong);
+      const at::Tensor weights = at::rand({rows}) * at::randint(0, 2, {rows});
+      const at::Tensor leaf = logits.to(at::kDouble).requires_grad_(true);
+      const at::Tensor loss = weighted_cross_entropy(leaf, targets, weights) / 9;
+      loss.backward();
+      const double hits = weighted_correct(leaf, targets, weights).item<double>();
+      const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, 9);
+      const double tolerance = type == at::kDouble ? 1e-12 : 1e-5;
+      EXPECT_NEAR(sums.loss, loss.item<double>(), tolerance * (1 + loss.item<double>()));
+      EXPECT_NEAR(sums.correct, hits, tolerance * (1 + hits));
+      const at::Tensor error = (logits.to(at::kDouble) - leaf.grad()).abs();
+      EXPECT_LE(error.max().item<double>(), type == at::kBFloat16 ? 0x1p-12 : tolerance)
+          << type << ": half a unit of values up to 1/9";
+    }
+  }
+}
+
 TEST(WeightedCorrect, CountsWeightsOfHits) {
   const at::Tensor logits = at::tensor({1.0f, 0.0f, 0.0f, 1.0f, 2.0f, 2.0f}).reshape({3, 2});
   EXPECT_EQ(weighted_correct(logits, longs({0, 0, 0}), at::tensor({1.0f, 1.0f, 0.5f})).item<float>(), 1.5f)
