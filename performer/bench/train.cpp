@@ -49,8 +49,8 @@ class Trainee {
     adam_.zero_gradients();
     const std::unique_ptr<train::Batch> batch = task_.next();
     task_.backward(*batch, std::max(batch->weight, 1e-9));
-    train::clip_gradients(adam_.gradients(), config_.train.clip);
-    adam_.step(schedule_(steps_));
+    const double norm = train::global_norm(adam_.gradients());
+    adam_.step(schedule_(steps_), train::clipping_scale(norm, config_.train.clip));
     task_.after_step();
   }
   // Logits of a batch in evaluation mode.
