@@ -41,7 +41,11 @@ void Adam::step_group(bool decays, double learning_rate, double gradient_scale) 
   // ATen's fused step scales the parameter by (1 - rate * decay) first, which is the same update.
   const std::vector<at::Tensor> steps(parameters.size(), at::scalar_tensor(steps_, at::kFloat));
   std::optional<at::Tensor> divisor;  // of gradients
-  if (gradient_scale != 1) divisor = at::scalar_tensor(1 / gradient_scale, at::kFloat);
+  if (gradient_scale != 1 && gradients.front().scalar_type() == at::kDouble) {
+    for (at::Tensor& gradient : gradients) gradient.mul_(gradient_scale);  // the divisor is too coarse
+  } else if (gradient_scale != 1) {
+    divisor = at::scalar_tensor(1 / gradient_scale, at::kFloat);
+  }
   at::_fused_adamw_(parameters, gradients, m, v, {}, steps, learning_rate, options_.beta1, options_.beta2,
                     decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false,
                     /*maximize=*/false, divisor);
