@@ -69,10 +69,10 @@ class Case {
               .layer = draw_.up_to(3)};
     configure();
     nature_ = nature_of(kind_, config_);
-    limits_ = kind_ == "exact"   ? hostile::kExactLimits
-              : nature_.softmax  ? hostile::kSoftmaxLimits
-              : nature_.vanishes ? hostile::kVanishingLimits
-                                 : hostile::kElementwiseLimits;
+    limits_ = kind_ == "exact" || kind_ == "auto" ? hostile::kExactLimits
+              : nature_.softmax                   ? hostile::kSoftmaxLimits
+              : nature_.vanishes                  ? hostile::kVanishingLimits
+                                                  : hostile::kElementwiseLimits;
     if (type_ == at::kHalf && draw_.chance(0.5)) {
       limits_ = hostile::kHalfLimits;
     } else if (type_ == at::kHalf) {

@@ -230,6 +230,10 @@ AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options) {
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
     return std::make_shared<AutoAttention>(config, shape);
   };
+  kind.numbers = [](const AttentionConfig& config, const AttentionShape& shape) {
+    const AttentionKind& linear = find_kind(read_options<AutoOptions>(config).linear);
+    return linear.numbers ? linear.numbers(linear_config(config), shape) : 0.0;
+  };
   kind.notice = [](const AttentionConfig& config, const AttentionShape& shape) {
     const int64_t keys = break_even_of(config, shape.causal);
     const std::string linear = read_options<AutoOptions>(config).linear;
