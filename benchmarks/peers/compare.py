@@ -195,9 +195,11 @@ class Comparison:
         model, data = self.folder / "model", self.folder / "images.u8"
         if not model.exists():
             data.write_bytes(os.urandom(20 * length))
+            settings = [f"data.image_shape=1x{length}x1", f"data.length={length + 2}", f"data.batch_tokens={length + 2}",
+                        "data.holdout=0", "attention.kind=favor-softmax"]
             subprocess.run([self.program, "train", "--preset", "base", "--train", str(data), "-o", str(model), "--steps", "1",
-                            "--set", f"data.image_shape=1x{length}x1", "--set", "attention.kind=favor-softmax", "--set",
-                            f"data.length={length + 2}", "--set", "data.holdout=0", "--quiet", "-t", str(self.options.threads)], check=True)
+                            "--quiet", "-t", str(self.options.threads), *sum((["--set", each] for each in settings), [])],
+                           check=True)
         start = time.perf_counter()
         subprocess.run([self.program, "generate", str(model), "-n", str(batch), "--batch-size", str(batch), "--quiet",
                         "-t", str(self.options.threads), "-o", str(self.folder / "drawn") + "/"], check=True)
