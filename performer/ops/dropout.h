@@ -6,10 +6,11 @@
 
 namespace performer::ops {
 
-// Elements of x dropped with `probability` in [0, 1), the others divided by 1 - probability. One number is
-// taken from LibTorch's default CPU generator a call and names the mask, which is never stored: on all
-// threads and devices, in forward and backward pass, it is computed again (for a tensor that is not on the
-// CPU: on the CPU, and copied). With probability 0 x itself. Throws c10::ValueError for another probability.
+// Elements of x dropped with `probability` in [0, 1), rounded to a multiple of 2^-16, the others divided by
+// 1 - probability. One number is taken from LibTorch's default CPU generator a call and names the mask, which
+// is never stored: on all threads and devices, in forward and backward pass, it is computed again (for a
+// tensor that is not on the CPU: on the CPU, and copied). With probability 0 x itself. Throws c10::ValueError
+// for another probability.
 at::Tensor dropout(const at::Tensor& x, double probability);
 
 // Where a chunk stands in the batch that it was cut from: x [B, C, ...] holds the tokens start to
