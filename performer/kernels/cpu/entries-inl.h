@@ -45,9 +45,9 @@ int64_t StepWorkspace(const AttentionStep& p) {
   return measure.used() + Scratch::kAlignment;
 }
 
-void RunStepHead(const void* context, int64_t sequence, int64_t head, void* memory) {
+void RunStepHead(const void* context, int64_t block, int64_t head, void* memory) {
   Scratch scratch(memory);
-  StepHead(*static_cast<const AttentionStep*>(context), scratch).Run(sequence, head);
+  StepHead(*static_cast<const AttentionStep*>(context), scratch).Run(block, head);
 }
 
 // Works on the heads one by one, with all workers on each; `work` gets a head's sequence and number. The
@@ -84,7 +84,9 @@ void Backward(const AttentionBackward& b, Executor& executor, void* workspace) {
   cpu::ForEachHead(b.forward.shape, executor, pass.work, &b, workspace, pass.bytes);
 }
 void Step(const AttentionStep& p, Executor& executor, void* workspace) {
-  cpu::ForEachHead(p.shape, executor, RunStepHead, &p, workspace, StepWorkspace(p));
+  Shape blocks = p.shape;
+  blocks.batch = (p.shape.batch + StepHead::kSequences - 1) / StepHead::kSequences;
+  cpu::ForEachHead(blocks, executor, RunStepHead, &p, workspace, StepWorkspace(p));
 }
 
 cpu::EntryPoints Entries() {

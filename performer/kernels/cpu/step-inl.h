@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One token of one (sequence, head). The state is contiguous and unpadded, so its rows are read and written
-// once, in place; everything else stays in the L1 cache.
+// One token of one head of some sequences. What costs time is passing over the states, which are contiguous
+// and unpadded: their rows are read and written once, in place, and asked for while the state before is
+// worked on.
 #if defined(PERFORMER_KERNELS_CPU_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PERFORMER_KERNELS_CPU_STEP_INL_H_
 #undef PERFORMER_KERNELS_CPU_STEP_INL_H_
@@ -12,6 +13,7 @@
 #include <limits>
 
 #include "performer/kernels/cpu/functions-inl.h"
+#include "performer/kernels/cpu/gemm-inl.h"
 #include "performer/kernels/cpu/rows-inl.h"
 
 PERFORMER_BEFORE_NAMESPACE();
@@ -20,25 +22,55 @@ namespace PERFORMER_TARGET {
 
 class StepHead {
  public:
+  // Sequences whose logits are computed together, as one product with the head's projection.
+  static constexpr int64_t kSequences = 16;
+
   StepHead(const AttentionStep& params, cpu::Scratch& scratch)
-      : p(params), m(p.shape.features), d(p.shape.head_size), e(p.shape.value_size), mp(Padded(m)) {
-    query = scratch.floats(Padded(d));
-    key = scratch.floats(Padded(d));
+      : p(params),
+        m(p.shape.features),
+        d(p.shape.head_size),
+        e(p.shape.value_size),
+        mp(Padded(m)),
+        dp(Padded(d)) {
+    rows = HWY_MIN(kSequences, HWY_MAX(p.shape.batch, 1));
+    queries = scratch.floats(rows * dp);
+    keys = scratch.floats(rows * dp);
+    reads = scratch.floats(rows * mp);
+    weights = scratch.floats(rows * mp);
     value = scratch.floats(Padded(e));
     out = scratch.floats(Padded(e));
-    read = scratch.floats(mp);
-    weight = scratch.floats(mp);
     decay = scratch.floats(mp);
+    if (p.map.projection != nullptr) projection_t = scratch.floats(d * mp);
   }
 
-  void Run(int64_t sequence, int64_t head) {
-    const Rows rows{sequence, 0, 1};
+  // Sequences `block` * kSequences and those that follow it.
+  void Run(int64_t block, int64_t head) {
+    const int64_t first = block * kSequences, count = HWY_MIN(kSequences, p.shape.batch - first);
     const float input_scale = static_cast<float>(p.map.scale);
-    for (float* row : {query, key}) Fill(row, 0, Padded(d));
-    LoadRow(p.query, rows.at(p.query, 0, head), d, input_scale, query);
-    LoadRow(p.key, rows.at(p.key, 0, head), d, input_scale, key);
-    LoadRow(p.value, rows.at(p.value, 0, head), e, 1, value);
-    Logits(sequence, head);
+    for (int64_t i = 0; i < count; ++i) {
+      const Rows row{first + i, 0, 1};
+      Fill(queries + i * dp, 0, dp);
+      Fill(keys + i * dp, 0, dp);
+      LoadRow(p.query, row.at(p.query, 0, head), d, input_scale, queries + i * dp);
+      LoadRow(p.key, row.at(p.key, 0, head), d, input_scale, keys + i * dp);
+    }
+    Logits(first, count, head);
+    for (int64_t i = 0; i < count; ++i) {
+      next_kv_ = i + 1 < count ? KvOf(first + i + 1, head) : nullptr;
+      RunSequence(first + i, head, i);
+    }
+  }
+
+ private:
+  float* KvOf(int64_t sequence, int64_t head) const {
+    return static_cast<float*>(p.state.kv) + (sequence * p.shape.heads + head) * m * e;
+  }
+
+  void RunSequence(int64_t sequence, int64_t head, int64_t i) {
+    read = reads + i * mp;
+    weight = weights + i * mp;
+    const Rows row{sequence, 0, 1};
+    LoadRow(p.value, row.at(p.value, 0, head), e, 1, value);
     const int64_t index = sequence * p.shape.heads + head;
     float* sum = static_cast<float*>(p.state.key_sum) + index * m;
     float* log_scale = static_cast<float*>(p.state.log_scale) + index * m;
@@ -46,51 +78,62 @@ class StepHead {
       ExponentialWeights(log_scale);
     else
       ElementwiseWeights(log_scale);
-    float denominator = 0;
-    for (int64_t f = 0; f < m; ++f) {
+    const float denominator = UpdateSums(sum);
+    UpdateAndRead(KvOf(sequence, head));
+    const bool empty = p.map.family == Family::elementwise && vanishes(denominator);
+    StoreRow(p.out, row.at(p.out, 0, head), e, empty ? 0.0f : 1.0f / denominator, out);
+  }
+
+  // sum_f = decay_f sum_f + weight_f; returns sum_f read_f sum_f.
+  float UpdateSums(float* sum) const {
+    const Tag tag;
+    Vec total = hn::Zero(tag);
+    int64_t f = 0;
+    for (; f + kLanes <= m; f += kLanes) {
+      const Vec x = hn::MulAdd(hn::LoadU(tag, sum + f), hn::Load(tag, decay + f), hn::Load(tag, weight + f));
+      hn::StoreU(x, tag, sum + f);
+      total = hn::MulAdd(hn::Load(tag, read + f), x, total);
+    }
+    float denominator = SumOfLanes(total);
+    for (; f < m; ++f) {
       sum[f] = sum[f] * decay[f] + weight[f];
       denominator += read[f] * sum[f];
     }
-    UpdateAndRead(static_cast<float*>(p.state.kv) + index * m * e);
-    const bool empty = p.map.family == Family::elementwise && vanishes(denominator);
-    StoreRow(p.out, rows.at(p.out, 0, head), e, empty ? 0.0f : 1.0f / denominator, out);
+    return denominator;
   }
 
- private:
-  // read = u of the query, weight = u of the key.
-  void Logits(int64_t sequence, int64_t head) {
+  // reads = u of the queries, weights = u of the keys.
+  void Logits(int64_t first, int64_t count, int64_t head) {
     const float eta = p.map.family == Family::exponential ? static_cast<float>(p.map.norm_weight) : 0.0f;
-    const float norm = eta * Dot(key, key, Padded(d));
-    const float* offset = p.map.offset == nullptr ? nullptr
-                                                  : p.map.offset + sequence * p.map.offset_batch_stride +
-                                                        head * p.map.offset_head_stride;
-    const float* row = p.map.projection == nullptr
-                           ? nullptr
-                           : p.map.projection + sequence * p.map.projection_batch_stride +
-                                 head * p.map.projection_head_stride;
-    for (int64_t f = 0; f < m; ++f) {
-      float q, k;
-      if (row == nullptr) {
-        q = query[f], k = key[f];
-      } else {
-        TwoDots(row + f * d, &q, &k);
+    const bool shared = p.map.projection_batch_stride == 0;
+    if (p.map.projection != nullptr && shared) LoadProjection(0, head);
+    for (int64_t i = 0; i < count; ++i) {
+      float *q = reads + i * mp, *k = weights + i * mp;
+      if (p.map.projection == nullptr) {
+        Copy(queries + i * dp, q, mp);
+        Copy(keys + i * dp, k, mp);
+      } else if (!shared || i == 0) {
+        if (!shared) LoadProjection(first + i, head);
+        const int64_t together = shared ? count : 1;
+        Gemm<Single>(together, mp, d, {queries + i * dp, dp, 1}, projection_t, mp, q, mp, false);
+        Gemm<Single>(together, mp, d, {keys + i * dp, dp, 1}, projection_t, mp, k, mp, false);
       }
-      const float c = offset != nullptr ? offset[f] : 0.0f;
-      read[f] = q + c;
-      weight[f] = k + c - norm;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float norm = eta * Dot(keys + i * dp, keys + i * dp, dp);
+      const float* offset = p.map.offset == nullptr ? nullptr
+                                                    : p.map.offset + (first + i) * p.map.offset_batch_stride +
+                                                          head * p.map.offset_head_stride;
+      float *q = reads + i * mp, *k = weights + i * mp;
+      AddConstant(-norm, k, mp);
+      for (int64_t f = 0; offset != nullptr && f < m; ++f) q[f] += offset[f], k[f] += offset[f];
     }
   }
-  HWY_INLINE void TwoDots(const float* x, float* with_query, float* with_key) const {
-    const Tag tag;
-    Vec q = hn::Zero(tag), k = hn::Zero(tag);
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) {
-      const Vec v = hn::LoadU(tag, x + i);
-      q = hn::MulAdd(v, hn::Load(tag, query + i), q);
-      k = hn::MulAdd(v, hn::Load(tag, key + i), k);
-    }
-    *with_query = SumOfLanes(q), *with_key = SumOfLanes(k);
-    for (; i < d; ++i) *with_query += x[i] * query[i], *with_key += x[i] * key[i];
+  void LoadProjection(int64_t sequence, int64_t head) {
+    const float* from =
+        p.map.projection + sequence * p.map.projection_batch_stride + head * p.map.projection_head_stride;
+    Fill(projection_t, 0, d * mp);
+    Transpose(from, d, m, d, projection_t, mp);
   }
 
   // The state's scale rises to include the key; decay is what that costs what it holds. `read` is shifted by
@@ -148,6 +191,9 @@ class StepHead {
     }
     for (int64_t f = 0; f < m; ++f) {
       float* row = kv + f * e + first;
+      if (next_kv_ != nullptr) {
+        for (int k = 0; k < kVecs; ++k) hwy::Prefetch(next_kv_ + f * e + first + k * kLanes);
+      }
       const Vec down = hn::Set(tag, decay[f]), add = hn::Set(tag, weight[f]), take = hn::Set(tag, read[f]);
       for (int k = 0; k < kVecs; ++k) {
         const Vec x = hn::MulAdd(hn::LoadU(tag, row + k * kLanes), down, hn::Mul(add, v[k]));
@@ -159,9 +205,13 @@ class StepHead {
   }
 
   const AttentionStep& p;
-  int64_t m, d, e, mp;
-  float *query, *key, *value, *out;
-  float *read, *weight, *decay;  // [Mp]: of the query, of the key, of the state
+  int64_t m, d, e, mp, dp, rows;
+  float *queries, *keys;                     // [rows, Dp]
+  float *reads, *weights;                    // [rows, Mp]
+  float* projection_t = nullptr;             // [D, Mp]
+  float *value, *out, *decay;                // [Ep], [Ep], [Mp]: what the state's scale costs what it holds
+  float *read = nullptr, *weight = nullptr;  // of the sequence at work, of its query and its key
+  const float* next_kv_ = nullptr;
 };
 
 }  // namespace PERFORMER_TARGET
