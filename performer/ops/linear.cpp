@@ -45,6 +45,12 @@ bool goes_to_onednn(const at::Tensor& x, const at::Tensor& weight, const at::Ten
          x.size(-1) == weight.size(1) && x.numel() * weight.size(0) >= kSmallest;
 }
 
+// Rows [N, size] that lie behind each other: for others, such as a third of the rows of a joint projection,
+// oneDNN falls back to its reference code, which is sixty times slower.
+at::Tensor plain_rows(const at::Tensor& x) {
+  return x.reshape({-1, x.size(-1)}).contiguous();
+}
+
 // a b^T, matrices
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias = {}) {
   static const auto op = onednn_operator()->typed<OneDnnSignature>();
@@ -59,15 +65,15 @@ struct OneDnnLinear : torch::autograd::Function<OneDnnLinear> {
     context->saved_data["bias"] = bias.has_value();
     std::vector<int64_t> sizes = x.sizes().vec();
     sizes.back() = weight.size(0);
-    return product(x.reshape({-1, x.size(-1)}), weight, bias).view(sizes);
+    return product(plain_rows(x), weight.contiguous(), bias).view(sizes);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    const at::Tensor gradient = gradients[0].reshape({-1, weight.size(0)});
+    const at::Tensor gradient = plain_rows(gradients[0]);
     variable_list result(3);
-    if (context->needs_input_grad(0)) result[0] = product(gradient, weight.t()).view(x.sizes());
-    if (context->needs_input_grad(1)) result[1] = product(gradient.t(), x.reshape({-1, x.size(-1)}).t());
+    if (context->needs_input_grad(0)) result[0] = product(gradient, weight.contiguous().t()).view(x.sizes());
+    if (context->needs_input_grad(1)) result[1] = product(gradient.t(), plain_rows(x).t());
     if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) result[2] = gradient.sum(0);
     return result;
   }
