@@ -74,14 +74,17 @@ class BackwardHead : public Head<Number> {
 
   // The keys' state before the first chunk: the initial one, or none.
   void LoadInitialState() {
+    ClearState();
+    if (p.initial) LoadState(p.initial);
+  }
+  void ClearState() {
     Fill(sums, 0, n.e * n.mp);
     Fill(key_sum, 0, n.mp);
     Fill(scale, kEmptyLogScale, n.mp);
-    if (p.initial) LoadState(p.initial);
   }
+  // Over a cleared state, whose padding stays.
   void LoadState(const State& state) {
     const float* from = static_cast<const float*>(state.kv) + StateIndex() * n.m * n.e;
-    Fill(sums, 0, n.e * n.mp);
     Transpose(from, n.e, n.m, n.e, sums, n.mp);
     const size_t bytes = sizeof(float) * static_cast<size_t>(n.m);
     std::memcpy(key_sum, static_cast<const float*>(state.key_sum) + StateIndex() * n.m, bytes);
@@ -242,9 +245,10 @@ class BackwardHead : public Head<Number> {
       float* row = staging + j * ld;
       Multiply(row, input_scale, n.dp);
       if (eta != 0) {
-        Fill(output_of_key(), 0, n.dp);
-        LoadRow(p.key, keys.at(p.key, first + j, head), n.d, 1, output_of_key());
-        Axpy(eta * norm_gradient[j], output_of_key(), row, n.dp);
+        float* key = qx;  // free by now
+        Fill(key, 0, n.dp);
+        LoadRow(p.key, keys.at(p.key, first + j, head), n.d, 1, key);
+        Axpy(eta * norm_gradient[j], key, row, n.dp);
       }
       StoreRow(b.grad_key, keys.at(b.grad_key, first + j, head), n.d, 1, row);
     }
@@ -263,12 +267,6 @@ class BackwardHead : public Head<Number> {
   float *value_t, *dx, *dvalue_t;     // cells [E, Cp] with depth E; [D, Cp] or [kBlock, Dp]; [E, Cp]
   float* norm_gradient;               // [Cp]
   float* projection_pairs = nullptr;  // cells [M, Dp] of scale * P, depth M
-
- private:
-  // A key's row while its gradient is finished; qx is free by then.
-  float* output_of_key() const {
-    return qx;
-  }
 };
 
 }  // namespace PERFORMER_TARGET

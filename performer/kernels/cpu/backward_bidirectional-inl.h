@@ -55,8 +55,7 @@ class BidirectionalBackward : public BackwardHead<Number> {
   // The state after all keys: the forward pass's, if the caller kept it.
   void KeyState() {
     if (p.final.kv != nullptr && p.final.key_sum != nullptr) {
-      Fill(key_sum, 0, n.mp);
-      Fill(scale, kEmptyLogScale, n.mp);
+      this->ClearState();
       this->LoadState(p.final);
       return;
     }

@@ -18,18 +18,14 @@ namespace PERFORMER_TARGET {
 
 // The most scratch memory a worker needs for a pass over whole heads, or over groups of their features.
 int64_t HeadBytes(const AttentionForward& p, int64_t groups, bool backward) {
-  AttentionForward part = p;
+  AttentionBackward b;
+  AttentionForward& part = b.forward;
+  part = p;
   part.shape.features /= groups;
-  int64_t bytes = 0;
-  for (const bool causal : {false, p.causal}) {  // groups sum up keys without causality
-    if (groups == 1 && causal != p.causal) continue;
-    part.causal = causal;
-    AttentionBackward b;
-    b.forward = part;
-    if (groups > 1 || !backward) bytes = std::max(bytes, ForwardPass(part).bytes);
-    if (backward) bytes = std::max(bytes, BackwardPass(b).bytes);
-  }
-  return bytes;
+  const int64_t bytes = backward ? BackwardPass(b).bytes : ForwardPass(part).bytes;
+  if (groups == 1) return bytes;
+  part.causal = false;  // groups sum up keys without causality, before any pass
+  return std::max(bytes, ForwardPass(part).bytes);
 }
 int64_t Workspace(const AttentionForward& p, bool backward) {
   const int64_t groups = GroupsOf(p), bytes = HeadBytes(p, groups, backward);
@@ -56,9 +52,7 @@ template <class Work>
 void ForEachGroupedHead(const AttentionForward& p, const AttentionBackward* b, int64_t groups,
                         Executor& executor, void* workspace, const Work& work) {
   const int64_t shares = HeadBytes(p, groups, b != nullptr) * executor.workers();
-  const auto start = reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(shares);
-  Scratch scratch(
-      reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment * Scratch::kAlignment));
+  Scratch scratch(Scratch::aligned(workspace, shares));
   GroupedHead grouped(p, b, groups, scratch);
   for (int64_t n = 0; n < p.shape.batch; ++n) {
     for (int64_t h = 0; h < p.shape.heads; ++h) work(grouped, n, h);

@@ -23,10 +23,7 @@ void ForEachHead(const Shape& shape, Executor& executor, HeadWork work, const vo
   std::atomic<int64_t> next{0};
   executor.parallel_for(std::min<int64_t>(items, executor.workers()), [&](int64_t, int64_t, int worker) {
     // The workspace is allocated for any alignment; the first bytes of each share are given up to reach ours.
-    const auto start =
-        reinterpret_cast<uintptr_t>(workspace) + static_cast<uintptr_t>(worker * scratch_bytes);
-    void* scratch = reinterpret_cast<void*>((start + Scratch::kAlignment - 1) / Scratch::kAlignment *
-                                            Scratch::kAlignment);
+    void* scratch = Scratch::aligned(workspace, worker * scratch_bytes);
     for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1)) {
       work(context, item / shape.heads, item % shape.heads, scratch);
     }

@@ -31,6 +31,11 @@ class Scratch {
   }
   int64_t used() const { return used_; }
   static constexpr int64_t kAlignment = 128;
+  // The first aligned place at `offset` bytes behind `base` or after it.
+  static void* aligned(void* base, int64_t offset) {
+    const auto start = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(offset);
+    return reinterpret_cast<void*>((start + kAlignment - 1) / kAlignment * kAlignment);
+  }
 
  private:
   char* base_;

@@ -30,10 +30,8 @@ auto find_backward() {
 
 // Whether the bidirectional backward pass of the CPU kernels shall find the keys' state ready, which saves it
 // a fifth of its work: where all states together are at most half as large as the values.
-bool keeps_state(PERFORMER_FAVOR_PARAMETERS) {
-  (void)offset, (void)key_mask, (void)query_mask, (void)cu_query, (void)initial_kv, (void)initial_key_sum,
-      (void)initial_log_scale, (void)family, (void)scale, (void)norm_weight, (void)epsilon, (void)chunk,
-      (void)return_state, (void)value;
+bool keeps_state(const Tensor& query, const Tensor& key, const OptionalTensor& projection,
+                 const OptionalTensor& cu_key, bool causal, c10::string_view backend) {
   if (causal || !query.device().is_cpu() || query.scalar_type() == at::kDouble || backend == "composed" ||
       key.dim() != 4)
     return false;
@@ -47,7 +45,7 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
   static variable_list forward(AutogradContext* context, PERFORMER_FAVOR_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView below;
     const std::string name(family), backend_name(backend);
-    const bool keeps = keeps_state(PERFORMER_FAVOR_NAMES);
+    const bool keeps = keeps_state(query, key, projection, cu_key, causal, backend);
     auto [out, normalizer, kv, key_sum, log_scale] =
         find_forward().call(query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key,
                             initial_kv, initial_key_sum, initial_log_scale, name, scale, norm_weight, epsilon,
