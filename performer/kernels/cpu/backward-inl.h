@@ -165,7 +165,10 @@ class BackwardHead : public Head<Number> {
   // to the scale that includes them. Rows of masked keys are zero.
   template <class BeforeRescale>
   void KeyFeaturesByRows(int64_t first, int64_t count, float* u, float* phi, BeforeRescale before) {
-    this->LoadKeys(first, count);
+    if (exponential)
+      this->LoadKeys(first, count);
+    else
+      this->KeepKeys(first, count);  // its rows are all that is needed
     this->LoadValues(first, count);
     this->RowLogits(p.key, keys, first, count, u);
     const Tag d;

@@ -188,11 +188,15 @@ class Head {
     return {qx, n.dp, 1};
   }
 
-  // kt, key_norm and keep of a chunk of keys. A dropped column (masked or past the end) has keep 0 and, in
-  // the exponential family, u = kEmptyLogScale, so that it moves no maximum. Returns whether any column is
-  // dropped.
+  // kt of a chunk of keys, and what KeepKeys sets.
   bool LoadKeys(int64_t first, int64_t count) {
     LoadTransposed(p.key, keys, first, count, n.d, kt);
+    return KeepKeys(first, count);
+  }
+  // keep of a chunk of keys and, in the exponential family, key_norm, which needs kt. A dropped column
+  // (masked or past the end) has keep 0 and, in the exponential family, u = kEmptyLogScale, so that it moves
+  // no maximum. Returns whether any column is dropped.
+  bool KeepKeys(int64_t first, int64_t count) {
     Prefetch(p.key, keys, first + n.c, n.c, n.d);
     Prefetch(p.value, keys, first + n.c, n.c, n.e);
     if (exponential) KeyNorms();
