@@ -31,9 +31,9 @@ inline at::Tensor matrix(int64_t tokens, const Sees& sees) {
 // that see nothing are 0. Differentiable.
 inline at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const at::Tensor& seen, double scale) {
-  const at::Tensor scores = at::mm(query, key.t()) * scale;
-  const at::Tensor largest =
-      std::get<0>(scores.detach().masked_fill(seen.logical_not(), -1e300).max(1, /*keepdim=*/true));
+  if (query.size(0) == 0) return at::mm(query, key.t()).mm(value);
+  const at::Tensor scores = (at::mm(query, key.t()) * scale).masked_fill(seen.logical_not(), -1e300);
+  const at::Tensor largest = std::get<0>(scores.detach().max(1, /*keepdim=*/true));
   const at::Tensor weights = (scores - largest).exp() * seen.to(scores.scalar_type());
   const at::Tensor total = weights.sum(1, /*keepdim=*/true);
   return at::mm(weights, value) / total.masked_fill(total == 0, 1);

@@ -14,7 +14,7 @@
 #include "tests/errors.h"
 #include "tests/nn/dense_attention.h"
 
-namespace performer::nn {
+namespace performer::nn::linformer_test {
 namespace {
 
 using properties::Tokens;
@@ -226,4 +226,4 @@ TEST(Linformer, RefusesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace performer::nn
+}  // namespace performer::nn::linformer_test

@@ -15,7 +15,7 @@
 #include "tests/errors.h"
 #include "tests/nn/dense_attention.h"
 
-namespace performer::nn {
+namespace performer::nn::lsh_attention_test {
 namespace {
 
 using properties::Tokens;
@@ -243,4 +243,4 @@ TEST(LshAttention, RefusesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace performer::nn
+}  // namespace performer::nn::lsh_attention_test

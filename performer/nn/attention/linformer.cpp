@@ -206,10 +206,10 @@ class LinformerAttention final : public Attention {
                         shape_.head_size, value.size(3));
       return {convolve(keys_, k), convolve(values_, v), exists};
     }
-    const Tensor share = count.clamp_min(1).reciprocal().unsqueeze(-1).unsqueeze(-1);
     const auto mean = [&](const Tensor& pools) {  // float16 has no numbers for large sums
       const auto type = pools.scalar_type() == at::kHalf ? at::kFloat : pools.scalar_type();
-      return (pools.to(type).sum(2) * share.to(type)).transpose(1, 2);
+      const Tensor divisor = count.clamp_min(1).to(type).unsqueeze(-1).unsqueeze(-1);
+      return (pools.to(type).sum(2) / divisor).transpose(1, 2);
     };
     return {mean(k), mean(v), exists};
   }

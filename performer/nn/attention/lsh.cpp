@@ -15,7 +15,7 @@
 namespace performer::nn {
 namespace {
 
-constexpr double kNormEpsilon = 1e-6;  // added to the mean square of a query before it is normalised
+constexpr double kKeyNormEpsilon = 1e-6;  // added to the mean square of a query before it is normalised
 
 struct LshOptions {
   int64_t rounds = 4;
@@ -39,7 +39,7 @@ LshSizes sizes_of(const LshOptions& options, bool causal) {
 at::Tensor keys_of(const at::Tensor& query) {
   const auto type = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor precise = query.to(type);
-  return precise * (precise.square().mean(-1, /*keepdim=*/true) + kNormEpsilon).rsqrt();
+  return precise * (precise.square().mean(-1, /*keepdim=*/true) + kKeyNormEpsilon).rsqrt();
 }
 
 // All tokens, and their buckets int64 [B, H, T, R]; and the rotations that they were hashed with.
