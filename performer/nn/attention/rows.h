@@ -43,8 +43,8 @@ at::Tensor mapped_rows(const ops::AttentionInputs& inputs, const RowRange& range
                        const at::Tensor& log_factor = {});
 
 // Checks the range, cuts packed inputs into their segments, and clears the rows of masked queries:
-// `of_sequence` gives the rows of one sequence (or of a batch of them, a row each), without bounds. It need not
-// care for the query mask, which only statistics read.
+// `of_sequence` gives the rows of one sequence (or of a batch of them, a row each), without bounds. It need
+// not care for the query mask, which only statistics read.
 using RowsOfSequence = std::function<at::Tensor(const ops::AttentionInputs&, const RowRange&)>;
 at::Tensor rows_of_sequences(const ops::AttentionInputs& inputs, const RowRange& range,
                              const RowsOfSequence& of_sequence);
