@@ -15,6 +15,8 @@ Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
 Action generate_command(CLI::App& app);
 Action approx_command(CLI::App& app);
+Action attention_command(CLI::App& app);
+Action report_command(CLI::App& app);
 Action bench_command(CLI::App& app);
 Action info_command(CLI::App& app);
 

@@ -42,6 +42,7 @@ std::string as_json(const train::Evaluation& evaluation, const ModelFolder& fold
     json["corruption"] = folder.data.corruption;
     json["mask_rate"] = folder.data.mask_rate;
   }
+  json.update(evaluation.breakdown.to_json(folder.vocabulary, folder.baselines));
   return json.dump(2) + "\n";
 }
 

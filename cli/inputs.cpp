@@ -19,6 +19,7 @@
 #include "performer/data/inputs.h"
 #include "performer/data/reader.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/studies/experiment.h"
 
 namespace performer::cli {
 namespace fs = std::filesystem;
@@ -87,6 +88,7 @@ void refuse_input_as_output(const std::string& output, const std::vector<std::st
   std::error_code error;
   if (!is_folder(model)) return;
   for (const auto& entry : fs::directory_iterator(model, error)) {
+    if (studies::is_result_file(entry.path().filename().string())) continue;
     if (is_output(entry.path().string())) refuse(name, entry.path().string());
   }
 }

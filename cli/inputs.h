@@ -11,9 +11,9 @@
 namespace performer::cli {
 
 // Throws UsageError when `output`, a file that a command writes, is one of its inputs: the same file, also by
-// another name or a hard link, standard input or output included, a file of the model folder, or a place in a
-// folder that is read. "" and "-" are standard output. `model` may be empty. Paths that do not exist are left
-// to who reads them.
+// another name or a hard link, standard input or output included, a file of the model folder
+// (results aside: studies/experiment.h), or a place in a folder that is read. "" and "-" are standard output.
+// `model` may be empty. Paths that do not exist are left to who reads them.
 void refuse_input_as_output(const std::string& output, const std::vector<std::string>& inputs,
                             const std::string& model = "");
 // The same for a folder that a command writes: it must not be a folder that is read, lie in one, or be the

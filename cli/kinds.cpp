@@ -38,6 +38,7 @@ constexpr Capability kCapabilities[] = {
      "attends"},
     {"redraws", &nn::Capabilities::redraws, "has a random projection that attention.redraw_every replaces"},
     {"linear", &nn::Capabilities::linear, "linear attention: can be studied with performer approx"},
+    {"rows", &nn::Capabilities::rows, "shows its matrix of attention row by row (performer attention)"},
 };
 
 std::vector<const nn::AttentionKind*> all_kinds() {

@@ -81,8 +81,12 @@ OutputFolder::~OutputFolder() {
 }
 
 void OutputFolder::write(const std::string& name, std::string_view text) {
-  write_file((fs::path(path_) / name).string(), text);
+  write_file(place(name), text);
+}
+
+std::string OutputFolder::place(const std::string& name) {
   empty_ = false;
+  return (fs::path(path_) / name).string();
 }
 
 }  // namespace performer::cli

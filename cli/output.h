@@ -44,6 +44,8 @@ class OutputFolder {
 
   // A file that is complete or not there.
   void write(const std::string& name, std::string_view text);
+  // The path of a file in it, for who writes files of its own.
+  std::string place(const std::string& name);
 
  private:
   std::string path_;

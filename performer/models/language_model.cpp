@@ -274,6 +274,10 @@ void LanguageModelImpl::observe_attention(const LayerObserver& observer) {
   }
 }
 
+nn::MultiHeadAttention LanguageModelImpl::attention(int64_t layer) const {
+  return blocks_.at(static_cast<size_t>(layer))->attention();
+}
+
 void LanguageModelImpl::after_step() {
   for (nn::Block& block : blocks_) block->after_step();
 }

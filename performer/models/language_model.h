@@ -83,6 +83,8 @@ class LanguageModelImpl : public torch::nn::Module {
   using LayerObserver = std::function<void(int64_t layer, const at::Tensor& query, const at::Tensor& key,
                                            const at::Tensor& value)>;
   void observe_attention(const LayerObserver& observer);
+  // The attention of a layer, from 0 on, for studies of what observers see.
+  nn::MultiHeadAttention attention(int64_t layer) const;
   // Called after every optimizer step: running statistics of the attention kinds move on.
   void after_step();
   // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout

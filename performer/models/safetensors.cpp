@@ -188,6 +188,14 @@ TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string
   return file;
 }
 
+std::map<std::string, std::string> read_safetensors_metadata(const std::string& path) {
+  const MappedFile map(path);
+  const std::span bytes(map.data(), map.size());
+  const json header = parse_header(bytes.subspan(kPrefix, read_header_size(bytes, path)), path);
+  const auto found = header.find(kMetadataKey);
+  return found == header.end() ? std::map<std::string, std::string>{} : parse_metadata(*found, path);
+}
+
 TensorFile read_safetensors(const std::string& path) {
   const MappedFile map(path);
   return parse_safetensors({map.data(), map.size()}, path);

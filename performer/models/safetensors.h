@@ -23,6 +23,9 @@ struct TensorFile {
 TensorFile read_safetensors(const std::string& path);
 // The same for bytes in memory; `source` names them in messages.
 TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string& source);
+// The metadata alone: only the header is looked at. Throws as read_safetensors() does for what is wrong
+// there.
+std::map<std::string, std::string> read_safetensors_metadata(const std::string& path);
 // Atomic. Tensors may be strided and of any of the types f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool; others
 // throw Error naming the tensor. Equal contents give equal bytes.
 void write_safetensors(const std::string& path, const TensorFile& file);

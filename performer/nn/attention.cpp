@@ -2,6 +2,7 @@
 #include "performer/nn/attention.h"
 
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <vector>
@@ -43,6 +44,20 @@ FirstTokens first_tokens(const at::Tensor& cu, int64_t count) {
     bounds.push_back(static_cast<int64_t>(places.size()));
   }
   return {at::tensor(places, at::kLong), at::tensor(bounds, at::kLong)};
+}
+
+std::vector<std::string> kinds_with_rows() {
+  std::vector<std::string> names = kind_names();
+  std::erase_if(names, [](const std::string& name) { return !find_kind(name).capabilities.rows; });
+  return names;
+}
+
+// Which tokens are among the first `count` of their sequence, bool [T].
+at::Tensor begins(const std::optional<at::Tensor>& cu, int64_t length, int64_t count) {
+  if (!cu) return at::arange(length, at::kLong).lt(count);
+  at::Tensor first = at::zeros({length}, at::kBool);
+  first.index_fill_(0, first_tokens(*cu, count).places, true);
+  return first;
 }
 
 }  // namespace
@@ -225,6 +240,26 @@ at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatc
   }
   if (local_) parts.push_back(local_->forward(inputs_of(heads.part(global_heads(), local_heads_), batch)));
   return parts.size() == 1 ? parts[0] : at::cat(parts, 2);
+}
+
+at::Tensor MultiHeadAttentionImpl::rows(const Heads& heads, const SequenceBatch& batch,
+                                        const RowRange& range) {
+  require(attention_.kind, !kind_ || can_.rows, "rows of a matrix of attention to show",
+          fmt::format("those that have are {}", fmt::join(kinds_with_rows(), ", ")));
+  std::vector<at::Tensor> parts;
+  if (kind_) {
+    const ops::AttentionInputs inputs = inputs_of(local_ ? heads.part(0, global_heads()) : heads, batch);
+    parts.push_back(kind_->rows(inputs, range));
+    if (exact_) {
+      const at::Tensor first = begins(inputs.cu_query, heads.value.size(1), begin_kernel_)
+                                   .narrow(0, range.first, range.count)
+                                   .view({1, 1, -1, 1});
+      parts[0] = at::where(first, exact_->rows(inputs, range), parts[0]);
+    }
+  }
+  if (local_)
+    parts.push_back(local_->rows(inputs_of(heads.part(global_heads(), local_heads_), batch), range));
+  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
 }
 
 at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBatch& batch) {

@@ -31,6 +31,13 @@ enum class AttentionRole { self, cross };
 // of that name, where such queries also have an output projection of their own).
 class MultiHeadAttentionImpl : public torch::nn::Module {
  public:
+  // What attention sees: queries and keys [B, T, H, D], undefined for kinds that do not read them, and
+  // values.
+  struct Heads {
+    at::Tensor query, key, value;
+    Heads part(int64_t first, int64_t count) const;
+  };
+
   // `layer` names the random projections, together with attention.seed. Cross-attention is bidirectional,
   // without positions, local heads and begin_kernel.
   // `shared` is for kinds whose layers share weights.
@@ -63,6 +70,12 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::State& initial,
                            ops::State* final);
 
+  // The step of forward() between the projections: [B, T, H, E], with the masks and segments of `batch`.
+  at::Tensor attend(const Heads& heads, const SequenceBatch& batch);
+  // Rows of the matrices that attend() applies to the values of each head, [B, H, R, T] (kind.h). Throws
+  // UsageError unless the kind has Capabilities::rows.
+  at::Tensor rows(const Heads& heads, const SequenceBatch& batch, const RowRange& range);
+
   // Replaces random projections in place by draw number `index`.
   void redraw(int64_t index);
   // Called after every optimizer step.
@@ -73,10 +86,6 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   const AttentionConfig& config() const { return attention_; }
 
  private:
-  struct Heads {
-    at::Tensor query, key, value;  // [B, T, H, D]
-    Heads part(int64_t first, int64_t count) const;
-  };
   struct StreamCache;
   bool causal() const { return role_ == AttentionRole::self && model_.objective == "causal"; }
   int64_t global_heads() const { return model_.heads - local_heads_; }
@@ -89,7 +98,6 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   at::Tensor turns(const at::Tensor& positions, const at::Tensor& rotary, at::ScalarType type) const;
   Heads normalize(Heads heads) const;
   ops::AttentionInputs inputs_of(const Heads& heads, const SequenceBatch& batch) const;
-  at::Tensor attend(const Heads& heads, const SequenceBatch& batch);  // [B, T, H, D]
   at::Tensor attend_exactly_first(const at::Tensor& out, const ops::AttentionInputs& inputs);
 
   ModelConfig model_;

@@ -59,6 +59,7 @@ class BlockImpl : public torch::nn::Module {
   void redraw(int64_t index);
   void after_step();
   void observe_attention(HeadsObserver observer) { attention_->observe(std::move(observer)); }
+  MultiHeadAttention attention() const { return attention_; }
 
  private:
   // The feed-forward part; inner() is it without its last bias and dropout. `window` is null for a whole

@@ -7,38 +7,20 @@
 #include <cmath>
 #include <limits>
 
+#include "performer/base/printable.h"
+#include "performer/studies/svg.h"
+
 namespace performer::studies {
 namespace {
 
 constexpr double kWidth = 840, kHeight = 520;
 constexpr double kLeft = 70, kRight = 230, kTop = 46, kBottom = 56;  // the legend stands on the right
 
+constexpr size_t kLongestName = 30;  // characters of a legend's line
+
 // Colours that differ for most kinds of colour blindness (Okabe and Ito 2008), reused with other marks.
 constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                     "#56B4E9", "#E69F00", "#000000"};
-
-std::string escape(const std::string& text) {
-  std::string safe;
-  for (const char letter : text) {
-    switch (letter) {
-      case '&':
-        safe += "&amp;";
-        break;
-      case '<':
-        safe += "&lt;";
-        break;
-      case '>':
-        safe += "&gt;";
-        break;
-      case '"':
-        safe += "&quot;";
-        break;
-      default:
-        safe += letter;
-    }
-  }
-  return safe;
-}
 
 // One axis: values to places, and where the ticks stand.
 class Axis {
@@ -94,44 +76,71 @@ class Axis {
   double low_ = std::numeric_limits<double>::infinity(), high_ = -std::numeric_limits<double>::infinity();
 };
 
-std::string line(double x1, double y1, double x2, double y2, const char* style) {
-  return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" {}/>\n", x1, y1, x2, y2,
-                     style);
-}
-
-std::string text_at(double x, double y, const std::string& text, const char* style) {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, style, escape(text));
-}
-
-std::string draw_series(const ChartSeries& series, size_t index, const Axis& x, const Axis& y) {
+std::string draw_series(const Chart& chart, size_t index, const Axis& x, const Axis& y) {
+  const ChartSeries& series = chart.series[index];
   const char* colour = kColours[index % std::size(kColours)];
   const bool hollow = index >= std::size(kColours);
+  // Colours are attributes, and classes beside them for pages with colours of their own.
+  const std::string stroke =
+      fmt::format("class=\"stroke-{}\" stroke=\"{}\"", index % std::size(kColours), colour);
+  const std::string dashes = series.dashed ? " stroke-dasharray=\"6 4\"" : "";
+  const auto mark = [&](double at_x, double at_y) {
+    return fmt::format(
+        "<circle class=\"mark-{} {}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\" stroke=\"{}\"/>\n",
+        index % std::size(kColours), hollow ? "hollow" : "filled", at_x, at_y, hollow ? "white" : colour,
+        colour);
+  };
   std::string path, marks;
   for (const ChartPoint& point : series.points) {
     if (!x.shows(point.x) || !y.shows(point.y)) continue;
     const double px = x.place(point.x), py = y.place(point.y);
     path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : " L", px, py);
     const double low = point.y - point.error, high = point.y + point.error;
-    if (point.error > 0 && y.shows(low)) {
-      marks += line(px, y.place(low), px, y.place(high), fmt::format("stroke=\"{}\"", colour).c_str());
-    }
-    marks += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\" stroke=\"{}\"/>\n", px, py,
-                         hollow ? "white" : colour, colour);
+    if (point.error > 0 && y.shows(low)) marks += svg_line(px, y.place(low), px, y.place(high), stroke);
+    if (series.marks) marks += mark(px, py);
   }
   const double legend_x = kWidth - kRight + 14, legend_y = kTop + 8 + 18.0 * static_cast<double>(index);
   std::string drawn;
   if (!path.empty() && series.line) {
-    drawn += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\"{}/>\n", path,
-                         colour, series.dashed ? " stroke-dasharray=\"6 4\"" : "");
+    drawn += fmt::format("<path d=\"{}\" fill=\"none\" stroke-width=\"1.6\" {}{}/>\n", path, stroke, dashes);
   }
   drawn += marks;
-  drawn += fmt::format(
-      "<line x1=\"{0:.1f}\" y1=\"{1:.1f}\" x2=\"{2:.1f}\" y2=\"{1:.1f}\" stroke=\"{3}\" "
-      "stroke-width=\"2\"{4}/>\n",
-      legend_x, legend_y, legend_x + 22, colour, series.dashed ? " stroke-dasharray=\"6 4\"" : "");
-  drawn += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\" stroke=\"{}\"/>\n",
-                       legend_x + 11, legend_y, hollow ? "white" : colour, colour);
-  return drawn + text_at(legend_x + 28, legend_y + 4, series.name, "font-size=\"12\"");
+  if (series.name.empty()) return drawn;
+  if (series.line) {
+    drawn += svg_line(legend_x, legend_y, legend_x + 22, legend_y,
+                      fmt::format("stroke-width=\"2\" {}{}", stroke, dashes));
+  }
+  if (series.marks) drawn += mark(legend_x + 11, legend_y);
+  return drawn + svg_text(legend_x + 28, legend_y + 4, shown(series.name, kLongestName), "font-size=\"12\"");
+}
+
+std::string draw_axes(const Chart& chart, const Axis& x, const Axis& y) {
+  const std::string grid = "class=\"grid\" stroke=\"#e0e0e0\"";
+  std::string svg;
+  for (const double tick : x.ticks()) {
+    svg += svg_line(x.place(tick), kTop, x.place(tick), kHeight - kBottom, grid);
+    if (!chart.x_names.empty()) continue;
+    svg += svg_text(x.place(tick), kHeight - kBottom + 18, fmt::format("{:g}", tick),
+                    "font-size=\"11\" text-anchor=\"middle\"");
+  }
+  for (size_t i = 0; i < chart.x_names.size(); ++i) {
+    svg += svg_text(x.place(static_cast<double>(i)), kHeight - kBottom + 18, chart.x_names[i],
+                    "font-size=\"11\" text-anchor=\"middle\"");
+  }
+  for (const double tick : y.ticks()) {
+    svg += svg_line(kLeft, y.place(tick), kWidth - kRight, y.place(tick), grid);
+    svg += svg_text(kLeft - 8, y.place(tick) + 4, fmt::format("{:g}", tick),
+                    "font-size=\"11\" text-anchor=\"end\"");
+  }
+  svg += fmt::format(
+      "<rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>\n",
+      kLeft, kTop, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
+  svg += svg_text((kLeft + kWidth - kRight) / 2, kHeight - 14, chart.x_label,
+                  "font-size=\"13\" text-anchor=\"middle\"");
+  return svg + fmt::format(
+                   "<text class=\"ink\" transform=\"translate(18 {:.1f}) rotate(-90)\" font-size=\"13\" "
+                   "text-anchor=\"middle\">{}</text>\n",
+                   (kTop + kHeight - kBottom) / 2, escape(chart.y_label));
 }
 
 }  // namespace
@@ -145,33 +154,13 @@ std::string to_svg(const Chart& chart) {
       y.cover(point.y);
     }
   }
+  for (size_t i = 0; i < chart.x_names.size(); ++i) x.cover(static_cast<double>(i));
   x.settle();
   y.settle();
-  std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" "
-      "font-family=\"sans-serif\" role=\"img\">\n<title>{2}</title>\n<rect width=\"{0}\" height=\"{1}\" "
-      "fill=\"white\"/>\n",
-      kWidth, kHeight, escape(chart.title));
-  svg += text_at(kLeft, 26, chart.title, "font-size=\"15\" font-weight=\"bold\"");
-  for (const double tick : x.ticks()) {
-    svg += line(x.place(tick), kTop, x.place(tick), kHeight - kBottom, "stroke=\"#e0e0e0\"");
-    svg += text_at(x.place(tick), kHeight - kBottom + 18, fmt::format("{:g}", tick),
-                   "font-size=\"11\" text-anchor=\"middle\"");
-  }
-  for (const double tick : y.ticks()) {
-    svg += line(kLeft, y.place(tick), kWidth - kRight, y.place(tick), "stroke=\"#e0e0e0\"");
-    svg += text_at(kLeft - 8, y.place(tick) + 4, fmt::format("{:g}", tick),
-                   "font-size=\"11\" text-anchor=\"end\"");
-  }
-  svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>\n",
-                     kLeft, kTop, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
-  svg += text_at((kLeft + kWidth - kRight) / 2, kHeight - 14, chart.x_label,
-                 "font-size=\"13\" text-anchor=\"middle\"");
-  svg += fmt::format(
-      "<text transform=\"translate(18 {:.1f}) rotate(-90)\" font-size=\"13\" "
-      "text-anchor=\"middle\">{}</text>\n",
-      (kTop + kHeight - kBottom) / 2, escape(chart.y_label));
-  for (size_t i = 0; i < chart.series.size(); ++i) svg += draw_series(chart.series[i], i, x, y);
+  std::string svg = svg_begin(kWidth, kHeight, chart.title, chart.description);
+  svg += svg_text(kLeft, 26, chart.title, "font-size=\"15\" font-weight=\"bold\"");
+  svg += draw_axes(chart, x, y);
+  for (size_t i = 0; i < chart.series.size(); ++i) svg += draw_series(chart, i, x, y);
   return svg + "</svg>\n";
 }
 

@@ -16,17 +16,21 @@ struct ChartSeries {
   std::string name;
   std::vector<ChartPoint> points;
   bool dashed = false;
-  bool line = true;  // connect the points
+  bool line = true;   // connect the points
+  bool marks = true;  // a dot at each point
 };
 
 struct Chart {
   std::string title, x_label, y_label;
   bool log_x = false, log_y = false;
   std::vector<ChartSeries> series;
+  std::string description = {};           // a sentence for those who cannot see the picture
+  std::vector<std::string> x_names = {};  // names of the places 0, 1, 2 ... on the x axis, instead of numbers
 };
 
 // A picture of 840 x 520. Points without a place on the axes (not finite, or not positive on a logarithmic
-// one) are left out. Text is escaped.
+// one) are left out. Text is escaped. Elements carry classes (ink, paper, grid, frame, stroke-N, mark-N)
+// beside their colours, so that a page around the picture may have its own.
 std::string to_svg(const Chart& chart);
 
 }  // namespace performer::studies

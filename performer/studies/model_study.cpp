@@ -10,25 +10,10 @@
 #include <optional>
 
 #include "performer/base/error.h"
+#include "performer/studies/model_input.h"
 
 namespace performer::studies {
 namespace {
-
-// What a causal model reads to predict the sequence, and a masked one reads of it unmasked.
-SequenceBatch read_as(const std::string& objective, const data::Vocabulary& vocabulary,
-                      const std::vector<data::Token>& sequence) {
-  std::vector<int64_t> tokens = {vocabulary.bos()};
-  tokens.insert(tokens.end(), sequence.begin(), sequence.end());
-  if (objective == "causal") {
-    tokens.pop_back();
-  } else {
-    tokens.push_back(vocabulary.eos());
-  }
-  SequenceBatch batch;
-  batch.tokens = at::tensor(tokens, at::kLong).unsqueeze(0);
-  batch.positions = at::arange(static_cast<int64_t>(tokens.size())).unsqueeze(0);
-  return batch;
-}
 
 // Sums over sequences, [H] each, of one layer.
 struct LayerSums {
@@ -154,7 +139,8 @@ int64_t read_sequences(LanguageModel& model, data::Reader& reader, const std::st
       continue;
     }
     if (progress) progress(fmt::format("sequence {}: {} {}", record.id, length, vocabulary.unit()));
-    model->hidden(read_as(model->model_config().objective, vocabulary, record.tokens));
+    model->hidden(
+        as_batch(model_input(model->model_config().objective, vocabulary, record.tokens, /*whole=*/false)));
     tokens += length;
     ++study.sequences;
   }

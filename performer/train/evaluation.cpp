@@ -6,6 +6,7 @@
 
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -25,38 +26,54 @@ at::Tensor copy_to_tensor(const std::vector<T>& values, at::IntArrayRef shape, a
 struct Predictions {
   at::Tensor log_probabilities;  // float32 [N], of the targets
   at::Tensor best;               // int64 [N]
+  at::Tensor highest;            // float32 [N], log-probabilities of `best`
 };
 
 Predictions predict(LanguageModel& model, const data::Batch& batch) {
   const at::Tensor logits = model->forward(to_tensors(batch)).flatten(0, 1);
   const at::Tensor targets = target_tensor(batch).reshape({-1, 1});
   const at::Tensor log_probabilities = at::log_softmax(logits, -1, at::kFloat);
-  return {log_probabilities.gather(1, targets).squeeze(1).contiguous(), logits.argmax(-1).contiguous()};
+  return {log_probabilities.gather(1, targets).squeeze(1).contiguous(), logits.argmax(-1).contiguous(),
+          log_probabilities.amax(-1).contiguous()};
 }
 
-void add_model(Evaluation& evaluation, const data::Batch& batch, const Predictions& predictions,
-               const data::Vocabulary& vocabulary) {
+// The model on the targets begin .. end - 1 of a batch: `symbols` gets the score of symbols.
+void add_model(Evaluation& evaluation, data::Score& symbols, const data::Batch& batch, int64_t begin,
+               int64_t end, const Predictions& predictions, const data::Vocabulary& vocabulary) {
   const float* log_probabilities = predictions.log_probabilities.const_data_ptr<float>();
+  const float* highest = predictions.highest.const_data_ptr<float>();
   const int64_t* best = predictions.best.const_data_ptr<int64_t>();
-  for (size_t i = 0; i < batch.targets.size(); ++i) {
+  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
     if (batch.weights[i] == 0) continue;
-    data::Score& score = vocabulary.is_symbol(batch.targets[i]) ? evaluation.model : evaluation.end_marker;
+    const bool symbol = vocabulary.is_symbol(batch.targets[i]);
+    data::Score& score = symbol ? symbols : evaluation.end_marker;
     score.log_likelihood += log_probabilities[i];
     score.correct += best[i] == batch.targets[i];
     ++score.tokens;
+    if (symbol)
+      evaluation.breakdown.add({batch.targets[i], best[i], log_probabilities[i], std::exp(highest[i])});
   }
 }
 
-// The baselines on the symbols of the stream's last batch that the model was scored on.
-void add_baselines(Evaluation& evaluation, const data::Batch& batch, const data::EvaluationStream& stream,
-                   const data::Corpus& corpus, const data::Baselines& baselines) {
+// The sequences of the stream's last batch: the model, and the baselines on the symbols that it was scored
+// on.
+void add_sequences(Evaluation& evaluation, const data::Batch& batch, const Predictions& predictions,
+                   const data::EvaluationStream& stream, const data::Corpus& corpus,
+                   const data::Baselines& baselines) {
   for (int64_t segment = 0; segment < stream.count(); ++segment) {
     const auto sequence = corpus.tokens(stream.first() + segment);
-    const auto begin =
-        static_cast<size_t>(batch.cu_seqlens[static_cast<size_t>(segment)] + stream.symbol_offset());
-    const auto weights = std::span(batch.weights).subspan(begin, sequence.size());
-    baselines.add_unigram(evaluation.unigram, sequence, weights);
-    baselines.add_bigram(evaluation.bigram, sequence, weights);
+    const int64_t begin = batch.cu_seqlens[static_cast<size_t>(segment)];
+    const int64_t end = batch.cu_seqlens[static_cast<size_t>(segment) + 1];
+    const auto weights = std::span(batch.weights)
+                             .subspan(static_cast<size_t>(begin + stream.symbol_offset()), sequence.size());
+    data::Score model, unigram, bigram;
+    add_model(evaluation, model, batch, begin, end, predictions, corpus.vocabulary());
+    baselines.add_unigram(unigram, sequence, weights);
+    baselines.add_bigram(bigram, sequence, weights);
+    evaluation.model += model;
+    evaluation.unigram += unigram;
+    evaluation.bigram += bigram;
+    evaluation.breakdown.add(std::ssize(sequence), model, unigram, bigram);
   }
   evaluation.sequences += stream.count();
 }
@@ -107,8 +124,7 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
   evaluation.bits_key = bits_key(corpus);
   data::EvaluationStream stream(corpus, data, model->model_config().objective);
   while (const auto batch = stream.next()) {
-    add_model(evaluation, *batch, predict(model, *batch), corpus.vocabulary());
-    add_baselines(evaluation, *batch, stream, corpus, baselines);
+    add_sequences(evaluation, *batch, predict(model, *batch), stream, corpus, baselines);
     if (options.progress) options.progress(evaluation.sequences, corpus.size());
     if (options.stop != nullptr && options.stop->load()) {
       model->train(was_training);

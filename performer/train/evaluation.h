@@ -12,6 +12,7 @@
 #include "performer/data/batches.h"
 #include "performer/data/corpus.h"
 #include "performer/models/language_model.h"
+#include "performer/train/breakdown.h"
 
 namespace performer::train {
 
@@ -24,6 +25,7 @@ struct Evaluation {
   data::Score end_marker;  // causal models: how well the end of sequences is predicted
   // What Score::bits() is called where a token is a byte or a value of a pixel: bits_key().
   std::string bits_key;
+  Breakdown breakdown;  // of the model's symbols
   int64_t sequences = 0;
   double seconds = 0;
 };

@@ -2,11 +2,14 @@
 #include "tests/nn/kind_properties.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
 #include <vector>
+
+#include "performer/base/error.h"
 
 namespace performer::nn::properties {
 namespace {
@@ -63,6 +66,23 @@ void expect_derivative(Attention& attention, const Tokens& given, bool causal, c
   };
   const double expected = (at_distance(h) - at_distance(-h)) / (2 * h);
   EXPECT_NEAR(found, expected, 1e-5 * (1 + std::abs(expected))) << what;
+}
+
+void expect_rows_of(Attention& attention, const Tokens& tokens, bool causal,
+                    const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& cu,
+                    const Tolerance& tolerance, const std::string& what) {
+  ops::AttentionInputs inputs{tokens.query, tokens.key, tokens.value, causal};
+  inputs.key_mask = inputs.query_mask = mask;
+  inputs.cu_query = cu;
+  const at::Tensor rows = attention.rows(inputs, {0, 20});
+  ASSERT_EQ(rows.scalar_type(), at::kDouble) << what;
+  const at::Tensor parts = at::cat(
+      {attention.rows(inputs, {0, 9}), attention.rows(inputs, {9, 0}), attention.rows(inputs, {9, 11})}, 2);
+  EXPECT_TRUE(at::allclose(parts, rows, 1e-9, 1e-12)) << what << " in two ranges";
+  const at::Tensor out = at::matmul(rows, tokens.value.to(at::kDouble).transpose(1, 2)).transpose(1, 2);
+  expect_close(out, run(attention, tokens, causal, mask, cu).to(at::kDouble), tolerance, what);
+  if (causal) EXPECT_EQ(rows.triu(1).count_nonzero().item<int64_t>(), 0) << what;
+  EXPECT_THROW(attention.rows(inputs, {15, 6}), Error) << what;
 }
 
 }  // namespace
@@ -294,6 +314,37 @@ void expect_streams_do_not_meet(const std::string& kind) {
   EXPECT_TRUE(at::equal(at::stack(second_rows, 1), second_alone)) << kind;
 }
 
+void expect_rows_give_outputs(const std::string& kind, const Tolerance& tolerance) {
+  const at::NoGradGuard no_grad;
+  at::Tensor mask = at::ones({1, 20}, at::kBool);
+  for (const int64_t hidden : {0, 4, 5, 7, 12}) mask[0][hidden] = false;
+  const at::Tensor cu = at::tensor({0, 7, 13, 13, 20}, at::kLong);
+  const auto& map = find_kind(kind).feature_map;
+  AttentionConfig config;
+  config.kind = kind;
+  const bool hostile = map && ops::feature_map_traits(map(config).map).exponential &&
+                       !ops::feature_map_traits(map(config).map).signed_features &&
+                       !ops::feature_map_traits(map(config).map).statistics;
+  for (const bool causal : directions(kind)) {
+    const auto attention = make(kind, causal);
+    for (const auto type : {at::kFloat, at::kDouble}) {
+      attention->to(type);
+      for (const double size : {1.0, hostile && type == at::kDouble ? 150.0 : 0.3}) {
+        for (const auto& [bounds, hidden] :
+             {std::pair<std::optional<at::Tensor>, std::optional<at::Tensor>>{}, {{}, mask}, {cu, mask}}) {
+          const Tokens given = random_tokens(1, 20);
+          const Tokens tokens{(given.query * size).to(type), (given.key * size).to(type),
+                              given.value.to(type)};
+          const std::string what =
+              fmt::format("{}, {}, size {}, {} bits: rows", kind, causal ? "causal" : "bidirectional", size,
+                          type == at::kFloat ? 32 : 64);
+          expect_rows_of(*attention, tokens, causal, hidden, bounds, tolerance, what);
+        }
+      }
+    }
+  }
+}
+
 void expect_kind_properties(const std::string& kind, const Tolerance& tolerance) {
   torch::manual_seed(11);
   if (can(kind).causal) expect_no_future(kind, tolerance);
@@ -304,6 +355,7 @@ void expect_kind_properties(const std::string& kind, const Tolerance& tolerance)
   if (can(kind).cross) expect_kept_context_equals_one_pass(kind, tolerance);
   expect_gradients(kind);
   if (can(kind).masks) expect_masked_tokens_are_not_seen(kind, tolerance);
+  if (can(kind).rows) expect_rows_give_outputs(kind, tolerance);
 }
 
 }  // namespace performer::nn::properties

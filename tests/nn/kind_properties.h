@@ -42,6 +42,10 @@ void expect_gradients(const std::string& kind);
 // Two streams, interleaved, with a redraw between their beginnings, give what each gives alone.
 void expect_streams_do_not_meet(const std::string& kind);
 
+// The rows of the matrix, times the values, are the outputs: in one or several ranges, packed and masked, for
+// small inputs and for such as make weights that no float holds, in float and double.
+void expect_rows_give_outputs(const std::string& kind, const Tolerance& tolerance);
+
 void expect_kind_properties(const std::string& kind, const Tolerance& tolerance = {});
 
 }  // namespace performer::nn::properties

@@ -15,6 +15,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
@@ -105,6 +106,16 @@ class AutoAttention final : public Attention {
       if (!inputs.causal && lengths.gt(break_even_).all().item<bool>()) return linear_->forward(inputs);
     }
     return attend_segments(inputs, [&](const ops::AttentionInputs& segment) { return attend(segment); });
+  }
+
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
+      const at::Tensor few = visible_keys(one, some).sum(-1).le(break_even_);  // [B or 1, R]
+      if (few.all().item<bool>()) return exact_->rows(one, some);
+      const at::Tensor estimated = linear_->rows(one, some);
+      if (!few.any().item<bool>()) return estimated;
+      return at::where(few.unsqueeze(1).unsqueeze(-1), exact_->rows(one, some), estimated);
+    });
   }
 
   std::unique_ptr<Cache> begin(int64_t batch) const override {
@@ -224,7 +235,7 @@ AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options) {
   kind.summary =
       "exact softmax attention for queries that see few keys, a linear estimate of it for the others";
   kind.cost = "as its linear kind, beyond the first break_even tokens";
-  kind.capabilities = {.streams = true, .cross = true, .redraws = true};
+  kind.capabilities = {.streams = true, .cross = true, .redraws = true, .rows = true};
   kind.options = kind_options<AutoOptions>();
   kind.options.insert(kind.options.end(), linear_options.begin(), linear_options.end());
   kind.validate = validate_auto;

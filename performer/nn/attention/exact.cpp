@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
@@ -95,6 +96,12 @@ class ExactAttention final : public Attention {
  public:
   at::Tensor forward(const ops::AttentionInputs& inputs) override { return attend(inputs); }
 
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [](const ops::AttentionInputs& one, const RowRange& some) {
+      return score_rows(one, some, visible_keys(one, some));
+    });
+  }
+
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<ExactCache>(); }
 
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -175,6 +182,7 @@ AttentionKind exact_kind() {
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.capabilities.cross = true;
+  kind.capabilities.rows = true;
   kind.make = [](const AttentionConfig&, const AttentionShape&) {
     return std::make_shared<ExactAttention>();
   };

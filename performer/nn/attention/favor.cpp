@@ -9,6 +9,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 
 namespace performer::nn {
 namespace {
@@ -103,6 +104,12 @@ class FavorAttention final : public Attention {
   std::tuple<at::Tensor, ops::State> continue_from(const ops::AttentionInputs& inputs) override {
     note_statistics(inputs);
     return ops::mapped_attention(inputs, options_, weights(), running_);
+  }
+
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
+      return mapped_rows(one, some, options_, weights(), running_, visible_keys(one, some));
+    });
   }
 
   std::unique_ptr<Cache> begin(int64_t) const override {
@@ -236,8 +243,12 @@ AttentionKind favor_kind(const std::string& name) {
       "of constant size";
   const bool statistics = ops::feature_map_traits(map_of(name)).statistics;
   // Maps with statistics measure them over whole batches, which a chunk is not.
-  kind.capabilities = {
-      .streams = true, .chunks = !statistics, .cross = !statistics, .redraws = true, .linear = true};
+  kind.capabilities = {.streams = true,
+                       .chunks = !statistics,
+                       .cross = !statistics,
+                       .redraws = true,
+                       .linear = true,
+                       .rows = true};
   kind.feature_map = map_options;
   kind.options = kind_options<FavorOptions>();
   kind.validate = validate_favor;

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
@@ -53,6 +54,14 @@ class IdentityAttention final : public Attention {
         unread ? UnreadQueries::apply(inputs.query, inputs.key, inputs.value) : inputs.value;
     return hide_rows(hide_rows(value, inputs.key_mask), inputs.query_mask);
   }
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [](const ops::AttentionInputs& one, const RowRange& some) {
+      const at::Tensor own = at::eye(one.value.size(1), at::kDouble).narrow(0, some.first, some.count);
+      const at::Tensor seen = one.key_mask ? one.key_mask->unsqueeze(1).unsqueeze(1).to(at::kDouble)
+                                           : at::ones({1, 1, 1, 1}, at::kDouble);
+      return (own * seen).expand({one.value.size(0), one.value.size(2), -1, -1});
+    });
+  }
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<IdentityCache>(); }
   at::Tensor step(const at::Tensor&, const at::Tensor&, const at::Tensor& value, Cache&) const override {
     return value;
@@ -71,6 +80,7 @@ AttentionKind identity_kind() {
   kind.cost = "nothing: neither time nor memory";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
+  kind.capabilities.rows = true;
   kind.capabilities.reads_queries = false;
   kind.configured = [capabilities = kind.capabilities](const AttentionConfig& config) {
     Capabilities can = capabilities;

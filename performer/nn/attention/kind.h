@@ -39,6 +39,7 @@ struct Capabilities {
   bool continuous = true;     // false: rounding may change which tokens attend to each other
   bool redraws = false;       // has a random projection that redraw() replaces
   bool linear = false;        // linear attention: an estimate of, or a replacement for, softmax attention
+  bool rows = false;          // gives rows of the matrix that it applies to the values: rows()
 };
 
 // Weights that the layers of one model share, by name: the first layer that asks makes and registers them.
@@ -61,6 +62,11 @@ class Cache {
   virtual ~Cache() = default;
   // A copy that holds the sequences `rows` (int64) of this batch, in that order; a row may be named twice.
   virtual std::unique_ptr<Cache> select(const at::Tensor& rows) const = 0;
+};
+
+// Consecutive rows of a matrix of attention: those of the queries first .. first + count - 1.
+struct RowRange {
+  int64_t first = 0, count = 0;
 };
 
 class Attention : public torch::nn::Module {
@@ -86,6 +92,12 @@ class Attention : public torch::nn::Module {
   virtual std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
                                              const std::optional<at::Tensor>& key_mask) const;
   virtual at::Tensor read(const at::Tensor& query, const Cache& cache) const;
+
+  // Rows of the matrix that forward(inputs) applies to the values (Capabilities::rows): float64 [B, H, count,
+  // S], computed in float64 and in memory of that size. Weights of keys that are masked, in other segments or
+  // not yet seen are 0, as are the rows of masked queries; other rows add up to 1. Of inputs.value only the
+  // number of tokens matters. Without gradients. Throws Error where the range leaves the queries.
+  virtual at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range);
 
   // Replaces random projections in place by draw number `index` (a fresh module has number 0).
   virtual void redraw(int64_t /*index*/) {}

@@ -4,8 +4,10 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 #include "performer/nn/local_attention.h"
+#include "performer/nn/local_windows.h"
 
 namespace performer::nn {
 namespace {
@@ -55,6 +57,20 @@ class WindowedAttention final : public Attention {
     return hide_rows(rows, inputs.query_mask);
   }
 
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
+      const int64_t keys = one.value.size(1);
+      const LocalWindows windows(options_, keys);
+      const auto window_of = [&](int64_t first, int64_t count) {
+        return at::arange(first, first + count, at::kLong).floor_divide(windows.window);
+      };
+      const at::Tensor away =
+          window_of(0, keys).unsqueeze(0) - window_of(some.first, some.count).unsqueeze(1);
+      const at::Tensor near = away.ge(-windows.back).logical_and(away.le(windows.forward));
+      return score_rows(one, some, visible_keys(one, some).logical_and(near));
+    });
+  }
+
   std::unique_ptr<Cache> begin(int64_t) const override { return std::make_unique<LocalCache>(); }
 
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -93,6 +109,7 @@ AttentionKind local_kind() {
       "stream keeps the keys and values of the windows it sees";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
+  kind.capabilities.rows = true;
   kind.options = kind_options<LocalOptions>();
   kind.validate = validate_local;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {

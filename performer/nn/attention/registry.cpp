@@ -85,6 +85,9 @@ std::unique_ptr<Cache> Attention::begin_cross(const at::Tensor&, const at::Tenso
 at::Tensor Attention::read(const at::Tensor&, const Cache&) const {
   refuse("cross-attention");
 }
+at::Tensor Attention::rows(const ops::AttentionInputs&, const RowRange&) {
+  refuse("rows of its matrix");
+}
 
 const char* group_name(KindGroup group) {
   switch (group) {

@@ -7,6 +7,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 #include "performer/nn/attention/window_sums.h"
 
@@ -78,6 +79,23 @@ class WindowedFavorAttention final : public Attention {
     });
   }
 
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
+      const auto chunk_of = [&](int64_t first, int64_t count) {
+        return at::arange(first, first + count, at::kLong).floor_divide(window_.chunk);
+      };
+      const at::Tensor back =
+          chunk_of(some.first, some.count).unsqueeze(1) - chunk_of(0, one.key.size(1)).unsqueeze(0);
+      at::Tensor visible = visible_keys(one, some), log_factor;
+      if (window_.window > 0) visible = visible.logical_and(back.lt(window_.window));
+      if (window_.decay == 0) visible = visible.logical_and(back.le(0));  // 0^0 = 1
+      if (window_.decay > 0 && window_.decay < 1) log_factor = back.to(at::kDouble) * std::log(window_.decay);
+      ops::MapWeights weights;
+      if (projection_.defined()) weights.projection = projection_.to(at::kFloat);
+      return mapped_rows(one, some, map_, weights, {}, visible, log_factor);
+    });
+  }
+
   std::unique_ptr<Cache> begin(int64_t) const override {
     const at::NoGradGuard no_grad;
     auto cache = std::make_unique<WindowedCache>();
@@ -137,7 +155,7 @@ AttentionKind windowed_kind() {
   kind.name = "favor-windowed";
   kind.summary = "linear attention to the last chunks of tokens, whose weight may decay with the distance";
   kind.cost = "time and memory of a training step in proportion to T; a stream keeps window + 1 states";
-  kind.capabilities = {.bidirectional = false, .streams = true, .redraws = true};
+  kind.capabilities = {.bidirectional = false, .streams = true, .redraws = true, .rows = true};
   kind.options = kind_options<WindowedOptions>();
   kind.validate = validate_windowed;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
