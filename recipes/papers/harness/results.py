@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 from typing import Any
@@ -33,10 +34,6 @@ def commit() -> str | None:
     return answer.stdout.strip()
 
 
-def with_bits(score: dict[str, Any]) -> dict[str, Any]:
-    return score | {"bits_per_token": float(f"{math.log2(score['perplexity']):.6g}")}
-
-
 def mean_of(values: list[float]) -> dict[str, Any]:
     """Mean, and its standard error from the spread over seeds (null for one seed)."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -55,8 +52,6 @@ def means(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def row_json(row: Row, runs: list[dict[str, Any]], candidates: list[dict[str, Any]], status: str, note: str) -> dict[str, Any]:
-    runs = [run | ({"splits": {name: with_bits(score) for name, score in run["splits"].items()}} if "splits" in run else {})
-            for run in runs]
     json_row: dict[str, Any] = {"name": row.name, "group": row.group, "summary": row.summary, "status": status}
     if note:
         json_row["note"] = note
@@ -69,6 +64,12 @@ def row_json(row: Row, runs: list[dict[str, Any]], candidates: list[dict[str, An
     return json_row | {"runs": runs, "mean": means(runs)}
 
 
+def dump(document: Any) -> str:
+    """JSON with lists of numbers on one line each."""
+    text = json.dumps(document, indent=1)
+    return re.sub(r"\[\s*((?:[-+.\deE]+,\s*)*[-+.\deE]+)\s*\]", lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
+
+
 def write(path: pathlib.Path, experiment: Experiment, command: str, about: dict[str, Any], data: dict[str, Any],
           rows: list[dict[str, Any]], complete: bool) -> None:
     document = {"format": FORMAT, "experiment": experiment.name, "title": experiment.title, "size": experiment.size,
@@ -76,5 +77,5 @@ def write(path: pathlib.Path, experiment: Experiment, command: str, about: dict[
                 "program": about, "data": data, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".json.new")
-    new.write_text(json.dumps(document, indent=1) + "\n")
+    new.write_text(dump(document))
     new.replace(path)

@@ -6,6 +6,7 @@ has that file is not repeated; one that was interrupted goes on from its checkpo
 """
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -181,6 +182,7 @@ class Runner:
         """The model's score, and the perplexities of the baselines beside it."""
         model = evaluation["model"]
         score = {key: rounded(value) if isinstance(value, float) else value for key, value in model.items()}
+        score["bits_per_token"] = rounded(math.log2(model["perplexity"]))
         for baseline in ("unigram", "bigram"):
             if evaluation.get(baseline):
                 score[baseline] = rounded(evaluation[baseline]["perplexity"])
