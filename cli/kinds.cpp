@@ -32,6 +32,7 @@ constexpr Capability kCapabilities[] = {
     {"packed", &nn::Capabilities::packed, "takes several sequences side by side (data.layout = packed)"},
     {"masks", &nn::Capabilities::masks, "takes padded batches (data.layout = padded)"},
     {"reads_queries", &nn::Capabilities::reads_queries, "its output depends on queries and keys"},
+    {"own_keys", &nn::Capabilities::own_keys, "has weights for keys; otherwise queries serve as keys"},
     {"redraws", &nn::Capabilities::redraws, "has a random projection that attention.redraw_every replaces"},
     {"linear", &nn::Capabilities::linear, "linear attention: can be studied with performer approx"},
 };
@@ -70,8 +71,9 @@ Json kinds_json() {
 }
 
 std::string kind_text(const nn::AttentionKind& kind) {
-  std::string text =
-      fmt::format("{} ({})\n  {}\n\nWhat it can do\n", kind.name, nn::group_name(kind.group), kind.summary);
+  std::string text = fmt::format("{} ({})\n  {}\n", kind.name, nn::group_name(kind.group), kind.summary);
+  if (!kind.cost.empty()) text += fmt::format("  Cost of a sequence of T tokens: {}\n", kind.cost);
+  text += "\nWhat it can do\n";
   for (const Capability& capability : kCapabilities) {
     text += fmt::format("  {:<14} {:<3}  {}\n", capability.name,
                         kind.capabilities.*capability.has ? "yes" : "no", capability.meaning);
@@ -94,11 +96,8 @@ Json kind_json(const nn::AttentionKind& kind) {
     if (!field.choices.empty()) option["choices"] = field.choices;
     options.push_back(std::move(option));
   }
-  return {{"name", kind.name},
-          {"group", nn::group_name(kind.group)},
-          {"summary", kind.summary},
-          {"capabilities", capabilities},
-          {"options", options}};
+  return {{"name", kind.name}, {"group", nn::group_name(kind.group)}, {"summary", kind.summary},
+          {"cost", kind.cost}, {"capabilities", capabilities},        {"options", options}};
 }
 
 }  // namespace performer::cli

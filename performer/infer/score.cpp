@@ -115,6 +115,7 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
                     model->vocabulary(), vocabulary.name(), vocabulary.size(), source);
   const bool causal = config.objective == "causal";
   const int64_t markers = causal ? 0 : 2;  // what the model reads beyond the sequence itself
+  const std::optional<int64_t> longest = nn::longest_of(model->attention_config());
   std::vector<SequenceScore> group;
   int64_t group_tokens = 0;
   const auto flush = [&] {
@@ -138,6 +139,12 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
         "use a model with rotary or sinusoidal positions",
         source, record.number, record.id, record.line > 0 ? fmt::format(", line {}", record.line) : "",
         length, vocabulary.unit(), config.max_length - markers);
+    check<InputError>(
+        !longest || length + markers <= *longest,
+        "{}: record {} ('{}'{}) has {} {}, but this model's attention takes {}: leave it out, or use a model "
+        "with a larger attention.length or of another kind",
+        source, record.number, record.id, record.line > 0 ? fmt::format(", line {}", record.line) : "",
+        length, vocabulary.unit(), *longest - markers);
     if (group_tokens + length > batch_tokens) flush();
     group.push_back({record.id, record.tokens, {}});
     group_tokens += length;

@@ -16,9 +16,9 @@ constexpr double kNumbersOfModules = 8192;
 double attention_numbers(const ModelConfig& model, const AttentionConfig& attention) {
   const auto width = static_cast<double>(model.width);
   const double inner = static_cast<double>(model.heads) * static_cast<double>(head_size(model));
-  double numbers = 4 * (width + 1) * (inner + 1) + 2 * inner;
   const int64_t heads = model.heads - attention.local_heads;
   const nn::AttentionKind& kind = nn::find_kind(attention.kind);
+  double numbers = (kind.capabilities.own_keys ? 4 : 3) * (width + 1) * (inner + 1) + 2 * inner;
   if (heads > 0 && kind.numbers)
     numbers += kind.numbers(attention, {heads, head_size(model), model.objective == "causal", 0});
   return numbers;

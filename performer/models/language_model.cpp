@@ -33,9 +33,10 @@ LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionCo
         nn::AxialPositions(nn::axial_shape(model.max_length, nn::parse_axial_axes(model.axial_axes)),
                            model.width));
   }
+  const auto shared = std::make_shared<nn::SharedWeights>();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     blocks_.push_back(register_module(fmt::format("blocks_{}", layer),
-                                      nn::Block(model, attention, layer, parts.cross_attention)));
+                                      nn::Block(model, attention, layer, parts.cross_attention, shared)));
   }
   final_norm_ = register_module(
       "final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon)));
@@ -110,7 +111,7 @@ at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, c
   if (keeps) return block(x, batch, context);
   // The batch and the block are captured by value (handles): they must outlive this call.
   return nn::recompute([block, batch](const at::Tensor& input) mutable { return block(input, batch); }, x,
-                       block->parameters());
+                       block->read_parameters());
 }
 
 at::Tensor LanguageModelImpl::rotary(const at::Tensor& positions) const {

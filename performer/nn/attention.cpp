@@ -67,7 +67,8 @@ struct MultiHeadAttentionImpl::StreamCache final : Cache {
 };
 
 MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention,
-                                               int64_t layer, AttentionRole role)
+                                               int64_t layer, AttentionRole role,
+                                               const std::shared_ptr<SharedWeights>& shared)
     : model_(model), attention_(attention), role_(role) {
   validate(model, attention);
   can_ = capabilities_of(attention);
@@ -86,22 +87,22 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
     return register_module(name, made);
   };
   query_ = linear("query", model.width, inner);
-  key_ = linear("key", model.width, inner);
+  if (can_.own_keys) key_ = linear("key", model.width, inner);
   value_ = linear("value", model.width, inner);
   out_ = linear("out", inner, model.width);
   if (attention.qk_norm) {
     query_gain_ = register_parameter("query_gain", at::ones({model.heads, head_size_}));
-    key_gain_ = register_parameter("key_gain", at::ones({model.heads, head_size_}));
+    if (can_.own_keys) key_gain_ = register_parameter("key_gain", at::ones({model.heads, head_size_}));
   }
   if (attention.learned_temperature)
     temperature_ = register_parameter("temperature", at::ones({model.heads}));
-  make_kinds(layer);
+  make_kinds(layer, shared);
 }
 
-void MultiHeadAttentionImpl::make_kinds(int64_t layer) {
+void MultiHeadAttentionImpl::make_kinds(int64_t layer, const std::shared_ptr<SharedWeights>& shared) {
   if (global_heads() > 0) {
-    kind_ =
-        register_module("kind", make_attention(attention_, {global_heads(), head_size_, causal(), layer}));
+    kind_ = register_module(
+        "kind", make_attention(attention_, {global_heads(), head_size_, causal(), layer, shared}));
   }
   if (local_heads_ > 0) {
     AttentionConfig local;
@@ -124,6 +125,10 @@ void MultiHeadAttentionImpl::after_step() {
   if (kind_) kind_->after_step();
 }
 
+std::vector<at::Tensor> MultiHeadAttentionImpl::borrowed() const {
+  return kind_ ? kind_->borrowed() : std::vector<at::Tensor>();
+}
+
 at::Tensor MultiHeadAttentionImpl::project_out(const at::Tensor& heads) const {
   return dense(out_, heads.flatten(-2));
 }
@@ -131,10 +136,10 @@ at::Tensor MultiHeadAttentionImpl::project_out(const at::Tensor& heads) const {
 MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::normalize(Heads heads) const {
   if (query_gain_.defined()) {
     heads.query = normalize_heads(heads.query, query_gain_);
-    heads.key = normalize_heads(heads.key, key_gain_);
+    if (key_gain_.defined()) heads.key = normalize_heads(heads.key, key_gain_);
   }
   if (temperature_.defined()) {
-    heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.key.scalar_type());
+    heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.value.scalar_type());
   }
   return heads;
 }
@@ -159,18 +164,21 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
   if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0)
     return {{}, {}, split(dense(value_, x))};
   const bool turns_last = !query_gain_.defined() && !temperature_.defined();
-  if (turns_last && x.size(0) * x.size(1) >= kFewestForOneProduct && ops::splits_in_place(x)) {
+  if (can_.own_keys && turns_last && x.size(0) * x.size(1) >= kFewestForOneProduct &&
+      ops::splits_in_place(x)) {
     const at::Tensor projected = project_at_once(x);
     const ops::ProjectedHeads parts =
         ops::split_projection(projected, turns(positions, rotary, projected.scalar_type()), model_.heads);
     return {parts.query, parts.key, parts.value};
   }
-  Heads heads = normalize({split(dense(query_, x)), split(dense(key_, x)), split(dense(value_, x))});
+  const at::Tensor key = can_.own_keys ? split(dense(key_, x)) : at::Tensor();
+  Heads heads = normalize({split(dense(query_, x)), key, split(dense(value_, x))});
   const at::Tensor table = turns(positions, rotary, heads.query.scalar_type());
   if (table.defined()) {
     heads.query = rotate(heads.query, table);
-    heads.key = rotate(heads.key, table);
+    if (can_.own_keys) heads.key = rotate(heads.key, table);
   }
+  if (!can_.own_keys) heads.key = heads.query;
   return heads;
 }
 

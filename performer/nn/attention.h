@@ -33,8 +33,10 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
  public:
   // `layer` names the random projections, together with attention.seed. Cross-attention is bidirectional,
   // without positions, local heads and begin_kernel.
+  // `shared` is for kinds whose layers share weights.
   MultiHeadAttentionImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer,
-                         AttentionRole role = AttentionRole::self);
+                         AttentionRole role = AttentionRole::self,
+                         const std::shared_ptr<SharedWeights>& shared = nullptr);
 
   // x [B, T, width] -> [B, T, width]; masks and segments from `batch`. Masked keys are not seen; masked rows
   // attend to nothing and give out(0).
@@ -65,6 +67,8 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   void redraw(int64_t index);
   // Called after every optimizer step.
   void after_step();
+  // Parameters of other layers that this one reads.
+  std::vector<at::Tensor> borrowed() const;
   void observe(HeadsObserver observer) { observer_ = std::move(observer); }
   const AttentionConfig& config() const { return attention_; }
 
@@ -76,7 +80,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   struct StreamCache;
   bool causal() const { return role_ == AttentionRole::self && model_.objective == "causal"; }
   int64_t global_heads() const { return model_.heads - local_heads_; }
-  void make_kinds(int64_t layer);
+  void make_kinds(int64_t layer, const std::shared_ptr<SharedWeights>& shared);
   at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {model_.heads, head_size_}); }
   at::Tensor project_out(const at::Tensor& heads) const;  // [..., H, D] -> [..., width]
   Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
@@ -92,6 +96,7 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   AttentionConfig attention_;
   AttentionRole role_;
   int64_t head_size_, local_heads_ = 0, begin_kernel_ = 0;
+  // Kinds without keys of their own have neither key_ nor key_gain_: there the queries are the keys.
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
   at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature

@@ -36,15 +36,17 @@ BlockCache BlockCache::select(const at::Tensor& rows) const {
           rows_of(ffn_token, rows)};
 }
 
-BlockImpl::BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross)
+BlockImpl::BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross,
+                     const std::shared_ptr<SharedWeights>& shared)
     : pre_norm_(model.norm == "pre"), dropout_(model.dropout), activation_(model.activation) {
   const auto norm = torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon);
   attention_norm_ = register_module("attention_norm", torch::nn::LayerNorm(norm));
-  attention_ = register_module("attention", MultiHeadAttention(model, attention, layer));
+  attention_ =
+      register_module("attention", MultiHeadAttention(model, attention, layer, AttentionRole::self, shared));
   if (cross) {
     cross_norm_ = register_module("cross_norm", torch::nn::LayerNorm(norm));
-    cross_attention_ =
-        register_module("cross_attention", MultiHeadAttention(model, attention, layer, AttentionRole::cross));
+    cross_attention_ = register_module(
+        "cross_attention", MultiHeadAttention(model, attention, layer, AttentionRole::cross, shared));
   }
   ffn_norm_ = register_module("ffn_norm", torch::nn::LayerNorm(norm));
   up_ = register_module("up", torch::nn::Linear(model.width, model.ffn));
@@ -111,7 +113,7 @@ ReversibleLayer BlockImpl::reversible_layer(const SequenceBatch& batch) {
   layer.g = [this, batch](const at::Tensor& x) {
     return feed_forward(shifted(normalized(ffn_norm_, x), batch));
   };
-  layer.used = parameters();
+  layer.used = read_parameters();
   for (const at::Tensor& buffer : buffers()) layer.used.push_back(buffer);
   return layer;
 }
@@ -159,6 +161,16 @@ void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, B
   streams.first = streams.first + attended;
   streams.second =
       streams.second + feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token));
+}
+
+std::vector<at::Tensor> BlockImpl::read_parameters() const {
+  std::vector<at::Tensor> all = parameters();
+  for (const auto* part : {&attention_, &cross_attention_}) {
+    if (part->is_empty()) continue;
+    const std::vector<at::Tensor> borrowed = (*part)->borrowed();
+    all.insert(all.end(), borrowed.begin(), borrowed.end());
+  }
+  return all;
 }
 
 void BlockImpl::redraw(int64_t index) {

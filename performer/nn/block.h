@@ -32,7 +32,8 @@ struct Context {
 class BlockImpl : public torch::nn::Module {
  public:
   // With `cross` the block attends to a context between its two other parts.
-  BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross = false);
+  BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross = false,
+            const std::shared_ptr<SharedWeights>& shared = nullptr);
 
   // x [B, T, width] -> same. `context` is for blocks with cross-attention.
   at::Tensor forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context = nullptr);
@@ -51,6 +52,9 @@ class BlockImpl : public torch::nn::Module {
   // The same of a reversible layer: both streams move on.
   void step_reversible(Streams& streams, const at::Tensor& positions, BlockCache& cache,
                        const at::Tensor& rotary = {}) const;
+
+  // All parameters that forward() reads: its own ones, and those of other layers that it shares.
+  std::vector<at::Tensor> read_parameters() const;
 
   void redraw(int64_t index);
   void after_step();

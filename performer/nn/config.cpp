@@ -60,6 +60,11 @@ void validate_attention(const ModelConfig& model, const AttentionConfig& attenti
               model.objective == "causal" ? kind.capabilities.causal : kind.capabilities.bidirectional,
               model.objective == "causal" ? "causal form" : "bidirectional form",
               "choose another kind, or another model.objective");
+  check<UsageError>(
+      kind.capabilities.own_keys || (attention.local_heads == 0 && attention.begin_kernel == 0),
+      "attention.kind = {} has no keys of its own, which local heads and begin_kernel need: set "
+      "attention.local_heads and attention.begin_kernel to 0, not {} and {}",
+      kind.name, attention.local_heads, attention.begin_kernel);
   if (kind.validate)
     kind.validate(attention, {model.heads, head_size(model), model.objective == "causal", 0});
 }

@@ -86,6 +86,17 @@ void LanguageModelTask::check_corpora() const {
                     valid_ != nullptr ? valid_->vocabulary().name() : "", train_.vocabulary().name());
   const ModelConfig& model = config_.model;
   data::BatchStream(train_, config_.data, model.objective);  // throws for a sequence that must not be cropped
+  const std::optional<int64_t> longest_attended = nn::longest_of(config_.attention);
+  if (longest_attended) {
+    const int64_t evaluated = valid_ != nullptr ? longest_sequence(*valid_) + 2 : 0;
+    const int64_t needed = std::max(config_.data.length, evaluated);
+    check<UsageError>(
+        needed <= *longest_attended,
+        "{} takes {} tokens, but attention.kind = {} takes at most {}: raise attention.length, or "
+        "choose another kind",
+        needed == evaluated ? "the longest held-out sequence" : "a row of data.length", needed,
+        config_.attention.kind, *longest_attended);
+  }
   if (!limits_length(model)) return;
   const int64_t markers = model.objective == "masked" ? 2 : 1;
   check<UsageError>(config_.data.length <= model.max_length,

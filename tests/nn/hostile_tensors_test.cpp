@@ -48,6 +48,10 @@ Nature nature_of(const std::string& kind, const AttentionConfig& config) {
   };
   Nature nature;
   nature.softmax = exponential || is_one_of({"", "softmax", "hedgehog", "exp"});
+  if (kind == "linformer") {  // learned and random projections have signs
+    const auto chosen = config.options.find("reduce");
+    any_sign = chosen == config.options.end() || std::get<std::string>(chosen->second) != "mean";
+  }
   nature.vanishes = is_one_of({"elu+1", "sigmoid"});
   nature.positive =
       !any_sign && (nature.softmax || nature.vanishes || is_one_of({"relu", "square", "abs", "requ", "t2r"}));
@@ -69,10 +73,10 @@ class Case {
               .layer = draw_.up_to(3)};
     configure();
     nature_ = nature_of(kind_, config_);
-    limits_ = kind_ == "exact" || kind_ == "auto" ? hostile::kExactLimits
-              : nature_.softmax                   ? hostile::kSoftmaxLimits
-              : nature_.vanishes                  ? hostile::kVanishingLimits
-                                                  : hostile::kElementwiseLimits;
+    limits_ = kind_ == "exact" || kind_ == "auto" || kind_ == "linformer" ? hostile::kExactLimits
+              : nature_.softmax                                           ? hostile::kSoftmaxLimits
+              : nature_.vanishes                                          ? hostile::kVanishingLimits
+                                                                          : hostile::kElementwiseLimits;
     if (type_ == at::kHalf && draw_.chance(0.5)) {
       limits_ = hostile::kHalfLimits;
     } else if (type_ == at::kHalf) {
@@ -123,6 +127,17 @@ class Case {
     set("chunk", draw_.pick<int64_t>({1, 3, 16}));
     set("decay", draw_.pick<double>({0.0, 1e-3, 0.5, 1.0}));
     set("shared_projection", draw_.chance(0.3));
+    set("buckets", draw_.pick<int64_t>({2, 4, 16}));
+    set("rounds", draw_.pick<int64_t>({1, 2, 5}));
+    set("stride", draw_.pick<int64_t>({2, 3, 16}));
+    set("summary", draw_.pick<int64_t>({1, 2}));
+    set("pattern", draw_.pick<std::string>({"strided", "fixed"}));
+    set("global_tokens", draw_.pick<int64_t>({0, 1, 5, 40}));
+    set("random_blocks", draw_.pick<int64_t>({0, 1, 3}));
+    set("length", int64_t{193});
+    set("rank", draw_.pick<int64_t>({1, 3, 50, 193}));
+    set("reduce", draw_.pick<std::string>({"learned", "mean", "convolution", "random"}));
+    set("sharing", draw_.pick<std::string>({"none", "heads", "kv", "layers"}));
     set("map", draw_.pick<std::string>({"softmax", "relu", "elu+1"}));
     if (kind_ == "favor-windowed" || draw_.chance(0.5)) return;
     set("projection", draw_.pick<std::string>({"auto", "iid", "hadamard", "none"}));
@@ -137,7 +152,11 @@ class Case {
     const bool cross = !causal_ && can_.cross && draw_.chance(0.5), packed = can_.packed && draw_.chance(0.4);
     const int64_t batch = packed ? 1 : draw_.pick<int64_t>({0, 1, 2, 3});
     const int64_t queries = draw_.tokens(), keys = cross ? draw_.tokens() : queries;
-    const int64_t value_size = can_.reads_queries && draw_.chance(0.2) ? draw_.size() : shape_.head_size;
+    const auto reduce = config_.options.find("reduce");
+    const bool convolves =
+        reduce != config_.options.end() && std::get<std::string>(reduce->second) == "convolution";
+    const int64_t value_size =
+        can_.reads_queries && !convolves && draw_.chance(0.2) ? draw_.size() : shape_.head_size;
     const auto make = [&](Laid& laid, int64_t tokens, int64_t size, double largest) {
       laid = draw_.laid({batch, tokens, shape_.heads, size}, type_, limits_.smallest, largest);
       return laid.view;

@@ -223,6 +223,7 @@ AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options) {
   kind.name = "auto";
   kind.summary =
       "exact softmax attention for queries that see few keys, a linear estimate of it for the others";
+  kind.cost = "as its linear kind, beyond the first break_even tokens";
   kind.capabilities = {.streams = true, .cross = true, .redraws = true};
   kind.options = kind_options<AutoOptions>();
   kind.options.insert(kind.options.end(), linear_options.begin(), linear_options.end());

@@ -5,6 +5,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "performer/nn/attention/own_kinds.h"
@@ -71,11 +73,7 @@ struct ExactCache final : Cache {
 
   std::unique_ptr<Cache> select(const at::Tensor& rows) const override {
     auto selected = std::make_unique<ExactCache>();
-    selected->tokens.length = tokens.length;
-    if (tokens.keys.defined()) {
-      selected->tokens.keys = tokens.keys.index_select(0, rows);
-      selected->tokens.values = tokens.values.index_select(0, rows);
-    }
+    selected->tokens = tokens.select(rows);
     return selected;
   }
 };
@@ -126,16 +124,41 @@ class ExactAttention final : public Attention {
 
 }  // namespace
 
+void KeyValueCache::append(const at::Tensor& key, const at::Tensor& value) {
+  if (!keys.defined() || length == keys.size(2)) {
+    const int64_t capacity = std::max(kFirstCapacity, 2 * length);
+    keys = grown(keys, key, length, capacity);
+    values = grown(values, value, length, capacity);
+  }
+  keys.select(2, length).copy_(key);
+  values.select(2, length).copy_(value);
+  ++length;
+}
+
+KeyValueCache KeyValueCache::select(const at::Tensor& rows) const {
+  KeyValueCache selected;
+  selected.length = length;
+  if (keys.defined()) {
+    selected.keys = keys.index_select(0, rows);
+    selected.values = values.index_select(0, rows);
+  }
+  return selected;
+}
+
+at::Tensor attend_among(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                        const at::Tensor& allowed) {
+  const auto type = values.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const double scale = 1 / std::sqrt(static_cast<double>(query.size(2)));
+  const at::Tensor scores = at::matmul(query.to(type).unsqueeze(2) * scale, keys.to(type).transpose(2, 3));
+  const at::Tensor hidden = allowed.logical_not().unsqueeze(-2);
+  const at::Tensor weights =
+      scores.masked_fill(hidden, std::numeric_limits<float>::lowest()).softmax(-1).masked_fill(hidden, 0);
+  return at::matmul(weights, values.to(type)).squeeze(2).to(values.scalar_type());
+}
+
 at::Tensor exact_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       KeyValueCache& cache) {
-  if (!cache.keys.defined() || cache.length == cache.keys.size(2)) {
-    const int64_t capacity = std::max(kFirstCapacity, 2 * cache.length);
-    cache.keys = grown(cache.keys, key, cache.length, capacity);
-    cache.values = grown(cache.values, value, cache.length, capacity);
-  }
-  cache.keys.select(2, cache.length).copy_(key);
-  cache.values.select(2, cache.length).copy_(value);
-  ++cache.length;
+  cache.append(key, value);
   return at::scaled_dot_product_attention(query.unsqueeze(2), cache.keys.narrow(2, 0, cache.length),
                                           cache.values.narrow(2, 0, cache.length))
       .squeeze(2);
@@ -145,6 +168,10 @@ AttentionKind exact_kind() {
   AttentionKind kind;
   kind.name = "exact";
   kind.summary = "exact softmax attention; time in proportion to the square of the length";
+  kind.cost =
+      "time in proportion to T^2; memory of a training step in proportion to T without a mask, T^2 with one; "
+      "a "
+      "stream keeps all keys and values";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.capabilities.cross = true;

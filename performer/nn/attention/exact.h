@@ -12,10 +12,21 @@ namespace performer::nn {
 struct KeyValueCache {
   at::Tensor keys, values;
   int64_t length = 0;
+
+  // Takes in one token of each sequence, key [B, H, D], value [B, H, E]. Memory doubles when it is full.
+  void append(const at::Tensor& key, const at::Tensor& value);
+  // A copy that holds the sequences `rows` (int64), in that order.
+  KeyValueCache select(const at::Tensor& rows) const;
 };
 
+// softmax(q k / sqrt(D)) v of one token over those of n keys that `allowed` (bool, broadcast to [B, H, n])
+// keeps, zero without any: query [B, H, D], keys [B, H, n, D], values [B, H, n, E] -> [B, H, E]. Scores may
+// be of any finite size, which LibTorch's own attention does not bear.
+at::Tensor attend_among(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                        const at::Tensor& allowed);
+
 // One token of exact causal attention: query, key [B, H, D], value [B, H, E] -> [B, H, E]; the cache takes
-// the token in. Its memory doubles when it is full.
+// the token in.
 at::Tensor exact_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       KeyValueCache& cache);
 

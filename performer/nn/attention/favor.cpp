@@ -230,6 +230,10 @@ AttentionKind favor_kind(const std::string& name) {
   AttentionKind kind;
   kind.name = name;
   kind.summary = summary_of(map_of(name));
+  kind.cost =
+      "time in proportion to T features; memory of a training step in proportion to T; a stream keeps a "
+      "state "
+      "of constant size";
   const bool statistics = ops::feature_map_traits(map_of(name)).statistics;
   // Maps with statistics measure them over whole batches, which a chunk is not.
   kind.capabilities = {

@@ -68,6 +68,7 @@ AttentionKind identity_kind() {
   AttentionKind kind;
   kind.name = "identity";
   kind.summary = "attention replaced by its values: the upper bound of speed";
+  kind.cost = "nothing: neither time nor memory";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.capabilities.reads_queries = false;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,16 +35,21 @@ struct Capabilities {
   bool packed = true;         // segments side by side in one row (cu_query)
   bool masks = true;          // a mask of keys
   bool reads_queries = true;  // false: queries and keys are not computed at all
+  bool own_keys = true;       // false: queries serve as keys, which are not computed
   bool redraws = false;       // has a random projection that redraw() replaces
   bool linear = false;        // linear attention: an estimate of, or a replacement for, softmax attention
 };
+
+// Weights that the layers of one model share, by name: the first layer that asks makes and registers them.
+using SharedWeights = std::map<std::string, at::Tensor>;
 
 // For which layer a kind is made.
 struct AttentionShape {
   int64_t heads = 1;
   int64_t head_size = 1;
-  bool causal = true;  // what forward() will be asked for
-  int64_t layer = 0;   // names random projections, together with attention.seed
+  bool causal = true;                               // what forward() will be asked for
+  int64_t layer = 0;                                // names random projections, together with attention.seed
+  std::shared_ptr<SharedWeights> shared = nullptr;  // of the model; null for a layer on its own
 };
 
 // What streamed sequences have read so far. It belongs to a batch of sequences and holds everything that
@@ -84,6 +90,8 @@ class Attention : public torch::nn::Module {
   virtual void redraw(int64_t /*index*/) {}
   // Called after every optimizer step, for example to update running statistics.
   virtual void after_step() {}
+  // Parameters of other layers that forward() reads (AttentionShape::shared).
+  virtual std::vector<at::Tensor> borrowed() const { return {}; }
 };
 
 enum class KindGroup { own, baseline, reference };
@@ -92,6 +100,8 @@ const char* group_name(KindGroup group);  // "own", "baselines", "references"
 struct AttentionKind {
   std::string name;
   std::string summary;  // one line for `performer info --kinds`
+  // Time and memory of a head in terms of the tokens T of a sequence and the options; may be empty.
+  std::string cost = {};
   KindGroup group = KindGroup::own;
   Capabilities capabilities = {};
   // What options change of them, where they do; may be empty.
@@ -104,6 +114,8 @@ struct AttentionKind {
   // At least as many numbers as make() holds at one time, those that the module keeps included. Asked before
   // a model of a configuration from outside is built; empty for kinds that keep nothing.
   std::function<double(const AttentionConfig&, const AttentionShape&)> numbers = {};
+  // The longest sequence in tokens; empty: any.
+  std::function<int64_t(const AttentionConfig&)> longest = {};
   // The feature map, for kinds that are linear attention with a map of performer/ops/feature_maps.h.
   std::function<ops::FeatureMapOptions(const AttentionConfig&)> feature_map = {};
   // A sentence for the user of a model, where the kind decides something that the configuration does not
@@ -120,6 +132,9 @@ std::vector<std::string> kind_names();  // in the order of registration
 Capabilities capabilities_of(const AttentionConfig& config);
 // What there is to say about the kind of a configuration in a model, or "".
 std::string notice_of(const ModelConfig& model, const AttentionConfig& attention);
+
+// The longest sequence in tokens that the kind of a configuration takes, if there is a limit.
+std::optional<int64_t> longest_of(const AttentionConfig& config);
 
 // Whether a kind has an option of its own of that name.
 bool has_option(const AttentionKind& kind, const std::string& name);

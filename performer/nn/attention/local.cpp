@@ -88,6 +88,9 @@ AttentionKind local_kind() {
   AttentionKind kind;
   kind.name = "local";
   kind.summary = "exact softmax attention within windows of neighbouring tokens";
+  kind.cost =
+      "time and memory of a training step in proportion to T window (look_backward + 1 + look_forward); a "
+      "stream keeps the keys and values of the windows it sees";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.options = kind_options<LocalOptions>();

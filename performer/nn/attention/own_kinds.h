@@ -11,10 +11,14 @@ namespace performer::nn {
 std::vector<AttentionKind> favor_kinds();  // favor.cpp: favor-softmax, favor-relu and all other feature maps
 // auto.cpp; `linear_options` are those of the favor-* kinds, which it takes too.
 AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options);
-AttentionKind exact_kind();     // exact.cpp
-AttentionKind local_kind();     // local.cpp
-AttentionKind windowed_kind();  // windowed.cpp: favor-windowed
-AttentionKind identity_kind();  // identity.cpp
+AttentionKind exact_kind();      // exact.cpp
+AttentionKind local_kind();      // local.cpp
+AttentionKind sparse_kind();     // sparse.cpp
+AttentionKind global_kind();     // global.cpp
+AttentionKind lsh_kind();        // lsh.cpp
+AttentionKind linformer_kind();  // linformer.cpp
+AttentionKind windowed_kind();   // windowed.cpp: favor-windowed
+AttentionKind identity_kind();   // identity.cpp
 
 // favor.cpp: ops::validate(), whose errors are those of the configuration here. Throws UsageError naming the
 // kind.

@@ -21,6 +21,10 @@ class Registry {
     add(auto_kind(options));
     add(exact_kind());
     add(local_kind());
+    add(sparse_kind());
+    add(global_kind());
+    add(lsh_kind());
+    add(linformer_kind());
     add(windowed_kind());
     add(identity_kind());
   }
@@ -120,6 +124,12 @@ std::string notice_of(const ModelConfig& model, const AttentionConfig& attention
   const AttentionKind& kind = find_kind(attention.kind);
   if (!kind.notice) return "";
   return kind.notice(attention, {model.heads, head_size(model), model.objective == "causal", 0});
+}
+
+std::optional<int64_t> longest_of(const AttentionConfig& config) {
+  const AttentionKind& kind = find_kind(config.kind);
+  if (!kind.longest) return std::nullopt;
+  return kind.longest(config);
 }
 
 bool has_option(const AttentionKind& kind, const std::string& name) {

@@ -136,6 +136,7 @@ AttentionKind windowed_kind() {
   AttentionKind kind;
   kind.name = "favor-windowed";
   kind.summary = "linear attention to the last chunks of tokens, whose weight may decay with the distance";
+  kind.cost = "time and memory of a training step in proportion to T; a stream keeps window + 1 states";
   kind.capabilities = {.bidirectional = false, .streams = true, .redraws = true};
   kind.options = kind_options<WindowedOptions>();
   kind.validate = validate_windowed;
