@@ -73,12 +73,23 @@ class Trainee {
   double dense_work() const;
 
  private:
+  // A kind whose projections have a column for each token (linformer) is made for the row's length, with its
+  // own number of rows as far as the length has so many.
+  static void fix_length(AttentionConfig& attention, int64_t length) {
+    const nn::AttentionKind& kind = nn::find_kind(attention.kind);
+    if (!nn::has_option(kind, "length")) return;
+    attention.set("length", length);
+    for (const FieldInfo& option : kind.options) {
+      if (option.name == "rank") attention.set("rank", std::min(length, std::get<int64_t>(option.value)));
+    }
+  }
   static train::LanguageModelConfig configure(const Request& request, const Row& row) {
     const Preset& size = preset(request.preset);
     train::LanguageModelConfig config;
     config.model = size.model;
     config.model.objective = row.direction == "causal" ? "causal" : "masked";
     config.attention = attention_of(row.kind, request.features);
+    fix_length(config.attention, row.length);
     config.data = size.data;
     config.data.length = row.length;
     config.data.batch_tokens = row.length * row.batch;
