@@ -71,8 +71,10 @@ class Runner:
     def __init__(self, experiment: Experiment, program: Program, corpora: Corpora, progress: Progress, extra: list[str],
                  one_step: bool):
         self.experiment, self.program, self.corpora, self.progress = experiment, program, corpora, progress
-        self.extra, self.one_step = extra, one_step
+        self.extra, self.one_step = list(extra), one_step
         self.config = tomllib.loads(experiment.config.read_text()) if experiment.config.exists() else {}
+        if one_step:
+            self.extra += ["train.steps=1", f"data.batch_tokens={self.config['data']['length']}"]
 
     def steps(self, plan: Plan) -> int:
         steps = self.config.get("train", {}).get("steps", 1000)
