@@ -14,9 +14,9 @@ import sys
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from harness.experiment import ROOT  # noqa: E402
-from harness.plot import curves  # noqa: E402
-from harness.results import dump  # noqa: E402
+from harness.experiment import ROOT
+from harness.plot import curves
+from harness.results import dump
 
 DOCUMENT = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "results"

@@ -19,7 +19,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "papers"))
-from harness import corpora, experiment, results, runs  # noqa: E402
+from harness import corpora, experiment, results, runs
 
 RUN = ROOT / "recipes" / "papers" / "run"
 PROGRAM = ""
@@ -75,7 +75,7 @@ class Harness(unittest.TestCase):
 
     def test_curves_are_means_of_spans(self):
         steps = [{"step": i + 1, "tokens": 10 * (i + 1), "seconds": float(i), "loss": float(i), "accuracy": 0.5} for i in range(600)]
-        points = runs.curve(steps + [{"step": 600, "final": {}}])
+        points = runs.curve([*steps, {"step": 600, "final": {}}])
         self.assertEqual(len(points), runs.CURVE_POINTS)
         self.assertEqual(points[0], [10, 100, 9.0, 4.5, 0.5])
         self.assertEqual(points[-1][0], 600)
@@ -121,6 +121,8 @@ class Harness(unittest.TestCase):
             self.assertEqual(process.returncode, 130, told)
             self.assertIn("the same command goes on from here", told)
         found, _ = run(stopped, *words)
+        if process.returncode != 0:
+            self.assertIn("continuing the run in", (stopped / "runs" / "none-relu" / "seed-0" / "log.txt").read_text())
         for row in (whole, found):
             for key in ("seconds", "tokens_per_second", "peak_memory_mib", "wall_seconds"):
                 del row["rows"][0]["runs"][0][key]

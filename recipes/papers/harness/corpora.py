@@ -41,7 +41,8 @@ def open_unpacked(path: pathlib.Path) -> BinaryIO:
 
 def fasta_records(path: pathlib.Path) -> Iterator[tuple[bytes, bytes]]:
     """Header lines and sequences."""
-    header, lines = b"", []
+    header = b""
+    lines: list[bytes] = []
     with open_unpacked(path) as file:
         for line in file:
             if line.startswith(b">"):
