@@ -17,10 +17,10 @@ import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "recipes" / "papers"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "recipes" / "papers"))
 from harness import corpora, experiment, results, runs
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = ROOT / "recipes" / "papers" / "run"
 PROGRAM = ""
 
