@@ -36,6 +36,10 @@ def scores(split: dict[str, Any]) -> str:
     return f"{value(split['perplexity'], 2)}, {value(split['accuracy'], 2, 100)} %"
 
 
+def learned(score: dict[str, Any]) -> str:
+    return f"{score['perplexity']:.2f}, {100 * score['accuracy']:.2f} %"
+
+
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
@@ -57,7 +61,9 @@ def trained(rows: list[dict[str, Any]]) -> list[str]:
     done = [row for row in rows if row["mean"]]
     splits = list(done[0]["mean"]["splits"]) if done else []
     bits = next((BITS[key] for key in BITS if done and key in done[0]["mean"]["splits"][splits[0]]), "perplexity, accuracy")
-    header = ["", "parameters", "steps", "tokens/s", "MiB", *[f"{split}: {bits}" for split in splits]]
+    timed = any(row["time_limit"] for row in rows)  # then steps differ, and what training itself says is of interest
+    header = ["", "parameters", "steps", "tokens/s", "MiB", *(["last tenth of training"] if timed else []),
+              *[f"{split}: {bits}" for split in splits]]
     cells = []
     for row in rows:
         name = f"`{row['name']}`"
@@ -69,7 +75,8 @@ def trained(rows: list[dict[str, Any]]) -> list[str]:
             continue
         mean, run = row["mean"], row["runs"][0]
         cells.append([name, f"{row['parameters']:,}", f"{run['steps']:,}", value(mean["tokens_per_second"] | {"standard_error": None}, 0),
-                      f"{mean['peak_memory_mib']['mean']:,.0f}", *[scores(mean["splits"][split]) for split in splits]])
+                      f"{mean['peak_memory_mib']['mean']:,.0f}", *([learned(run["last_tenth"])] if timed else []),
+                      *[scores(mean["splits"][split]) for split in splits]])
     return table(header, cells + (baselines(done[0], splits, len(header)) if done else []))
 
 
