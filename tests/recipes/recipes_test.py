@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of recipes/papers: recipes_test.py PROGRAM WHAT
 
-  harness           choosing records, statistics, curves, what is wrong in rows.toml, an interrupted run that goes on
+  harness           choosing records, statistics, curves, what is wrong in rows.toml, an interrupted run that goes on; tables
   smoke EXPERIMENT  all rows of an experiment for two steps each, on data of the project
   paper             models of the papers' sizes, one step of one sequence each: 36 layers of 1,024 tokens in both directions, 8,192
                     tokens, 12,288 tokens; bfloat16, as their configurations say, with at most 24 GiB
@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "recipes" / "papers"))
+import table
 from harness import corpora, experiment, results, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -133,6 +135,51 @@ class Harness(unittest.TestCase):
         self.assertIn("holds a run with other settings or data", refused.stderr)
 
 
+def trained_run(seed, perplexity):
+    """What a run leaves in results.json, in short."""
+    score = {"accuracy": 0.1, "perplexity": perplexity, "bits_per_token": math.log2(perplexity), "tokens": 7, "unigram": 18.0,
+             "unigram_accuracy": 0.09, "bigram": 17.5, "bigram_accuracy": 0.095}
+    return {"seed": seed, "choice": [], "status": "done", "steps": 40, "parameters": 1234, "tokens": 4000, "seconds": 2.0,
+            "tokens_per_second": 2000.0, "peak_memory_mib": 100.0, "wall_seconds": 3.0, "splits": {"test": score},
+            "curve": [[20, 2000, 1.0, 3.0, 0.05], [40, 4000, 2.0, 2.9, 0.1]],
+            "last_tenth": {"perplexity": 19.0, "accuracy": 0.08, "tokens": 400}}
+
+
+class Tables(unittest.TestCase):
+    def setUp(self):
+        def row(name):
+            return experiment.Row(name, "U", "", "data", ["a.b=c"], 2, [], "", [], [])
+        lost = {"seed": 0, "choice": [], "status": "diverged", "steps": 6, "curve": []}
+        rows = [results.row_json(row("one & two"), [trained_run(0, 16.0), trained_run(1, 17.0)], [], "done", ""),
+                results.row_json(row("three"), [lost], [], "diverged", "")]
+        self.document = {"format": 1, "experiment": "proteins", "title": "A & B", "size": "small", "smoke": False, "complete": True,
+                         "command": "recipes/papers/run proteins", "commit": "abc", "machine": "a machine", "program": {"threads": 2},
+                         "data": {}, "rows": rows}
+
+    def test_tables_tell_means_errors_baselines_and_what_diverged(self):
+        lines, pictures = table.section(self.document, pathlib.Path("x"))
+        self.assertIn("| `one & two` | 1,234 | 40 | 2,000 | 100 | 16.50 ± 0.50, 10.00 ± 0.00 % |", lines)
+        self.assertIn("| `three` | diverged in step 7 |  |  |  |  |", lines)
+        self.assertIn("| bigram |  |  |  |  | 17.50, 9.50 % |", lines)
+        (picture,) = pictures.values()
+        root = xml.etree.ElementTree.fromstring(picture)
+        self.assertEqual(sum(element.tag.endswith("polyline") for element in root.iter()), 2)
+
+    def test_the_document_is_changed_between_its_marks_alone(self):
+        text = "a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n"
+        self.assertEqual(table.update(text, "x", ["new"]), "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb\n")
+        self.assertRaises(SystemExit, table.update, text, "y", ["new"])
+
+    def test_measurements_are_a_line_for_each_kind(self):
+        bench = [{"op": "train", "direction": "causal", "dtype": "bfloat16", "pass": "forward_backward", "kind": kind, "length": length,
+                  "ns": 5.0, "tokens_per_second": 100.0 * length} for kind in ("exact", "favor-relu") for length in (64, 128)]
+        bench[-1] = bench[-1] | {"failure": "differs", "ns": None}
+        lines = table.measured({"name": "n", "summary": "s", "runs": [{"bench": bench}]})
+        self.assertIn("| causal, forward and backward, bfloat16: tokens a second | 64 | 128 |", lines)
+        self.assertIn("| `exact` | 6,400 | 12,800 |", lines)
+        self.assertIn("| `favor-relu` | 6,400 | wrong |", lines)
+
+
 class Smoke(unittest.TestCase):
     name = ""
 
@@ -204,10 +251,10 @@ def main():
     if len(sys.argv) < 3 or sys.argv[2] not in ("harness", "smoke", "paper"):
         sys.exit(__doc__)
     PROGRAM = sys.argv[1]
-    case = {"harness": Harness, "smoke": Smoke, "paper": Paper}[sys.argv[2]]
-    if case is Smoke:
+    cases = {"harness": [Harness, Tables], "smoke": [Smoke], "paper": [Paper]}[sys.argv[2]]
+    if Smoke in cases:
         Smoke.name = sys.argv.pop(3)
-    unittest.main(argv=sys.argv[:1] + sys.argv[3:], defaultTest=case.__name__, verbosity=2)
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:], defaultTest=[case.__name__ for case in cases], verbosity=2)
 
 
 if __name__ == "__main__":
