@@ -37,7 +37,7 @@ TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 OPENMP = re.compile(r'#\s*pragma\s+omp\b|_Pragma\s*\(\s*"omp\b')
 CALL = re.compile(r"^\s*performer_(layer|tests)\(\s*(\w+)([^)]*)\)", re.MULTILINE)
 
-FOLDERS = ("performer", "cli", "tests", "benchmarks", "examples", "scripts", "cmake", ".ci")
+FOLDERS = ("performer", "cli", "tests", "benchmarks", "recipes", "examples", "scripts", "cmake", ".ci")
 CODE = {".cpp", ".h"}
 NEEDS_LICENCE = CODE | {".py", ".sh", ".cmake", ".txt", ""}
 

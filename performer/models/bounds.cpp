@@ -27,7 +27,8 @@ double attention_numbers(const ModelConfig& model, const AttentionConfig& attent
 double position_rows(const ModelConfig& model) {
   if (model.positions == "learned") return static_cast<double>(model.max_length);
   if (model.positions != "axial") return 0;
-  const std::vector<int64_t> shape = nn::default_axial_shape(model.max_length);
+  const std::vector<int64_t> shape =
+      nn::axial_shape(model.max_length, nn::parse_axial_axes(model.axial_axes));
   return static_cast<double>(std::accumulate(shape.begin(), shape.end(), int64_t{0}));
 }
 

@@ -29,7 +29,9 @@ LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionCo
     learned_positions_ = register_parameter("positions", table);
   } else if (model.positions == "axial") {
     axial_positions_ = register_module(
-        "axial_positions", nn::AxialPositions(nn::default_axial_shape(model.max_length), model.width));
+        "axial_positions",
+        nn::AxialPositions(nn::axial_shape(model.max_length, nn::parse_axial_axes(model.axial_axes)),
+                           model.width));
   }
   const auto shared = std::make_shared<nn::SharedWeights>();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
@@ -94,7 +96,7 @@ at::Tensor LanguageModelImpl::embed(const at::Tensor& tokens, const at::Tensor& 
   if (model_.positions == "learned") {
     x = x + at::embedding(learned_positions_, positions);
   } else if (axial_positions_) {
-    x = x + at::embedding(axial_positions_->table(), positions);
+    x = x + axial_positions_->rows(positions);
   } else if (model_.positions == "sinusoidal") {
     x = x + nn::sinusoids(positions, model_.width).to(x.scalar_type());
   }

@@ -9,6 +9,7 @@
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/nn/position_embeddings.h"
 
 namespace performer {
 namespace {
@@ -26,6 +27,7 @@ void validate_model(const ModelConfig& model) {
   check_size("model.head_size", model.head_size, 0);
   check_size("model.ffn", model.ffn);
   check_size("model.max_length", model.max_length);
+  nn::parse_axial_axes(model.axial_axes);
   check<UsageError>(
       model.head_size > 0 || model.width % model.heads == 0,
       "model.width ({}) must be divisible by model.heads ({}); change one of them or set model.head_size",

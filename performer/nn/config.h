@@ -76,6 +76,7 @@ struct ModelConfig {
   std::string norm = "pre";
   double norm_epsilon = 1e-6;
   std::string positions = "rotary";
+  std::string axial_axes = "64";
   std::string activation = "gelu-tanh";
   double dropout = 0.1;
   bool attention_bias = false;
@@ -98,8 +99,11 @@ struct ModelConfig {
     visit("norm", self.norm, "pre or post: where the layer norms stand", Choices{"pre", "post"});
     visit("norm_epsilon", self.norm_epsilon, "added to the variance in layer norms");
     visit("positions", self.positions,
-          "rotary, sinusoidal, learned, axial (learned, as a sum of two smaller tables), or none",
+          "rotary, sinusoidal, learned, axial (learned, as a sum of smaller tables), or none",
           Choices{"rotary", "sinusoidal", "learned", "axial", "none"});
+    visit("axial_axes", self.axial_axes,
+          "axial positions: sizes of the axes behind the first, which is as long as max_length needs; 64x3 "
+          "for images of width 64 with three channels");
     visit("activation", self.activation, "gelu-tanh, gelu or relu", Choices{"gelu-tanh", "gelu", "relu"});
     visit("dropout", self.dropout,
           "after the embedding, the attention output and twice in the feed-forward part");

@@ -4,7 +4,13 @@
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
 #include "performer/base/error.h"
+#include "performer/base/numbers.h"
+#include "performer/nn/config.h"
 #include "performer/nn/positions.h"
 
 namespace performer::nn {
@@ -28,7 +34,8 @@ at::Tensor LearnedPositionsImpl::forward(int64_t length) {
   return weight_.narrow(0, 0, length);
 }
 
-AxialPositionsImpl::AxialPositionsImpl(const std::vector<int64_t>& shape, int64_t dim) : dim_(dim) {
+AxialPositionsImpl::AxialPositionsImpl(const std::vector<int64_t>& shape, int64_t dim)
+    : dim_(dim), shape_(shape) {
   check<UsageError>(!shape.empty(), "axial positions need a shape, for example (ceil(length / 64), 64)");
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     check<UsageError>(shape[axis] >= 1, "axial positions of shape ({}): every size must be at least 1",
@@ -55,8 +62,43 @@ at::Tensor AxialPositionsImpl::table() const {
   return sum.reshape({max_length_, dim_});
 }
 
-std::vector<int64_t> default_axial_shape(int64_t max_length) {
-  return {(max_length + 63) / 64, 64};
+at::Tensor AxialPositionsImpl::rows(const at::Tensor& positions) const {
+  std::vector<at::Tensor> digits;  // from the last axis, which runs fastest, to the first
+  at::Tensor rest = positions;
+  for (size_t axis = shape_.size(); axis-- > 1;) {
+    digits.push_back(at::remainder(rest, shape_[axis]));
+    rest = at::div(rest, shape_[axis], "floor");
+  }
+  digits.push_back(rest);
+  at::Tensor sum;
+  for (size_t axis = 0; axis < shape_.size(); ++axis) {
+    const at::Tensor row =
+        at::embedding(weights_[axis].view({shape_[axis], dim_}), digits[shape_.size() - 1 - axis]);
+    sum = axis == 0 ? row : sum + row;
+  }
+  return sum;
+}
+
+std::vector<int64_t> parse_axial_axes(const std::string& text) {
+  std::vector<int64_t> axes;
+  int64_t product = 1;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find('x', begin), text.size());
+    axes.push_back(parse_whole("model.axial_axes (sizes such as 64x3)", text.substr(begin, end - begin),
+                               {.least = 1, .most = kLargestSize}));
+    product *= axes.back();
+    check<UsageError>(product <= kLargestSize, "model.axial_axes = {} has more than {} positions", text,
+                      kLargestSize);
+    begin = end + 1;
+  }
+  return axes;
+}
+
+std::vector<int64_t> axial_shape(int64_t max_length, const std::vector<int64_t>& axes) {
+  const int64_t inner = std::accumulate(axes.begin(), axes.end(), int64_t{1}, std::multiplies<>());
+  std::vector<int64_t> shape{(max_length + inner - 1) / inner};
+  shape.insert(shape.end(), axes.begin(), axes.end());
+  return shape;
 }
 
 }  // namespace performer::nn

@@ -5,6 +5,7 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace performer::nn {
@@ -34,15 +35,23 @@ class AxialPositionsImpl : public torch::nn::Module {
   AxialPositionsImpl(const std::vector<int64_t>& shape, int64_t dim);
   at::Tensor forward(int64_t length);  // [length, dim]; UsageError beyond product(shape)
   at::Tensor table() const;            // [product(shape), dim]
+  // The rows of `positions` (int64, any shape S, each in [0, product(shape))): [S..., dim].
+  at::Tensor rows(const at::Tensor& positions) const;
   int64_t max_length() const { return max_length_; }
 
  private:
   int64_t max_length_ = 1, dim_;
+  std::vector<int64_t> shape_;
   std::vector<at::Tensor> weights_;
 };
 TORCH_MODULE(AxialPositions);
 
-// performer-pytorch's shape when none is given: (ceil(max_length / 64), 64).
-std::vector<int64_t> default_axial_shape(int64_t max_length);
+// The sizes that model.axial_axes names, such as 64x3. Throws UsageError for what is none, and for more than
+// kLargestSize positions in all.
+std::vector<int64_t> parse_axial_axes(const std::string& text);
+// The shape that covers `max_length` positions with the given axes behind the first, which is as long as it
+// must be: (ceil(max_length / product(axes)), axes...). performer-pytorch's, when none is given, has axes
+// {64}.
+std::vector<int64_t> axial_shape(int64_t max_length, const std::vector<int64_t>& axes = {64});
 
 }  // namespace performer::nn

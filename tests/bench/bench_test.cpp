@@ -182,6 +182,12 @@ TEST(BenchTrain, AllKindsAgreeWithTheModelInDouble) {
   EXPECT_THAT(to_text(report), HasSubstr("of identity+qk"));
 }
 
+TEST(BenchTrain, MakesKindsOfAFixedLengthForTheRow) {
+  Request request = small_request("train");
+  request.kinds = {"linformer"}, request.directions = {"bidirectional"}, request.lengths = {24, 1500};
+  for (const Row& row : run(request).rows) EXPECT_TRUE(row.timed()) << row.length << " " << row.failure;
+}
+
 TEST(BenchRequest, NamesWhatIsWrong) {
   const auto failure = [](auto&& change) {
     Request request;

@@ -95,6 +95,10 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Parts{"reversible", [](auto& m, auto&) { m.reversible = true; }},
                       Parts{"token_shift", [](auto& m, auto&) { m.token_shift = true; }},
                       Parts{"axial", [](auto& m, auto&) { m.positions = "axial", m.max_length = 100; }},
+                      Parts{"axial_of_images",
+                            [](auto& m, auto&) {
+                              m.positions = "axial", m.max_length = 44, m.axial_axes = "5x3";
+                            }},
                       Parts{"local_heads", [](auto&, auto& a) { a.local_heads = 1, a.local_window = 8; }},
                       Parts{"begin_kernel", [](auto&, auto& a) { a.begin_kernel = 9; }},
                       Parts{"reformer",

@@ -40,13 +40,24 @@ TEST(AxialPositions, SumARowOfEachDigit) {
     EXPECT_TRUE(at::allclose(y[position], expected)) << position;
   }
   EXPECT_EQ(positions->max_length(), 12);
+  const at::Tensor places = at::arange(11, -1, -1).view({3, 4});
+  EXPECT_TRUE(at::equal(positions->rows(places), at::embedding(positions->table(), places)));
   EXPECT_THROW(positions(13), UsageError);
   EXPECT_THROW(AxialPositions(std::vector<int64_t>{3, 0}, 4), UsageError);
 }
 
-TEST(AxialPositions, DefaultShapeCoversTheLength) {
-  EXPECT_EQ(default_axial_shape(64), (std::vector<int64_t>{1, 64}));
-  EXPECT_EQ(default_axial_shape(65), (std::vector<int64_t>{2, 64}));
+TEST(AxialPositions, ShapeCoversTheLength) {
+  EXPECT_EQ(axial_shape(64), (std::vector<int64_t>{1, 64}));
+  EXPECT_EQ(axial_shape(65), (std::vector<int64_t>{2, 64}));
+  EXPECT_EQ(axial_shape(12288, {64, 3}), (std::vector<int64_t>{64, 64, 3}));
+  EXPECT_EQ(axial_shape(12289, {64, 3}), (std::vector<int64_t>{65, 64, 3}));
+}
+
+TEST(AxialPositions, AxesAreReadFromText) {
+  EXPECT_EQ(parse_axial_axes("64x3"), (std::vector<int64_t>{64, 3}));
+  EXPECT_EQ(parse_axial_axes("7"), (std::vector<int64_t>{7}));
+  for (const char* wrong : {"", "x", "64x", "0", "64x-1", "5000x5000"})
+    EXPECT_THROW(parse_axial_axes(wrong), UsageError) << wrong;
 }
 
 }  // namespace

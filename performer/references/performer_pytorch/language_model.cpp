@@ -45,7 +45,7 @@ PerformerLMImpl::PerformerLMImpl(const PerformerLMOptions& options) : options_(o
         register_module("learned_positions", nn::LearnedPositions(options.max_length, stack.dim));
   } else if (options.positions == "axial") {
     const auto shape =
-        options.axial_shape.empty() ? nn::default_axial_shape(options.max_length) : options.axial_shape;
+        options.axial_shape.empty() ? nn::axial_shape(options.max_length) : options.axial_shape;
     axial_positions_ = register_module("axial_positions", nn::AxialPositions(shape, stack.dim));
   }
   stack_ = register_module("stack", PerformerStack(stack));
