@@ -13,6 +13,7 @@ using Action = std::function<void()>;
 Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
+Action embed_command(CLI::App& app);
 Action generate_command(CLI::App& app);
 Action approx_command(CLI::App& app);
 Action bench_command(CLI::App& app);

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "performer/base/error.h"
+#include "performer/infer/packing.h"
 
 namespace performer {
 
@@ -20,24 +21,6 @@ double SequenceScore::mean() const {
 }
 
 namespace {
-
-// Segments side by side that never see each other.
-struct Packing {
-  std::vector<int64_t> tokens, positions, bounds = {0};
-
-  void add(int64_t token) {
-    positions.push_back(static_cast<int64_t>(tokens.size()) - bounds.back());
-    tokens.push_back(token);
-  }
-  void end_segment() { bounds.push_back(static_cast<int64_t>(tokens.size())); }
-
-  SequenceBatch batch() const {
-    return {.tokens = at::tensor(tokens, at::kLong).unsqueeze(0),
-            .positions = at::tensor(positions, at::kLong).unsqueeze(0),
-            .key_mask = std::nullopt,
-            .cu_seqlens = at::tensor(bounds, at::kLong)};
-  }
-};
 
 // log p(targets[i]) at place places[i] of the packed batch.
 std::vector<float> log_probabilities(LanguageModel& model, const Packing& packing,
