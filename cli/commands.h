@@ -14,6 +14,7 @@ Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
 Action embed_command(CLI::App& app);
+Action variants_command(CLI::App& app);
 Action generate_command(CLI::App& app);
 Action approx_command(CLI::App& app);
 Action bench_command(CLI::App& app);

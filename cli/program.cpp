@@ -33,6 +33,8 @@ constexpr Command kCommands[] = {
     {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
     {"score", "log-likelihoods of sequences, whole or token by token", score_command},
     {"embed", "embeddings of sequences of any length, pooled or token by token", embed_command},
+    {"variants", "effects of substitutions, insertions and deletions, beside measured ones",
+     variants_command},
     {"generate", "sample new sequences from a causal model", generate_command},
     {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
      approx_command},

@@ -7,8 +7,12 @@
 #include <cmath>
 #include <limits>
 
+#include "performer/studies/svg.h"
+
 namespace performer::studies {
 namespace {
+
+using svg::begin, svg::escape, svg::line, svg::text_at;
 
 constexpr double kWidth = 840, kHeight = 520;
 constexpr double kLeft = 70, kRight = 230, kTop = 46, kBottom = 56;  // the legend stands on the right
@@ -16,29 +20,6 @@ constexpr double kLeft = 70, kRight = 230, kTop = 46, kBottom = 56;  // the lege
 // Colours that differ for most kinds of colour blindness (Okabe and Ito 2008), reused with other marks.
 constexpr const char* kColours[] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                     "#56B4E9", "#E69F00", "#000000"};
-
-std::string escape(const std::string& text) {
-  std::string safe;
-  for (const char letter : text) {
-    switch (letter) {
-      case '&':
-        safe += "&amp;";
-        break;
-      case '<':
-        safe += "&lt;";
-        break;
-      case '>':
-        safe += "&gt;";
-        break;
-      case '"':
-        safe += "&quot;";
-        break;
-      default:
-        safe += letter;
-    }
-  }
-  return safe;
-}
 
 // One axis: values to places, and where the ticks stand.
 class Axis {
@@ -94,15 +75,6 @@ class Axis {
   double low_ = std::numeric_limits<double>::infinity(), high_ = -std::numeric_limits<double>::infinity();
 };
 
-std::string line(double x1, double y1, double x2, double y2, const char* style) {
-  return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" {}/>\n", x1, y1, x2, y2,
-                     style);
-}
-
-std::string text_at(double x, double y, const std::string& text, const char* style) {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" {}>{}</text>\n", x, y, style, escape(text));
-}
-
 std::string draw_series(const ChartSeries& series, size_t index, const Axis& x, const Axis& y) {
   const char* colour = kColours[index % std::size(kColours)];
   const bool hollow = index >= std::size(kColours);
@@ -147,32 +119,29 @@ std::string to_svg(const Chart& chart) {
   }
   x.settle();
   y.settle();
-  std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" "
-      "font-family=\"sans-serif\" role=\"img\">\n<title>{2}</title>\n<rect width=\"{0}\" height=\"{1}\" "
-      "fill=\"white\"/>\n",
-      kWidth, kHeight, escape(chart.title));
-  svg += text_at(kLeft, 26, chart.title, "font-size=\"15\" font-weight=\"bold\"");
+  std::string picture = begin(kWidth, kHeight, chart.title);
+  picture += text_at(kLeft, 26, chart.title, "font-size=\"15\" font-weight=\"bold\"");
   for (const double tick : x.ticks()) {
-    svg += line(x.place(tick), kTop, x.place(tick), kHeight - kBottom, "stroke=\"#e0e0e0\"");
-    svg += text_at(x.place(tick), kHeight - kBottom + 18, fmt::format("{:g}", tick),
-                   "font-size=\"11\" text-anchor=\"middle\"");
+    picture += line(x.place(tick), kTop, x.place(tick), kHeight - kBottom, "stroke=\"#e0e0e0\"");
+    picture += text_at(x.place(tick), kHeight - kBottom + 18, fmt::format("{:g}", tick),
+                       "font-size=\"11\" text-anchor=\"middle\"");
   }
   for (const double tick : y.ticks()) {
-    svg += line(kLeft, y.place(tick), kWidth - kRight, y.place(tick), "stroke=\"#e0e0e0\"");
-    svg += text_at(kLeft - 8, y.place(tick) + 4, fmt::format("{:g}", tick),
-                   "font-size=\"11\" text-anchor=\"end\"");
+    picture += line(kLeft, y.place(tick), kWidth - kRight, y.place(tick), "stroke=\"#e0e0e0\"");
+    picture += text_at(kLeft - 8, y.place(tick) + 4, fmt::format("{:g}", tick),
+                       "font-size=\"11\" text-anchor=\"end\"");
   }
-  svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>\n",
-                     kLeft, kTop, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
-  svg += text_at((kLeft + kWidth - kRight) / 2, kHeight - 14, chart.x_label,
-                 "font-size=\"13\" text-anchor=\"middle\"");
-  svg += fmt::format(
+  picture +=
+      fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>\n",
+                  kLeft, kTop, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
+  picture += text_at((kLeft + kWidth - kRight) / 2, kHeight - 14, chart.x_label,
+                     "font-size=\"13\" text-anchor=\"middle\"");
+  picture += fmt::format(
       "<text transform=\"translate(18 {:.1f}) rotate(-90)\" font-size=\"13\" "
       "text-anchor=\"middle\">{}</text>\n",
       (kTop + kHeight - kBottom) / 2, escape(chart.y_label));
-  for (size_t i = 0; i < chart.series.size(); ++i) svg += draw_series(chart.series[i], i, x, y);
-  return svg + "</svg>\n";
+  for (size_t i = 0; i < chart.series.size(); ++i) picture += draw_series(chart.series[i], i, x, y);
+  return picture + "</svg>\n";
 }
 
 }  // namespace performer::studies
