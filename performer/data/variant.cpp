@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <utility>
 
 #include "performer/base/error.h"
 
@@ -217,7 +218,8 @@ Range range_of(const Edit& edit) {
 }
 
 void sort_edits(std::vector<Edit>& edits, std::string_view text) {
-  std::ranges::stable_sort(edits, {}, [](const Edit& edit) { return range_of(edit).begin; });
+  std::ranges::stable_sort(
+      edits, {}, [](const Edit& edit) { return std::pair(range_of(edit).begin, range_of(edit).end); });
   for (size_t i = 0; i + 1 < edits.size(); ++i) {
     const Range one = range_of(edits[i]), next = range_of(edits[i + 1]);
     check<InputError>(
