@@ -104,7 +104,7 @@ void run(EmbedOptions options) {
   file.finish();
 }
 
-constexpr const char* kFooter =
+constexpr const char* kEmbedFooter =
     "One array holds all sequences, [rows, width] or, of several layers, [rows, layers, width]; OUT.tsv says "
     "which\n"
     "rows are whose: row (from 0), id, length, rows. In .safetensors and .npz it is called 'embeddings'; "
@@ -151,7 +151,7 @@ Action embed_command(CLI::App& app) {
                "longest sequence, in tokens, for models that cannot read in chunks: memory grows with it",
                {.least = 1});
   options->common.add_to(app);
-  app.footer(kFooter);
+  app.footer(kEmbedFooter);
   return [options] { run(*options); };
 }
 

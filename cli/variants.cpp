@@ -224,7 +224,7 @@ void run(const VariantsOptions& options) {
   if (!table.measured_name.empty()) tell_spearman(table, results, options.output == "-");
 }
 
-constexpr const char* kFooter =
+constexpr const char* kVariantsFooter =
     "Variants: A24P, A24P:G30D, A24del, K23_L24insR, A3_S5dup, C28_L30delinsWV, W24* and the same as HGVS "
     "has it,\n"
     "p.Ala24Pro, p.(Ala24Pro), p.Gly30del, p.Lys23_Leu24insArg; or the whole changed sequence "
@@ -279,7 +279,7 @@ Action variants_command(CLI::App& app) {
                {.least = -(int64_t{1} << 40), .most = int64_t{1} << 40});
   app.add_option("--heatmap", options->heat_map, "picture of positions by residues (SVG)")->type_name("FILE");
   options->common.add_to(app);
-  app.footer(kFooter);
+  app.footer(kVariantsFooter);
   return [options] { run(*options); };
 }
 

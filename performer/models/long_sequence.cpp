@@ -53,7 +53,7 @@ class ChunkedPass {
 
   // All chunks of a layer, then the next layer.
   void layer_by_layer() {
-    const at::Tensor& weight = model_->blocks().front()->parameters().front();
+    const at::Tensor weight = model_->blocks().front()->parameters().front();
     ActivationStore store(length_, model_->model_config().width, request_.temporary_folder);
     for_each_chunk([&](int64_t first, int64_t count) {
       const at::Tensor places = positions(first, count);

@@ -20,7 +20,7 @@ TextTable parse(const std::string& text, bool header = true) {
 }
 
 std::string refused(const std::string& text) {
-  return test::error_of<InputError>([&] { parse(text); });
+  return performer::test::error_of<InputError>([&] { parse(text); });
 }
 
 TEST(TextTable, ReadsCommasTabsQuotesAndLineEnds) {

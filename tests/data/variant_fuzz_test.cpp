@@ -20,19 +20,20 @@ TEST(VariantFuzz, SurvivesTextsOfTheirParts) {
   for (int round = 0; round < 20000; ++round) {
     std::string text;
     for (uint64_t left = 1 + draws.below(9); left > 0; --left) text += parts[draws.below(parts.size())];
-    fuzz::run(fuzz_variant, text);
+    performer::fuzz::run(fuzz_variant, text);
   }
 }
 
 TEST(VariantFuzz, SurvivesDamagedTables) {
-  fuzz::run_damaged(fuzz_variant,
-                    {"mutant,DMS_score\nA4P:Y5D,0.5\n\"K2_T3insGS\",NA\r\n",
-                     "hgvs_pro\tx\np.(Lys2_Ala4delinsTrp)\t1\n", "p.[Ala4Pro;Tyr5Asp]", "K2_A4dup:Y5*"},
-                    1500, std::string_view(",\t\"\n\rA4_:;p.()[]*\0", 19));
+  performer::fuzz::run_damaged(
+      fuzz_variant,
+      {"mutant,DMS_score\nA4P:Y5D,0.5\n\"K2_T3insGS\",NA\r\n", "hgvs_pro\tx\np.(Lys2_Ala4delinsTrp)\t1\n",
+       "p.[Ala4Pro;Tyr5Asp]", "K2_A4dup:Y5*"},
+      1500, std::string_view(",\t\"\n\rA4_:;p.()[]*\0", 19));
 }
 
 TEST(VariantFuzz, SurvivesItsCorpus) {
-  fuzz::run_corpus(fuzz_variant, "variant");
+  performer::fuzz::run_corpus(fuzz_variant, "variant");
 }
 
 }  // namespace

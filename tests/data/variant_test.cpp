@@ -24,7 +24,7 @@ std::string changed(const std::string& variant, int64_t offset = 0) {
 }
 
 std::string refused(const std::string& variant, int64_t offset = 0) {
-  return test::error_of<InputError>([&] { changed(variant, offset); });
+  return performer::test::error_of<InputError>([&] { changed(variant, offset); });
 }
 
 TEST(Variants, AreReadInTheNotationsOfTheField) {
@@ -81,7 +81,7 @@ TEST(Variants, ThatDoNotFitSayWhatWasExpectedAndFound) {
   EXPECT_THAT(refused("A40P"), AllOf(HasSubstr("position 40"), HasSubstr("1 to 10")));
   const Vocabulary dna = Vocabulary::dna();
   const std::vector<Token> acgt = dna.encode("ACGT");
-  EXPECT_THAT(test::error_of<InputError>([&] { check_edits(parse_variant("A1P"), acgt, dna, 0); }),
+  EXPECT_THAT(performer::test::error_of<InputError>([&] { check_edits(parse_variant("A1P"), acgt, dna, 0); }),
               HasSubstr("'P' is no symbol of the vocabulary dna"));
 }
 
