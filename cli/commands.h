@@ -13,6 +13,8 @@ using Action = std::function<void()>;
 Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
+Action embed_command(CLI::App& app);
+Action variants_command(CLI::App& app);
 Action generate_command(CLI::App& app);
 Action approx_command(CLI::App& app);
 Action attention_command(CLI::App& app);

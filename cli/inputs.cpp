@@ -139,11 +139,14 @@ void check_model_inputs(const std::vector<std::string>& inputs, const ModelFolde
   data::list_inputs(inputs);  // one that can be read only once is not given twice
 }
 
-void check_lengths(const std::vector<std::string>& inputs, const ModelFolder& folder) {
+int64_t scoring_markers(const ModelFolder& folder) {
+  return folder.model->model_config().objective == "causal" ? 0 : 2;
+}
+
+void check_lengths(const std::vector<std::string>& inputs, const ModelFolder& folder, int64_t markers) {
   const ModelConfig& config = folder.model->model_config();
   if (!limits_length(config)) return;
   const data::ReadProgress progress = tell_reading();
-  const int64_t markers = config.objective == "causal" ? 0 : 2;  // what scoring reads beyond the sequence
   for (const std::string& input : inputs) {
     if (!data::can_be_read_twice(input)) continue;
     const auto reader = data::open_reader(std::vector{input}, folder.data, folder.vocabulary, progress);

@@ -29,8 +29,10 @@ ModelFolder load_model_before(const std::string& model, const std::vector<std::s
 void check_model_inputs(const std::vector<std::string>& inputs, const ModelFolder& folder);
 
 // Throws InputError for the first sequence that is longer than the model's positions cover (learned and axial
-// ones), before any is worked on. Inputs that can be read only once are left to who reads them.
-void check_lengths(const std::vector<std::string>& inputs, const ModelFolder& folder);
+// ones), before any is worked on. Inputs that can be read only once are left to who reads them. `markers` are
+// the tokens that are read beside a sequence's own.
+void check_lengths(const std::vector<std::string>& inputs, const ModelFolder& folder, int64_t markers);
+int64_t scoring_markers(const ModelFolder& folder);  // what scoring reads
 // The same for an evaluation, which reads the markers too.
 void check_lengths(const data::Corpus& corpus, const ModelFolder& folder);
 

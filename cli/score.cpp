@@ -106,7 +106,7 @@ void run(const ScoreOptions& options) {
   Output out(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
   check_model_inputs(options.files, folder);
-  check_lengths(options.files, folder);
+  check_lengths(options.files, folder, scoring_markers(folder));
   WorkDone work(options.files, folder);
   bool first = true;
   for (const std::string& file : options.files) {

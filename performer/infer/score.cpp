@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/infer/score.h"
 
-#include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "performer/base/error.h"
+#include "performer/infer/likelihood.h"
 
 namespace performer {
 
@@ -18,89 +18,6 @@ double SequenceScore::total() const {
 double SequenceScore::mean() const {
   return log_probabilities.empty() ? 0 : total() / static_cast<double>(log_probabilities.size());
 }
-
-namespace {
-
-// Segments side by side that never see each other.
-struct Packing {
-  std::vector<int64_t> tokens, positions, bounds = {0};
-
-  void add(int64_t token) {
-    positions.push_back(static_cast<int64_t>(tokens.size()) - bounds.back());
-    tokens.push_back(token);
-  }
-  void end_segment() { bounds.push_back(static_cast<int64_t>(tokens.size())); }
-
-  SequenceBatch batch() const {
-    return {.tokens = at::tensor(tokens, at::kLong).unsqueeze(0),
-            .positions = at::tensor(positions, at::kLong).unsqueeze(0),
-            .key_mask = std::nullopt,
-            .cu_seqlens = at::tensor(bounds, at::kLong)};
-  }
-};
-
-// log p(targets[i]) at place places[i] of the packed batch.
-std::vector<float> log_probabilities(LanguageModel& model, const Packing& packing,
-                                     const std::vector<int64_t>& places,
-                                     const std::vector<int64_t>& targets) {
-  const at::Tensor logits = model->forward(packing.batch())[0].index_select(0, at::tensor(places, at::kLong));
-  const at::Tensor chosen = at::log_softmax(logits, -1, at::kFloat)
-                                .gather(1, at::tensor(targets, at::kLong).unsqueeze(1))
-                                .squeeze(1)
-                                .contiguous();
-  const float* values = chosen.data_ptr<float>();
-  return {values, values + chosen.numel()};
-}
-
-// Scores all sequences of `group` in one forward pass: inputs start marker, x1 .. x(n-1), targets x1 .. xn.
-void score_causal(LanguageModel& model, const data::Vocabulary& vocabulary,
-                  std::vector<SequenceScore>& group) {
-  Packing packing;
-  std::vector<int64_t> targets;
-  for (const SequenceScore& sequence : group) {
-    int64_t previous = vocabulary.bos();
-    for (const data::Token token : sequence.tokens) {
-      packing.add(previous);
-      targets.push_back(token);
-      previous = token;
-    }
-    packing.end_segment();
-  }
-  std::vector<int64_t> places(targets.size());
-  std::iota(places.begin(), places.end(), int64_t{0});
-  const std::vector<float> values = log_probabilities(model, packing, places, targets);
-  auto from = values.begin();
-  for (SequenceScore& sequence : group) {
-    const auto to = from + static_cast<int64_t>(sequence.tokens.size());
-    sequence.log_probabilities.assign(from, to);
-    from = to;
-  }
-}
-
-// Copies of one sequence between its markers, each with one token hidden, as many a pass as batch_tokens
-// allow.
-void score_masked(LanguageModel& model, const data::Vocabulary& vocabulary, SequenceScore& sequence,
-                  int64_t batch_tokens, const std::function<void(const ScoreProgress&)>& progress) {
-  const auto length = static_cast<int64_t>(sequence.tokens.size());
-  const int64_t copies = std::max<int64_t>(1, batch_tokens / (length + 2));
-  for (int64_t first = 0; first < length; first += copies) {
-    Packing packing;
-    std::vector<int64_t> places, targets;
-    for (int64_t hidden = first; hidden < std::min(first + copies, length); ++hidden) {
-      places.push_back(packing.bounds.back() + 1 + hidden);
-      targets.push_back(sequence.tokens[hidden]);
-      packing.add(vocabulary.bos());
-      for (int64_t i = 0; i < length; ++i) packing.add(i == hidden ? vocabulary.mask() : sequence.tokens[i]);
-      packing.add(vocabulary.eos());
-      packing.end_segment();
-    }
-    const std::vector<float> values = log_probabilities(model, packing, places, targets);
-    sequence.log_probabilities.insert(sequence.log_probabilities.end(), values.begin(), values.end());
-    if (progress) progress({sequence.id, std::ssize(sequence.log_probabilities), length});
-  }
-}
-
-}  // namespace
 
 data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::string& source,
                        int64_t batch_tokens, const std::function<void(const SequenceScore&)>& sink,
@@ -121,9 +38,17 @@ data::ReadReport score(LanguageModel& model, data::Reader& reader, const std::st
   const auto flush = [&] {
     if (group.empty()) return;
     if (causal) {
-      score_causal(model, vocabulary, group);
+      TokenSequences sequences;
+      for (const SequenceScore& sequence : group) sequences.push_back(&sequence.tokens);
+      std::vector<std::vector<float>> values = causal_log_probabilities(model, vocabulary, sequences);
+      for (size_t i = 0; i < group.size(); ++i) group[i].log_probabilities = std::move(values[i]);
     } else {
-      for (SequenceScore& sequence : group) score_masked(model, vocabulary, sequence, batch_tokens, progress);
+      for (SequenceScore& sequence : group) {
+        sequence.log_probabilities =
+            masked_log_probabilities(model, vocabulary, sequence.tokens, batch_tokens, [&](int64_t done) {
+              if (progress) progress({sequence.id, done, std::ssize(sequence.tokens)});
+            });
+      }
     }
     for (const SequenceScore& sequence : group) sink(sequence);
     group.clear();

@@ -236,26 +236,41 @@ DecodeState LanguageModelImpl::begin(int64_t batch_size, const nn::Context* cont
   return state;
 }
 
-at::Tensor LanguageModelImpl::step(const at::Tensor& tokens, DecodeState& state) const {
+// Of one token of each sequence, [B] -> [B, width], or of several, [B, T] -> [B, T, width].
+at::Tensor LanguageModelImpl::next_hidden(const at::Tensor& tokens, DecodeState& state,
+                                          std::vector<at::Tensor>* layers) const {
   const at::NoGradGuard no_grad;
   check<UsageError>(state.blocks.size() == blocks_.size(),
                     "the decode state has {} layers, the model {}: make it with begin()", state.blocks.size(),
                     blocks_.size());
-  const at::Tensor table = rotary(state.positions.unsqueeze(1));
-  at::Tensor x = embed(tokens, state.positions);
-  if (model_.reversible) {
-    nn::Streams streams{x, x};
-    for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-      blocks_[layer]->step_reversible(streams, state.positions, state.blocks[layer], table);
+  const int64_t count = tokens.dim() == 1 ? 1 : tokens.size(1);
+  const at::Tensor places = state.positions.unsqueeze(1) + at::arange(count, state.positions.options());
+  const at::Tensor table = rotary(places), positions = tokens.dim() == 1 ? state.positions : places;
+  at::Tensor x = embed(tokens, positions);
+  if (layers != nullptr) *layers = {x};
+  nn::Streams streams{x, x};  // of reversible layers
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    if (model_.reversible) {
+      blocks_[layer]->step_reversible(streams, positions, state.blocks[layer], table);
+      x = streams.first + streams.second;
+    } else {
+      x = blocks_[layer]->step(x, positions, state.blocks[layer], table);
     }
-    x = streams.first + streams.second;
-  } else {
-    for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-      x = blocks_[layer]->step(x, state.positions, state.blocks[layer], table);
-    }
+    if (layers != nullptr) layers->push_back(x);
   }
-  state.positions = state.positions + 1;
-  return logits(normalized(x));
+  state.positions = state.positions + count;
+  return normalized(x);
+}
+
+at::Tensor LanguageModelImpl::step(const at::Tensor& tokens, DecodeState& state) const {
+  const at::NoGradGuard no_grad;
+  return logits(next_hidden(tokens, state, nullptr));
+}
+
+at::Tensor LanguageModelImpl::advance(const at::Tensor& tokens, DecodeState& state,
+                                      std::vector<at::Tensor>* layers) const {
+  check<UsageError>(tokens.dim() == 2, "advance() takes tokens [B, T], not {} dimensions", tokens.dim());
+  return next_hidden(tokens, state, layers);
 }
 
 void LanguageModelImpl::redraw(int64_t index) {

@@ -72,8 +72,22 @@ class LanguageModelImpl : public torch::nn::Module {
   // model. A state begun before a redraw or an optimizer step keeps the projections of its beginning.
   DecodeState begin(int64_t batch_size, const nn::Context* context = nullptr) const;
   at::Tensor step(const at::Tensor& tokens, DecodeState& state) const;
-  bool streams() const;  // whether begin() and step() are possible
+  // The next T tokens of each sequence at once, [B, T] int64 -> final-norm output [B, T, width]: what
+  // hidden() has at these places, up to rounding. `layers`, unless null, becomes the embedding and the output
+  // of each block.
+  at::Tensor advance(const at::Tensor& tokens, DecodeState& state,
+                     std::vector<at::Tensor>* layers = nullptr) const;
+  bool streams() const;  // whether begin(), step() and advance() are possible
   bool chunks() const;   // whether forward_chunk() is possible
+
+  // The parts, for those who go through the layers themselves (models/long_sequence.h). embed() is the
+  // blocks' input [B, T, width], rotary() as in SequenceBatch and undefined for other positions, normalized()
+  // the final norm.
+  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions,
+                   const ops::TokenWindow* window = nullptr) const;
+  at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2]
+  const std::vector<nn::Block>& blocks() const { return blocks_; }
+  at::Tensor normalized(const at::Tensor& x) const;
 
   // Draw number `index` of every layer's projection; called at optimizer-step boundaries only.
   void redraw(int64_t index);
@@ -99,9 +113,6 @@ class LanguageModelImpl : public torch::nn::Module {
  private:
   void initialize();
   void check_batch(const at::Tensor& tokens, const at::Tensor& positions) const;
-  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions,
-                   const ops::TokenWindow* window = nullptr) const;
-  at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2], undefined for other positions
   SequenceBatch with_rotary(SequenceBatch batch) const;
   at::Tensor run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch,
                        const nn::Context* context);
@@ -110,7 +121,7 @@ class LanguageModelImpl : public torch::nn::Module {
   at::Tensor through_reversible_blocks(const at::Tensor& x, const SequenceBatch& batch,
                                        std::vector<at::Tensor>* outputs);
   void check_context(const nn::Context* context) const;
-  at::Tensor normalized(const at::Tensor& x) const;
+  at::Tensor next_hidden(const at::Tensor& tokens, DecodeState& state, std::vector<at::Tensor>* layers) const;
   at::Tensor logits(const at::Tensor& hidden) const;
 
   ModelConfig model_;

@@ -153,6 +153,20 @@ at::Tensor copy_tensor(const Entry& entry, std::span<const std::byte> data, cons
   return tensor;
 }
 
+// The header as it stands in a file, behind its size. `source` names the file in messages.
+std::string packed_header(const json& header, const std::string& source) {
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception& error) {
+    throw Error(
+        fmt::format("cannot write {}: a name or metadata text is not UTF-8 ({})", source, error.what()));
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts at a multiple of eight bytes
+  const uint64_t size = text.size();
+  return std::string(reinterpret_cast<const char*>(&size), kPrefix) + text;
+}
+
 }  // namespace
 
 TensorFile parse_safetensors(std::span<const std::byte> bytes, const std::string& source) {
@@ -201,6 +215,19 @@ TensorFile read_safetensors(const std::string& path) {
   return parse_safetensors({map.data(), map.size()}, path);
 }
 
+std::string safetensors_header(const std::string& name, at::ScalarType type,
+                               const std::vector<int64_t>& shape,
+                               const std::map<std::string, std::string>& metadata) {
+  check(name_of(type) != nullptr && name != kMetadataKey, "safetensors cannot hold '{}' of type {}", name,
+        at::toString(type));
+  const auto size = byte_size({name, type, shape});
+  check(size.has_value(), "safetensors cannot hold '{}': its size exceeds 63 bits", name);
+  json header = json::object();
+  if (!metadata.empty()) header[kMetadataKey] = metadata;
+  header[name] = {{"dtype", name_of(type)}, {"shape", shape}, {"data_offsets", {uint64_t{0}, *size}}};
+  return packed_header(header, name);
+}
+
 void write_safetensors(const std::string& path, const TensorFile& file) {
   std::vector<std::pair<std::string, at::Tensor>> tensors(file.tensors.begin(), file.tensors.end());
   for (const auto& [name, tensor] : tensors) {
@@ -225,19 +252,8 @@ void write_safetensors(const std::string& path, const TensorFile& file) {
                     {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const json::exception& error) {
-    throw Error(
-        fmt::format("cannot write {}: a name or metadata text is not UTF-8 ({})", path, error.what()));
-  }
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts at a multiple of eight bytes
-
   AtomicFile out(path);
-  const uint64_t size = text.size();
-  out.write(&size, kPrefix);
-  out.write(text);
+  out.write(packed_header(header, path));
   for (const auto& [name, tensor] : tensors) {
     const at::Tensor dense = tensor.detach().to(at::kCPU).contiguous();
     out.write(dense.data_ptr(), dense.nbytes());

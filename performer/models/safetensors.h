@@ -10,6 +10,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace performer {
 
@@ -29,5 +30,10 @@ std::map<std::string, std::string> read_safetensors_metadata(const std::string& 
 // Atomic. Tensors may be strided and of any of the types f64 f32 f16 bf16 i64 i32 i16 i8 u8 bool; others
 // throw Error naming the tensor. Equal contents give equal bytes.
 void write_safetensors(const std::string& path, const TensorFile& file);
+// What stands before the data of a file with one tensor, for those who write its data piece by piece: the
+// header and its size. Throws Error for a type that the format lacks.
+std::string safetensors_header(const std::string& name, at::ScalarType type,
+                               const std::vector<int64_t>& shape,
+                               const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace performer

@@ -32,6 +32,18 @@ at::Tensor heads_of(const at::Tensor& x, int64_t first, int64_t count) {
   return x.defined() ? x.narrow(-2, first, count) : x;
 }
 
+at::Tensor tokens_of(const at::Tensor& x, int64_t count) {
+  return x.defined() ? x.narrow(1, 0, count) : x;
+}
+
+// The next tokens [B, T, H, D] of streams; `one`: T = 1, for which kinds have a faster way.
+template <class Heads>
+at::Tensor next_rows(const Attention& kind, const Heads& heads, Cache& cache, bool one) {
+  if (!one) return kind.advance(heads.query, heads.key, heads.value, cache);
+  const auto token = [](const at::Tensor& x) { return x.defined() ? x.squeeze(1) : x; };
+  return kind.step(token(heads.query), token(heads.key), token(heads.value), cache).unsqueeze(1);
+}
+
 // Places of the first `count` tokens of each segment, and their bounds.
 struct FirstTokens {
   at::Tensor places, bounds;
@@ -64,6 +76,10 @@ at::Tensor begins(const std::optional<at::Tensor>& cu, int64_t length, int64_t c
 
 MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::Heads::part(int64_t first, int64_t count) const {
   return {heads_of(query, first, count), heads_of(key, first, count), heads_of(value, first, count)};
+}
+
+MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::Heads::first_tokens(int64_t count) const {
+  return {tokens_of(query, count), tokens_of(key, count), tokens_of(value, count)};
 }
 
 // What the parts of a layer have read.
@@ -148,15 +164,16 @@ at::Tensor MultiHeadAttentionImpl::project_out(const at::Tensor& heads) const {
   return dense(out_, heads.flatten(-2));
 }
 
-MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::normalize(Heads heads) const {
-  if (query_gain_.defined()) {
-    heads.query = normalize_heads(heads.query, query_gain_);
-    if (key_gain_.defined()) heads.key = normalize_heads(heads.key, key_gain_);
-  }
-  if (temperature_.defined()) {
-    heads.query = (heads.query * temperature_.unsqueeze(-1)).to(heads.value.scalar_type());
-  }
-  return heads;
+at::Tensor MultiHeadAttentionImpl::queries_of(const at::Tensor& x) const {
+  at::Tensor query = split(dense(query_, x));
+  if (query_gain_.defined()) query = normalize_heads(query, query_gain_);
+  if (temperature_.defined()) query = (query * temperature_.unsqueeze(-1)).to(query.scalar_type());
+  return query;
+}
+
+at::Tensor MultiHeadAttentionImpl::keys_of(const at::Tensor& x) const {
+  const at::Tensor key = split(dense(key_, x));
+  return key_gain_.defined() ? normalize_heads(key, key_gain_) : key;
 }
 
 at::Tensor MultiHeadAttentionImpl::turns(const at::Tensor& positions, const at::Tensor& rotary,
@@ -186,8 +203,7 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
         ops::split_projection(projected, turns(positions, rotary, projected.scalar_type()), model_.heads);
     return {parts.query, parts.key, parts.value};
   }
-  const at::Tensor key = can_.own_keys ? split(dense(key_, x)) : at::Tensor();
-  Heads heads = normalize({split(dense(query_, x)), key, split(dense(value_, x))});
+  Heads heads{queries_of(x), can_.own_keys ? keys_of(x) : at::Tensor(), split(dense(value_, x))};
   const at::Tensor table = turns(positions, rotary, heads.query.scalar_type());
   if (table.defined()) {
     heads.query = rotate(heads.query, table);
@@ -271,7 +287,7 @@ at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBa
 at::Tensor MultiHeadAttentionImpl::attend_to(const at::Tensor& x, const SequenceBatch& batch,
                                              const at::Tensor& context, const SequenceBatch& context_batch) {
   check<UsageError>(role_ == AttentionRole::cross, "this layer is not a cross-attention layer");
-  const Heads heads = normalize({split(query_(x)), split(key_(context)), split(value_(context))});
+  const Heads heads{queries_of(x), keys_of(context), split(dense(value_, context))};
   ops::AttentionInputs inputs = inputs_of(heads, batch);
   inputs.key_mask = context_batch.key_mask;
   inputs.cu_key = context_batch.cu_seqlens;
@@ -288,29 +304,58 @@ std::unique_ptr<Cache> MultiHeadAttentionImpl::begin(int64_t batch) const {
   return cache;
 }
 
+at::Tensor MultiHeadAttentionImpl::attend_next(const Heads& heads, StreamCache& cache, bool one) const {
+  at::Tensor out = next_rows(*kind_, heads, *cache.kind, one);
+  if (!cache.exact) return out;
+  const int64_t length = heads.value.size(1), first = std::min(begin_kernel_ - cache.length, length);
+  const at::Tensor exact =
+      next_rows(*exact_, heads.first_tokens(first), *cache.exact, one).to(out.scalar_type());
+  if (cache.length + first >= begin_kernel_) cache.exact = nullptr;  // no later query reads it
+  return first == length ? exact : at::cat({exact, out.narrow(1, first, length - first)}, 1);
+}
+
 at::Tensor MultiHeadAttentionImpl::step(const at::Tensor& x, const at::Tensor& positions, Cache& cache,
                                         const at::Tensor& rotary) const {
   const at::NoGradGuard no_grad;
+  const bool one = x.dim() == 2;
   auto& own = dynamic_cast<StreamCache&>(cache);
-  const Heads row = project(x.unsqueeze(1), positions.unsqueeze(1), rotary);
-  const auto token = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.squeeze(1) : tensor; };
-  const Heads heads{token(row.query), token(row.key), token(row.value)};
+  const Heads heads =
+      one ? project(x.unsqueeze(1), positions.unsqueeze(1), rotary) : project(x, positions, rotary);
   std::vector<at::Tensor> parts;
-  if (kind_) {
-    const Heads global = local_ ? heads.part(0, global_heads()) : heads;
-    at::Tensor out = kind_->step(global.query, global.key, global.value, *own.kind);
-    if (own.exact) {
-      out = exact_->step(global.query, global.key, global.value, *own.exact);
-      if (own.length + 1 >= begin_kernel_) own.exact = nullptr;  // no later query reads it
-    }
-    parts.push_back(out);
+  if (kind_) parts.push_back(attend_next(local_ ? heads.part(0, global_heads()) : heads, own, one));
+  if (local_) parts.push_back(next_rows(*local_, heads.part(global_heads(), local_heads_), *own.local, one));
+  own.length += heads.value.size(1);
+  const at::Tensor out = project_out(parts.size() == 1 ? parts[0] : at::cat(parts, 2));
+  return one ? out.squeeze(1) : out;
+}
+
+bool MultiHeadAttentionImpl::reads_pieces() const {
+  return role_ == AttentionRole::self && !causal() && can_.grows && local_heads_ == 0 && begin_kernel_ == 0;
+}
+
+void MultiHeadAttentionImpl::take_in(const at::Tensor& x, const at::Tensor& positions,
+                                     const at::Tensor& rotary, std::unique_ptr<Cache>& context) const {
+  const at::NoGradGuard no_grad;
+  require(
+      attention_.kind, reads_pieces(), "context in this layer that is made piece by piece",
+      "use a masked model of favor-softmax, favor-relu, exact or auto, without local heads and begin_kernel");
+  at::Tensor key = keys_of(x);
+  const at::Tensor table = turns(positions, rotary, key.scalar_type()), value = split(dense(value_, x));
+  if (table.defined()) key = rotate(key, table);
+  if (context) {
+    kind_->extend(key, value, *context);
+  } else {
+    context = kind_->begin_cross(key, value, std::nullopt);
   }
-  if (local_) {
-    const Heads near = heads.part(global_heads(), local_heads_);
-    parts.push_back(local_->step(near.query, near.key, near.value, *own.local));
-  }
-  ++own.length;
-  return project_out(parts.size() == 1 ? parts[0] : at::cat(parts, 1));
+}
+
+at::Tensor MultiHeadAttentionImpl::read_piece(const at::Tensor& x, const at::Tensor& positions,
+                                              const at::Tensor& rotary, const Cache& context) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor query = queries_of(x);
+  const at::Tensor table = turns(positions, rotary, query.scalar_type());
+  if (table.defined()) query = rotate(query, table);
+  return project_out(kind_->read(query, context));
 }
 
 std::unique_ptr<Cache> MultiHeadAttentionImpl::begin_cross(const at::Tensor& context,
@@ -318,17 +363,12 @@ std::unique_ptr<Cache> MultiHeadAttentionImpl::begin_cross(const at::Tensor& con
   check<UsageError>(role_ == AttentionRole::cross && !context_batch.cu_seqlens,
                     "only a cross-attention layer keeps a context, and only one in rows, not in segments");
   const at::NoGradGuard no_grad;
-  at::Tensor key = split(dense(key_, context));
-  if (key_gain_.defined()) key = normalize_heads(key, key_gain_);
-  return kind_->begin_cross(key, split(dense(value_, context)), context_batch.key_mask);
+  return kind_->begin_cross(keys_of(context), split(dense(value_, context)), context_batch.key_mask);
 }
 
 at::Tensor MultiHeadAttentionImpl::read(const at::Tensor& x, const Cache& cache) const {
   const at::NoGradGuard no_grad;
-  at::Tensor query = split(dense(query_, x));
-  if (query_gain_.defined()) query = normalize_heads(query, query_gain_);
-  if (temperature_.defined()) query = query * temperature_.unsqueeze(-1);
-  return project_out(kind_->read(query, cache));
+  return project_out(kind_->read(queries_of(x), cache));
 }
 
 at::Tensor MultiHeadAttentionImpl::forward_chunk(const at::Tensor& x, const SequenceBatch& batch,

@@ -35,7 +35,8 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   // values.
   struct Heads {
     at::Tensor query, key, value;
-    Heads part(int64_t first, int64_t count) const;
+    Heads part(int64_t first, int64_t count) const;  // some of the heads
+    Heads first_tokens(int64_t count) const;
   };
 
   // `layer` names the random projections, together with attention.seed. Cross-attention is bidirectional,
@@ -53,10 +54,19 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
                        const SequenceBatch& context_batch);
 
   // Streaming of causal models: a cache of sequences without tokens, and one token of each, x [B, width],
-  // positions [B] int64 -> [B, width]. `rotary` as in SequenceBatch, of positions [B, 1]. No gradients.
+  // positions [B] int64 -> [B, width], or T of them, x [B, T, width], positions [B, T] -> [B, T, width].
+  // `rotary` as in SequenceBatch, of positions [B, 1] or [B, T]. No gradients.
   std::unique_ptr<Cache> begin(int64_t batch) const;
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, Cache& cache,
                   const at::Tensor& rotary = {}) const;
+  // A long sequence of a bidirectional model, piece by piece (reads_pieces()): first each piece x [1, C,
+  // width] adds its keys and values to `context`, which begins as null; then each reads all of them.
+  // Positions [1, C]; `rotary` as in SequenceBatch. No gradients.
+  bool reads_pieces() const;
+  void take_in(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+               std::unique_ptr<Cache>& context) const;
+  at::Tensor read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                        const Cache& context) const;
   // Streaming of decoders: what cross-attention keeps of the context, and x [B, T, width] that reads it.
   std::unique_ptr<Cache> begin_cross(const at::Tensor& context, const SequenceBatch& context_batch) const;
   at::Tensor read(const at::Tensor& x, const Cache& cache) const;
@@ -93,11 +103,15 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {model_.heads, head_size_}); }
   at::Tensor project_out(const at::Tensor& heads) const;  // [..., H, D] -> [..., width]
   Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
+  // Of tokens [B, T, width], normalised, not yet turned by their positions: [B, T, H, D].
+  at::Tensor queries_of(const at::Tensor& x) const;
+  at::Tensor keys_of(const at::Tensor& x) const;
   at::Tensor project_at_once(const at::Tensor& x) const;  // [B, T, width] -> [B, T, 3 H D]
   // What turns queries and keys by their positions; undefined without rotary positions.
   at::Tensor turns(const at::Tensor& positions, const at::Tensor& rotary, at::ScalarType type) const;
-  Heads normalize(Heads heads) const;
   ops::AttentionInputs inputs_of(const Heads& heads, const SequenceBatch& batch) const;
+  // The global heads of the next tokens; `one` by one where that is asked.
+  at::Tensor attend_next(const Heads& heads, StreamCache& cache, bool one) const;
   at::Tensor attend_exactly_first(const at::Tensor& out, const ops::AttentionInputs& inputs);
 
   ModelConfig model_;

@@ -79,11 +79,13 @@ at::Tensor BlockImpl::shifted(const at::Tensor& x, const SequenceBatch& batch) c
   return shifts_.empty() ? x : shift_tokens(x, shifts_, batch.key_mask, batch.cu_seqlens);
 }
 
-at::Tensor BlockImpl::shifted_token(const at::Tensor& x, at::Tensor& last) const {
+at::Tensor BlockImpl::shifted_next(const at::Tensor& x, at::Tensor& last) const {
   if (shifts_.empty()) return x;
-  const at::Tensor before = last.defined() ? last : at::zeros_like(x);
-  last = x;
-  return shift_tokens(at::stack({before, x}, 1), shifts_).select(1, 1);
+  const at::Tensor tokens = x.dim() == 2 ? x.unsqueeze(1) : x;
+  const at::Tensor before = last.defined() ? last.unsqueeze(1) : at::zeros_like(tokens.narrow(1, 0, 1));
+  last = tokens.select(1, -1);
+  const at::Tensor shifted = shift_tokens(at::cat({before, tokens}, 1), shifts_).narrow(1, 1, tokens.size(1));
+  return x.dim() == 2 ? shifted.squeeze(1) : shifted;
 }
 
 template <class Branch>
@@ -141,26 +143,45 @@ BlockCache BlockImpl::begin(int64_t batch, const Context* context) const {
 at::Tensor BlockImpl::step(const at::Tensor& x, const at::Tensor& positions, BlockCache& cache,
                            const at::Tensor& rotary) const {
   at::Tensor y = residual(x, attention_norm_, {}, nullptr, [&](const at::Tensor& input) {
-    return attention_->step(shifted_token(input, cache.attention_token), positions, *cache.attention, rotary);
+    return attention_->step(shifted_next(input, cache.attention_token), positions, *cache.attention, rotary);
   });
   if (cache.cross) {
     y = residual(y, cross_norm_, {}, nullptr, [&](const at::Tensor& input) {
-      return cross_attention_->read(input.unsqueeze(1), *cache.cross).squeeze(1);
+      return x.dim() == 2 ? cross_attention_->read(input.unsqueeze(1), *cache.cross).squeeze(1)
+                          : cross_attention_->read(input, *cache.cross);
     });
   }
   return residual(y, ffn_norm_, down_->bias, nullptr, [&](const at::Tensor& input) {
-    return inner(shifted_token(input, cache.ffn_token), nullptr);
+    return inner(shifted_next(input, cache.ffn_token), nullptr);
   });
 }
 
 void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, BlockCache& cache,
                                 const at::Tensor& rotary) const {
   const at::Tensor attended =
-      attention_->step(shifted_token(normalized(attention_norm_, streams.second), cache.attention_token),
+      attention_->step(shifted_next(normalized(attention_norm_, streams.second), cache.attention_token),
                        positions, *cache.attention, rotary);
   streams.first = streams.first + attended;
   streams.second =
-      streams.second + feed_forward(shifted_token(normalized(ffn_norm_, streams.first), cache.ffn_token));
+      streams.second + feed_forward(shifted_next(normalized(ffn_norm_, streams.first), cache.ffn_token));
+}
+
+bool BlockImpl::reads_pieces() const {
+  return attention_->reads_pieces() && shifts_.empty() && !cross_attention_;
+}
+
+void BlockImpl::take_in(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                        std::unique_ptr<Cache>& context) const {
+  attention_->take_in(pre_norm_ ? normalized(attention_norm_, x) : x, positions, rotary, context);
+}
+
+at::Tensor BlockImpl::read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                                 const Cache& context) const {
+  const at::Tensor y = residual(x, attention_norm_, {}, nullptr, [&](const at::Tensor& input) {
+    return attention_->read_piece(input, positions, rotary, context);
+  });
+  return residual(y, ffn_norm_, down_->bias, nullptr,
+                  [&](const at::Tensor& input) { return inner(input, nullptr); });
 }
 
 std::vector<at::Tensor> BlockImpl::read_parameters() const {

@@ -45,7 +45,8 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor forward_chunk(const at::Tensor& x, const SequenceBatch& batch, const ops::TokenWindow& window,
                            const ops::State& initial, ops::State* final);
 
-  // Streaming, see LanguageModelImpl::step(): x [B, width] -> same, in evaluation mode.
+  // Streaming, see LanguageModelImpl::step(): one token of each sequence, x [B, width] -> same, or T of them,
+  // x [B, T, width] -> same; in evaluation mode.
   BlockCache begin(int64_t batch, const Context* context = nullptr) const;
   at::Tensor step(const at::Tensor& x, const at::Tensor& positions, BlockCache& cache,
                   const at::Tensor& rotary = {}) const;
@@ -55,6 +56,14 @@ class BlockImpl : public torch::nn::Module {
 
   // All parameters that forward() reads: its own ones, and those of other layers that it shares.
   std::vector<at::Tensor> read_parameters() const;
+
+  // A long sequence of a bidirectional model, piece by piece, as in MultiHeadAttentionImpl: x [1, C, width]
+  // -> same. Not for token shift and cross-attention.
+  bool reads_pieces() const;
+  void take_in(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+               std::unique_ptr<Cache>& context) const;
+  at::Tensor read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                        const Cache& context) const;
 
   void redraw(int64_t index);
   void after_step();
@@ -67,8 +76,8 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor feed_forward(const at::Tensor& x) const;
   at::Tensor inner(const at::Tensor& x, const ops::TokenWindow* window) const;
   at::Tensor shifted(const at::Tensor& x, const SequenceBatch& batch) const;
-  // One streamed token [B, width]; `last` is the token before it, and moves on.
-  at::Tensor shifted_token(const at::Tensor& x, at::Tensor& last) const;
+  // Streamed tokens [B, width] or [B, T, width]; `last` [B, width] is the token before them, and moves on.
+  at::Tensor shifted_next(const at::Tensor& x, at::Tensor& last) const;
   // x + drop(branch(norm(x)) + bias), or norm(x + drop(branch(x) + bias)) with model.norm = post. `bias` may
   // be undefined.
   template <class Branch>

@@ -212,6 +212,23 @@ void expect_steps_equal_one_pass(const std::string& kind, const Tolerance& toler
   expect_close(stream(*attention, rest, *cache), chosen(full), tolerance, kind + ": steps of selected rows");
 }
 
+void expect_pieces_equal_one_pass(const std::string& kind, const Tolerance& tolerance) {
+  const auto attention = make(kind, true);
+  const at::NoGradGuard no_grad;
+  const Tokens tokens = random_tokens(2, 41);
+  const at::Tensor full = run(*attention, tokens, true);
+  std::unique_ptr<Cache> cache = attention->begin(2);
+  int64_t begin = 0;
+  for (const int64_t length : {1, 5, 3, 1, 20, 11}) {
+    const Tokens part = tokens.slice(begin, length);
+    const at::Tensor rows = begin == 9 ? step(*attention, part, 0, *cache).unsqueeze(1)
+                                       : attention->advance(part.query, part.key, part.value, *cache);
+    expect_close(rows, full.narrow(1, begin, length), tolerance,
+                 kind + ": piece at " + std::to_string(begin));
+    begin += length;
+  }
+}
+
 void expect_chunks_equal_one_pass(const std::string& kind, const Tolerance& tolerance) {
   const auto attention = make(kind, true);
   const at::NoGradGuard no_grad;
@@ -255,6 +272,30 @@ void expect_kept_context_equals_one_pass(const std::string& kind, const Toleranc
   inputs.value = other;
   expect_close(attention->forward(inputs), expected, tolerance,
                kind + ": masked context tokens are not seen");
+}
+
+void expect_growing_context_equals_one_pass(const std::string& kind, const Tolerance& tolerance) {
+  const auto attention = make(kind, false);
+  const at::NoGradGuard no_grad;
+  for (const int64_t whole : {6, 33}) {  // kind auto is exact for the shorter one
+    const Tokens tokens = random_tokens(2, whole);
+    const at::Tensor full = run(*attention, tokens, false);
+    std::unique_ptr<Cache> context;
+    int64_t begin = 0;
+    for (const int64_t length : {int64_t{1}, int64_t{4}, whole - 5}) {
+      const Tokens part = tokens.slice(begin, length);
+      if (context) {
+        attention->extend(part.key, part.value, *context);
+      } else {
+        context = attention->begin_cross(part.key, part.value, std::nullopt);
+      }
+      begin += length;
+    }
+    expect_close(attention->read(tokens.query.narrow(1, 0, 2), *context), full.narrow(1, 0, 2), tolerance,
+                 kind + ": the first piece of a growing context");
+    expect_close(attention->read(tokens.query.narrow(1, 2, whole - 2), *context),
+                 full.narrow(1, 2, whole - 2), tolerance, kind + ": the rest of it");
+  }
 }
 
 void expect_gradients(const std::string& kind) {
@@ -351,8 +392,10 @@ void expect_kind_properties(const std::string& kind, const Tolerance& tolerance)
   expect_packed_equals_alone(kind, tolerance);
   if (can(kind).streams) expect_steps_equal_one_pass(kind, tolerance);
   if (can(kind).streams) expect_streams_do_not_meet(kind);
+  if (can(kind).streams) expect_pieces_equal_one_pass(kind, tolerance);
   if (can(kind).chunks) expect_chunks_equal_one_pass(kind, tolerance);
   if (can(kind).cross) expect_kept_context_equals_one_pass(kind, tolerance);
+  if (can(kind).grows) expect_growing_context_equals_one_pass(kind, tolerance);
   expect_gradients(kind);
   if (can(kind).masks) expect_masked_tokens_are_not_seen(kind, tolerance);
   if (can(kind).rows) expect_rows_give_outputs(kind, tolerance);

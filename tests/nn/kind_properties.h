@@ -33,10 +33,15 @@ void expect_packed_equals_alone(const std::string& kind, const Tolerance& tolera
 void expect_masked_tokens_are_not_seen(const std::string& kind, const Tolerance& tolerance);
 // Tokens one at a time give what one pass gives; rows may be selected on the way.
 void expect_steps_equal_one_pass(const std::string& kind, const Tolerance& tolerance);
+// Several tokens at a time, in pieces of any length, give what one pass gives; single steps may come between
+// them.
+void expect_pieces_equal_one_pass(const std::string& kind, const Tolerance& tolerance);
 // Chunks that hand on their state give what one pass gives.
 void expect_chunks_equal_one_pass(const std::string& kind, const Tolerance& tolerance);
 // A context that is kept gives what cross-attention in one pass gives.
 void expect_kept_context_equals_one_pass(const std::string& kind, const Tolerance& tolerance);
+// A context that is made piece by piece gives what bidirectional attention in one pass gives.
+void expect_growing_context_equals_one_pass(const std::string& kind, const Tolerance& tolerance);
 // Gradients of inputs and parameters exist and are finite; in double they agree with differences.
 void expect_gradients(const std::string& kind);
 // Two streams, interleaved, with a redraw between their beginnings, give what each gives alone.

@@ -76,13 +76,16 @@ struct AutoCache final : Cache {
 };
 
 struct AutoContext final : Cache {
-  std::unique_ptr<Cache> exact, linear;
-  at::Tensor few;  // bool [B]: whether a row has at most break_even keys
+  std::unique_ptr<Cache> exact;  // null once all rows have more keys than break_even
+  std::unique_ptr<Cache> linear;
+  at::Tensor keys;  // int64 [B]: how many each row has
+  at::Tensor few;   // bool [B]: whether that is at most break_even
 
   std::unique_ptr<Cache> select(const at::Tensor& rows) const override {
     auto selected = std::make_unique<AutoContext>();
-    selected->exact = exact->select(rows);
+    if (exact) selected->exact = exact->select(rows);
     selected->linear = linear->select(rows);
+    selected->keys = keys.index_select(0, rows);
     selected->few = few.index_select(0, rows);
     return selected;
   }
@@ -137,14 +140,36 @@ class AutoAttention final : public Attention {
     return out;
   }
 
+  at::Tensor advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     Cache& cache) const override {
+    auto& own = dynamic_cast<AutoCache&>(cache);
+    const at::Tensor estimate = linear_->advance(query, key, value, *own.linear);
+    const int64_t length = value.size(1), few = std::clamp<int64_t>(break_even_ - own.length, 0, length);
+    own.length += length;
+    if (few == 0) return estimate;
+    const at::Tensor out =
+        exact_->advance(query.narrow(1, 0, few), key.narrow(1, 0, few), value.narrow(1, 0, few), *own.exact);
+    if (own.length >= break_even_) own.exact.reset();
+    return at::cat({out, estimate.narrow(1, few, length - few).to(out.scalar_type())}, 1);
+  }
+
   std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
                                      const std::optional<at::Tensor>& key_mask) const override {
     auto cache = std::make_unique<AutoContext>();
     cache->exact = exact_->begin_cross(key, value, key_mask);
     cache->linear = linear_->begin_cross(key, value, key_mask);
-    const at::Tensor keys = key_mask ? key_mask->sum(1) : at::full({key.size(0)}, key.size(1), at::kLong);
-    cache->few = keys.le(break_even_);
+    cache->keys = key_mask ? key_mask->sum(1) : at::full({key.size(0)}, key.size(1), at::kLong);
+    cache->few = cache->keys.le(break_even_);
     return cache;
+  }
+
+  void extend(const at::Tensor& key, const at::Tensor& value, Cache& cache) const override {
+    auto& own = dynamic_cast<AutoContext&>(cache);
+    own.keys = own.keys + key.size(1);
+    own.few = own.keys.le(break_even_);
+    linear_->extend(key, value, *own.linear);
+    if (!own.few.any().item<bool>()) own.exact.reset();
+    if (own.exact) exact_->extend(key, value, *own.exact);
   }
 
   at::Tensor read(const at::Tensor& query, const Cache& cache) const override {
@@ -235,7 +260,7 @@ AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options) {
   kind.summary =
       "exact softmax attention for queries that see few keys, a linear estimate of it for the others";
   kind.cost = "as its linear kind, beyond the first break_even tokens";
-  kind.capabilities = {.streams = true, .cross = true, .redraws = true, .rows = true};
+  kind.capabilities = {.streams = true, .cross = true, .grows = true, .redraws = true, .rows = true};
   kind.options = kind_options<AutoOptions>();
   kind.options.insert(kind.options.end(), linear_options.begin(), linear_options.end());
   kind.validate = validate_auto;

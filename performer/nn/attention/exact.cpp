@@ -63,8 +63,8 @@ at::Tensor attend(const ops::AttentionInputs& inputs) {
   return hide_rows(rows.masked_fill(blind, 0).transpose(1, 2), inputs.query_mask);
 }
 
-at::Tensor grown(const at::Tensor& cache, const at::Tensor& token, int64_t length, int64_t capacity) {
-  at::Tensor wider = at::empty({token.size(0), token.size(1), capacity, token.size(2)}, token.options());
+at::Tensor grown(const at::Tensor& cache, const at::Tensor& tokens, int64_t length, int64_t capacity) {
+  at::Tensor wider = at::empty({tokens.size(0), tokens.size(1), capacity, tokens.size(3)}, tokens.options());
   if (length > 0) wider.narrow(2, 0, length).copy_(cache.narrow(2, 0, length));
   return wider;
 }
@@ -80,17 +80,45 @@ struct ExactCache final : Cache {
 };
 
 struct ExactContext final : Cache {
-  at::Tensor key, value;  // [B, S, H, D]
+  KeyValueCache tokens;
   std::optional<at::Tensor> key_mask;
 
   std::unique_ptr<Cache> select(const at::Tensor& rows) const override {
     auto selected = std::make_unique<ExactContext>();
-    selected->key = key.index_select(0, rows);
-    selected->value = value.index_select(0, rows);
+    selected->tokens = tokens.select(rows);
     if (key_mask) selected->key_mask = key_mask->index_select(0, rows);
     return selected;
   }
 };
+
+// Attention of query to some of the keys, and the logarithm of each row's sum of weights [B, H, T]: what two
+// parts of the keys need to become one. All [B, H, T, D].
+struct PartialAttention {
+  at::Tensor rows, log_sum;
+};
+PartialAttention attend_partly(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                               bool causal) {
+  auto [rows, log_sum] =
+      at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, /*dropout_p=*/0.0, causal);
+  return {rows, log_sum};
+}
+
+// Of the tokens that the cache took in last and of all before them, a block of queries at a time without any
+// matrix of queries by keys.
+at::Tensor attend_to_past(const at::Tensor& query, const KeyValueCache& cache) {
+  const int64_t count = query.size(2), before = cache.length - count;
+  const auto part = [](const at::Tensor& x, int64_t first, int64_t tokens) {
+    return x.narrow(2, first, tokens);
+  };
+  const PartialAttention own =
+      attend_partly(query, part(cache.keys, before, count), part(cache.values, before, count), true);
+  if (before == 0) return own.rows;
+  const PartialAttention past =
+      attend_partly(query, part(cache.keys, 0, before), part(cache.values, 0, before), false);
+  const at::Tensor log_sum = at::logaddexp(own.log_sum, past.log_sum);
+  const auto share = [&](const PartialAttention& one) { return (one.log_sum - log_sum).exp().unsqueeze(-1); };
+  return (own.rows * share(own) + past.rows * share(past)).to(own.rows.scalar_type());
+}
 
 class ExactAttention final : public Attention {
  public:
@@ -109,21 +137,36 @@ class ExactAttention final : public Attention {
     return exact_step(query, key, value, dynamic_cast<ExactCache&>(cache).tokens);
   }
 
+  at::Tensor advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     Cache& cache) const override {
+    if (key.size(1) == 0) return value;
+    auto& tokens = dynamic_cast<ExactCache&>(cache).tokens;
+    tokens.append(key.transpose(1, 2), value.transpose(1, 2));
+    return attend_to_past(query.transpose(1, 2), tokens).transpose(1, 2);
+  }
+
   std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
                                      const std::optional<at::Tensor>& key_mask) const override {
     auto cache = std::make_unique<ExactContext>();
-    cache->key = key;
-    cache->value = value;
+    cache->tokens.append(key.transpose(1, 2), value.transpose(1, 2));
     cache->key_mask = key_mask;
     return cache;
+  }
+
+  void extend(const at::Tensor& key, const at::Tensor& value, Cache& cache) const override {
+    auto& context = dynamic_cast<ExactContext&>(cache);
+    context.tokens.append(key.transpose(1, 2), value.transpose(1, 2));
+    if (!context.key_mask) return;
+    const at::Tensor seen = at::ones({key.size(0), key.size(1)}, context.key_mask->options());
+    context.key_mask = at::cat({*context.key_mask, seen}, 1);
   }
 
   at::Tensor read(const at::Tensor& query, const Cache& cache) const override {
     const auto& context = dynamic_cast<const ExactContext&>(cache);
     ops::AttentionInputs inputs;
     inputs.query = query;
-    inputs.key = context.key;
-    inputs.value = context.value;
+    inputs.key = context.tokens.keys.narrow(2, 0, context.tokens.length).transpose(1, 2);
+    inputs.value = context.tokens.values.narrow(2, 0, context.tokens.length).transpose(1, 2);
     inputs.key_mask = context.key_mask;
     return attend(inputs);
   }
@@ -131,15 +174,16 @@ class ExactAttention final : public Attention {
 
 }  // namespace
 
-void KeyValueCache::append(const at::Tensor& key, const at::Tensor& value) {
-  if (!keys.defined() || length == keys.size(2)) {
-    const int64_t capacity = std::max(kFirstCapacity, 2 * length);
-    keys = grown(keys, key, length, capacity);
-    values = grown(values, value, length, capacity);
+void KeyValueCache::append(const at::Tensor& more_keys, const at::Tensor& more_values) {
+  const int64_t count = more_keys.size(2), needed = length + count;
+  if (!keys.defined() || needed > keys.size(2)) {
+    const int64_t capacity = std::max({kFirstCapacity, 2 * length, needed});
+    keys = grown(keys, more_keys, length, capacity);
+    values = grown(values, more_values, length, capacity);
   }
-  keys.select(2, length).copy_(key);
-  values.select(2, length).copy_(value);
-  ++length;
+  keys.narrow(2, length, count).copy_(more_keys);
+  values.narrow(2, length, count).copy_(more_values);
+  length = needed;
 }
 
 KeyValueCache KeyValueCache::select(const at::Tensor& rows) const {
@@ -165,7 +209,7 @@ at::Tensor attend_among(const at::Tensor& query, const at::Tensor& keys, const a
 
 at::Tensor exact_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       KeyValueCache& cache) {
-  cache.append(key, value);
+  cache.append(key.unsqueeze(2), value.unsqueeze(2));
   return at::scaled_dot_product_attention(query.unsqueeze(2), cache.keys.narrow(2, 0, cache.length),
                                           cache.values.narrow(2, 0, cache.length))
       .squeeze(2);
@@ -183,6 +227,8 @@ AttentionKind exact_kind() {
   kind.capabilities.streams = true;
   kind.capabilities.cross = true;
   kind.capabilities.rows = true;
+  kind.capabilities.grows = true;
+  kind.capabilities.quadratic = true;
   kind.make = [](const AttentionConfig&, const AttentionShape&) {
     return std::make_shared<ExactAttention>();
   };

@@ -13,8 +13,8 @@ struct KeyValueCache {
   at::Tensor keys, values;
   int64_t length = 0;
 
-  // Takes in one token of each sequence, key [B, H, D], value [B, H, E]. Memory doubles when it is full.
-  void append(const at::Tensor& key, const at::Tensor& value);
+  // Takes in tokens of each sequence, keys [B, H, T, D], values [B, H, T, E]. Memory doubles when it is full.
+  void append(const at::Tensor& more_keys, const at::Tensor& more_values);
   // A copy that holds the sequences `rows` (int64), in that order.
   KeyValueCache select(const at::Tensor& rows) const;
 };

@@ -130,6 +130,17 @@ class FavorAttention final : public Attention {
     return ops::mapped_step(query, key, value, own.state, *own.map);
   }
 
+  at::Tensor advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     Cache& cache) const override {
+    auto& own = dynamic_cast<FavorCache&>(cache);
+    ops::AttentionInputs inputs{query, key, value, /*causal=*/true};
+    if (own.state.defined()) inputs.initial = own.state;
+    inputs.return_state = true;
+    auto [rows, state] = ops::mapped_attention(inputs, *own.map);
+    own.state = state;
+    return rows;
+  }
+
   // The whole context is one state; a query reads it as a sequence without keys of its own that goes on from
   // there.
   std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
@@ -152,6 +163,15 @@ class FavorAttention final : public Attention {
     inputs.value = at::empty({query.size(0), 0, query.size(2), own.state.kv.size(3)}, query.options());
     inputs.initial = own.state;
     return std::get<0>(ops::mapped_attention(inputs, *own.map));
+  }
+
+  void extend(const at::Tensor& key, const at::Tensor& value, Cache& cache) const override {
+    auto& own = dynamic_cast<FavorCache&>(cache);
+    ops::KeyInputs inputs;
+    inputs.key = key;
+    inputs.value = value;
+    inputs.initial = own.state;
+    own.state = ops::key_state(inputs, *own.map);
   }
 
   void redraw(int64_t index) override {
@@ -246,6 +266,7 @@ AttentionKind favor_kind(const std::string& name) {
   kind.capabilities = {.streams = true,
                        .chunks = !statistics,
                        .cross = !statistics,
+                       .grows = !statistics,
                        .redraws = true,
                        .linear = true,
                        .rows = true};

@@ -66,6 +66,9 @@ class IdentityAttention final : public Attention {
   at::Tensor step(const at::Tensor&, const at::Tensor&, const at::Tensor& value, Cache&) const override {
     return value;
   }
+  at::Tensor advance(const at::Tensor&, const at::Tensor&, const at::Tensor& value, Cache&) const override {
+    return value;
+  }
 
  private:
   bool projections_;

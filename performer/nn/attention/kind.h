@@ -32,6 +32,8 @@ struct Capabilities {
   bool streams = false;       // can be fed one token at a time: begin() and step()
   bool chunks = false;        // goes on from a differentiable state of constant size: continue_from()
   bool cross = false;         // queries and keys of different sequences; with begin_cross() and read()
+  bool grows = false;         // a kept context takes in further tokens: extend()
+  bool quadratic = false;     // time grows with the square of the length, also of long sequences
   bool packed = true;         // segments side by side in one row (cu_query)
   bool masks = true;          // a mask of keys
   bool reads_queries = true;  // false: queries and keys are not computed at all
@@ -82,6 +84,10 @@ class Attention : public torch::nn::Module {
   virtual std::unique_ptr<Cache> begin(int64_t batch) const;
   virtual at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           Cache& cache) const;
+  // The next T tokens at once, query and key [B, T, H, D], value [B, T, H, E] -> [B, T, H, E]: what T calls
+  // of step() give, up to rounding. Kinds that have nothing better leave it at these calls.
+  virtual at::Tensor advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                             Cache& cache) const;
 
   // As forward() and causal, from inputs.initial, with the state after the last token when
   // inputs.return_state (Capabilities::chunks). Differentiable in the state's kv and key_sum.
@@ -92,6 +98,10 @@ class Attention : public torch::nn::Module {
   virtual std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
                                              const std::optional<at::Tensor>& key_mask) const;
   virtual at::Tensor read(const at::Tensor& query, const Cache& cache) const;
+  // Adds keys and values, unmasked, to a context of begin_cross() (Capabilities::grows): what read() then
+  // gives is what it would give of one context of all of them, up to rounding. So a bidirectional model reads
+  // a sequence of any length piece by piece: first all keys, then all queries.
+  virtual void extend(const at::Tensor& key, const at::Tensor& value, Cache& cache) const;
 
   // Rows of the matrix that forward(inputs) applies to the values (Capabilities::rows): float64 [B, H, count,
   // S], computed in float64 and in memory of that size. Weights of keys that are masked, in other segments or

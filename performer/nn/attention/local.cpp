@@ -75,10 +75,12 @@ class WindowedAttention final : public Attention {
 
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   Cache& cache) const override {
+    return advance(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), cache).squeeze(1);
+  }
+  at::Tensor advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     Cache& cache) const override {
     auto& own = dynamic_cast<LocalCache&>(cache);
-    return continue_local_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), {}, options_,
-                                    own.state)
-        .squeeze(1);
+    return continue_local_attention(query, key, value, {}, options_, own.state);
   }
 
  private:

@@ -85,7 +85,7 @@ class LshAttention final : public Attention {
     auto& own = dynamic_cast<LshCache&>(cache);
     const at::Tensor before = own.buckets, buckets = hash(query, own.rotations);
     own.buckets = before.defined() ? at::cat({before, buckets}, 2) : buckets;
-    own.tokens.append(keys_of(query).to(query.scalar_type()), value);
+    own.tokens.append(keys_of(query).to(query.scalar_type()).unsqueeze(2), value.unsqueeze(2));
     if (!before.defined()) return value;
     // [B, H, t]: earlier tokens that are in the same bucket in some round, and among the last `chunk` there.
     const at::Tensor same = before == buckets;

@@ -161,7 +161,7 @@ std::unique_ptr<Cache> PositionAttention::begin(int64_t) const {
 at::Tensor PositionAttention::step(const Tensor& query, const Tensor& key, const Tensor& value,
                                    Cache& cache) const {
   KeyValueCache& tokens = dynamic_cast<StreamedTokens&>(cache).tokens;
-  tokens.append(key, value);
+  tokens.append(key.unsqueeze(2), value.unsqueeze(2));
   const int64_t heads = query.size(1);
   std::vector<std::vector<int64_t>> seen;
   size_t most = 0;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/ATen.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
@@ -75,12 +76,24 @@ std::unique_ptr<Cache> Attention::begin(int64_t) const {
 at::Tensor Attention::step(const at::Tensor&, const at::Tensor&, const at::Tensor&, Cache&) const {
   refuse("streaming");
 }
+at::Tensor Attention::advance(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                              Cache& cache) const {
+  const auto token = [](const at::Tensor& x, int64_t t) { return x.defined() ? x.select(1, t) : x; };
+  std::vector<at::Tensor> rows;
+  for (int64_t t = 0; t < value.size(1); ++t) {
+    rows.push_back(step(token(query, t), token(key, t), token(value, t), cache));
+  }
+  return rows.empty() ? value : at::stack(rows, 1);
+}
 std::tuple<at::Tensor, ops::State> Attention::continue_from(const ops::AttentionInputs&) {
   refuse("state to continue from");
 }
 std::unique_ptr<Cache> Attention::begin_cross(const at::Tensor&, const at::Tensor&,
                                               const std::optional<at::Tensor>&) const {
   refuse("cross-attention");
+}
+void Attention::extend(const at::Tensor&, const at::Tensor&, Cache&) const {
+  refuse("context that grows");
 }
 at::Tensor Attention::read(const at::Tensor&, const Cache&) const {
   refuse("cross-attention");
