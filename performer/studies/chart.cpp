@@ -13,8 +13,15 @@
 namespace performer::studies {
 namespace {
 
-constexpr double kWidth = 840, kHeight = 520;
-constexpr double kLeft = 70, kRight = 230, kTop = 46, kBottom = 56;  // the legend stands on the right
+constexpr double kLeft = 70, kTop = 46, kBottom = 56;
+
+// The plot's right and lower edge; the legend stands on the right.
+double right_of(const Chart& chart) {
+  return chart.width - (chart.width < 700 ? 180 : 230);
+}
+double bottom_of(const Chart& chart) {
+  return chart.height - kBottom;
+}
 
 constexpr size_t kLongestName = 30;  // characters of a legend's line
 
@@ -78,17 +85,17 @@ class Axis {
 
 std::string draw_series(const Chart& chart, size_t index, const Axis& x, const Axis& y) {
   const ChartSeries& series = chart.series[index];
-  const char* colour = kColours[index % std::size(kColours)];
-  const bool hollow = index >= std::size(kColours);
+  const size_t number = series.colour < 0 ? index : static_cast<size_t>(series.colour);
+  const size_t row = number % std::size(kColours);
+  const char* colour = kColours[row];
+  const bool hollow = number >= std::size(kColours);
   // Colours are attributes, and classes beside them for pages with colours of their own.
-  const std::string stroke =
-      fmt::format("class=\"stroke-{}\" stroke=\"{}\"", index % std::size(kColours), colour);
+  const std::string stroke = fmt::format("class=\"stroke-{}\" stroke=\"{}\"", row, colour);
   const std::string dashes = series.dashed ? " stroke-dasharray=\"6 4\"" : "";
   const auto mark = [&](double at_x, double at_y) {
     return fmt::format(
-        "<circle class=\"mark-{} {}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\" stroke=\"{}\"/>\n",
-        index % std::size(kColours), hollow ? "hollow" : "filled", at_x, at_y, hollow ? "white" : colour,
-        colour);
+        "<circle class=\"mark-{} {}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3\" fill=\"{}\" stroke=\"{}\"/>\n", row,
+        hollow ? "hollow" : "filled", at_x, at_y, hollow ? "white" : colour, colour);
   };
   std::string path, marks;
   for (const ChartPoint& point : series.points) {
@@ -99,7 +106,7 @@ std::string draw_series(const Chart& chart, size_t index, const Axis& x, const A
     if (point.error > 0 && y.shows(low)) marks += svg_line(px, y.place(low), px, y.place(high), stroke);
     if (series.marks) marks += mark(px, py);
   }
-  const double legend_x = kWidth - kRight + 14, legend_y = kTop + 8 + 18.0 * static_cast<double>(index);
+  const double legend_x = right_of(chart) + 14, legend_y = kTop + 8 + 18.0 * static_cast<double>(index);
   std::string drawn;
   if (!path.empty() && series.line) {
     drawn += fmt::format("<path d=\"{}\" fill=\"none\" stroke-width=\"1.6\" {}{}/>\n", path, stroke, dashes);
@@ -118,35 +125,35 @@ std::string draw_axes(const Chart& chart, const Axis& x, const Axis& y) {
   const std::string grid = "class=\"grid\" stroke=\"#e0e0e0\"";
   std::string svg;
   for (const double tick : x.ticks()) {
-    svg += svg_line(x.place(tick), kTop, x.place(tick), kHeight - kBottom, grid);
+    svg += svg_line(x.place(tick), kTop, x.place(tick), bottom_of(chart), grid);
     if (!chart.x_names.empty()) continue;
-    svg += svg_text(x.place(tick), kHeight - kBottom + 18, fmt::format("{:g}", tick),
+    svg += svg_text(x.place(tick), bottom_of(chart) + 18, fmt::format("{:g}", tick),
                     "font-size=\"11\" text-anchor=\"middle\"");
   }
   for (size_t i = 0; i < chart.x_names.size(); ++i) {
-    svg += svg_text(x.place(static_cast<double>(i)), kHeight - kBottom + 18, chart.x_names[i],
+    svg += svg_text(x.place(static_cast<double>(i)), bottom_of(chart) + 18, chart.x_names[i],
                     "font-size=\"11\" text-anchor=\"middle\"");
   }
   for (const double tick : y.ticks()) {
-    svg += svg_line(kLeft, y.place(tick), kWidth - kRight, y.place(tick), grid);
+    svg += svg_line(kLeft, y.place(tick), right_of(chart), y.place(tick), grid);
     svg += svg_text(kLeft - 8, y.place(tick) + 4, fmt::format("{:g}", tick),
                     "font-size=\"11\" text-anchor=\"end\"");
   }
   svg += fmt::format(
       "<rect class=\"frame\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>\n",
-      kLeft, kTop, kWidth - kLeft - kRight, kHeight - kTop - kBottom);
-  svg += svg_text((kLeft + kWidth - kRight) / 2, kHeight - 14, chart.x_label,
+      kLeft, kTop, right_of(chart) - kLeft, bottom_of(chart) - kTop);
+  svg += svg_text((kLeft + right_of(chart)) / 2, chart.height - 14, chart.x_label,
                   "font-size=\"13\" text-anchor=\"middle\"");
   return svg + fmt::format(
                    "<text class=\"ink\" transform=\"translate(18 {:.1f}) rotate(-90)\" font-size=\"13\" "
                    "text-anchor=\"middle\">{}</text>\n",
-                   (kTop + kHeight - kBottom) / 2, escape(chart.y_label));
+                   (kTop + bottom_of(chart)) / 2, escape(chart.y_label));
 }
 
 }  // namespace
 
 std::string to_svg(const Chart& chart) {
-  Axis x(chart.log_x, kLeft, kWidth - kRight), y(chart.log_y, kHeight - kBottom, kTop);
+  Axis x(chart.log_x, kLeft, right_of(chart)), y(chart.log_y, bottom_of(chart), kTop);
   for (const ChartSeries& series : chart.series) {
     for (const ChartPoint& point : series.points) {
       if (!x.shows(point.x) || !y.shows(point.y)) continue;
@@ -157,7 +164,7 @@ std::string to_svg(const Chart& chart) {
   for (size_t i = 0; i < chart.x_names.size(); ++i) x.cover(static_cast<double>(i));
   x.settle();
   y.settle();
-  std::string svg = svg_begin(kWidth, kHeight, chart.title, chart.description);
+  std::string svg = svg_begin(chart.width, chart.height, chart.title, chart.description);
   svg += svg_text(kLeft, 26, chart.title, "font-size=\"15\" font-weight=\"bold\"");
   svg += draw_axes(chart, x, y);
   for (size_t i = 0; i < chart.series.size(); ++i) svg += draw_series(chart, i, x, y);

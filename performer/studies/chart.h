@@ -18,17 +18,19 @@ struct ChartSeries {
   bool dashed = false;
   bool line = true;   // connect the points
   bool marks = true;  // a dot at each point
+  int colour = -1;    // that of the series of this number, from 0; -1: its own
 };
 
 struct Chart {
   std::string title, x_label, y_label;
   bool log_x = false, log_y = false;
   std::vector<ChartSeries> series;
+  double width = 840, height = 520;
   std::string description = {};           // a sentence for those who cannot see the picture
   std::vector<std::string> x_names = {};  // names of the places 0, 1, 2 ... on the x axis, instead of numbers
 };
 
-// A picture of 840 x 520. Points without a place on the axes (not finite, or not positive on a logarithmic
+// Points without a place on the axes (not finite, or not positive on a logarithmic
 // one) are left out. Text is escaped. Elements carry classes (ink, paper, grid, frame, stroke-N, mark-N)
 // beside their colours, so that a page around the picture may have its own.
 std::string to_svg(const Chart& chart);

@@ -169,9 +169,8 @@ void read_attention(Experiment& experiment, const fs::path& folder) {
       const auto name = picture.at("file").get<std::string>();
       check<InputError>(fs::path(name).filename() == name, "{}: the picture {} does not lie beside it",
                         (folder / "attention.json").string(), name);
-      experiment.attention_pictures.push_back(
-          {name, read_file((folder / name).string(), kMostOfResults),
-           picture.at("description").get<std::string>()});
+      experiment.attention_pictures.push_back({name, read_file((folder / name).string(), kMostOfResults),
+                                               picture.at("description").get<std::string>()});
     }
   }
 }

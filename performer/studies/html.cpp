@@ -41,14 +41,15 @@ std::string number_text(double value, NumberStyle style) {
       break;
   }
   const double size = std::abs(value);
-  if (size >= 1e4 && size < 1e15) return grouped(value);
-  return fmt::format("{:.4g}", value);
+  if (value == 0) return "0";
+  return size >= 1e3 && size < 1e15 ? grouped(value) : fmt::format("{:#.4g}", value);
 }
 
 std::string number(const nlohmann::ordered_json& numbers, const std::string& pointer, NumberStyle style) {
   const nlohmann::ordered_json::json_pointer at(pointer);
   if (!numbers.contains(at) || !numbers.at(at).is_number()) return kNone;
   const auto& found = numbers.at(at);
+  if (found.is_number_integer() && style == NumberStyle::plain) style = NumberStyle::whole;
   return fmt::format("<data value=\"{}\" data-key=\"{}\">{}</data>", escape(found.dump()), escape(pointer),
                      number_text(found.get<double>(), style));
 }

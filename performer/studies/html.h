@@ -10,7 +10,7 @@
 namespace performer::studies {
 
 enum class NumberStyle : uint8_t {
-  plain,     // four significant digits
+  plain,     // four significant digits; whole numbers as they are
   whole,     // 1,234,567
   share,     // 12.34 %
   duration,  // 1 h 02 min

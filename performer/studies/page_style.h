@@ -28,11 +28,13 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.3rem 1.3rem; m
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.93rem; }
 caption { text-align: left; color: var(--quiet); padding-bottom: 0.4rem; }
 th, td { padding: 0.32rem 0.95rem 0.32rem 0; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
+td data { white-space: nowrap; }
+thead th:first-child { text-align: left; padding-left: 0.3rem; }
 th:last-child, td:last-child { padding-right: 0.3rem; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--rule); }
 tbody th { text-align: left; font-weight: 500; white-space: nowrap; padding-left: 0.3rem; }
 tr.compared th, tr.compared td { color: var(--quiet); font-style: italic; }
-td.text, td .text { text-align: left; }
+td:has(> .text) { text-align: left; }
 .best { font-weight: 700; background: var(--mark); border-radius: 3px; padding: 0 0.2em; }
 .none { color: var(--quiet); }
 details { margin: 0.5rem 0 1rem; }
@@ -40,7 +42,7 @@ summary { cursor: pointer; color: var(--link); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 figure { margin: 0.75rem 0; }
 .charts figure { margin: 0; }
-figure > svg { display: block; width: 100%; height: auto; border: 1px solid var(--rule); border-radius: 6px; }
+figure > svg { display: block; width: 100%; max-width: 56rem; height: auto; border: 1px solid var(--rule); border-radius: 6px; }
 .picture { max-width: none; overflow-x: auto; }
 img.drawing { max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: 6px; }
 img.sample { image-rendering: pixelated; min-width: 96px; margin: 0 0.5rem 0.5rem 0; border: 1px solid var(--rule); }

@@ -59,6 +59,8 @@ void add_baselines(Chart& chart, const ReportInput& input, const Curve& curve) {
 Chart curve_chart(const ReportInput& input, const Curve& curve, const std::string& what,
                   const std::string& against) {
   Chart chart;
+  chart.width = 600;
+  chart.height = 400;
   chart.title = fmt::format("{} against {}", what, against);
   chart.x_label = against;
   chart.y_label = what;
@@ -72,10 +74,12 @@ Chart curve_chart(const ReportInput& input, const Curve& curve, const std::strin
     }
     chart.series.push_back({input.name(run), points, /*dashed=*/false, /*line=*/true, /*marks=*/false});
   }
-  for (size_t run = 0; run < input.runs.size(); ++run) {
+  for (size_t run = 0; run < input.runs.size(); ++run) {  // in the colour of the run
     const auto points = all_points(input.runs[run].held_out, curve);
     if (points.empty()) continue;
-    chart.series.push_back({input.name(run) + ", held out", points, /*dashed=*/false, points.size() > 1});
+    chart.series.push_back({input.name(run) + ", held out", points, /*dashed=*/false,
+                            /*line=*/points.size() > 1,
+                            /*marks=*/true, static_cast<int>(run)});
   }
   add_baselines(chart, input, curve);
   return chart;

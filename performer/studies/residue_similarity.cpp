@@ -77,8 +77,9 @@ nlohmann::ordered_json profile_json(const Tensor& similarity) {
   for (const auto& [a, b] : {std::pair{'D', 'E'}, std::pair{'F', 'Y'}}) {
     const double value = similarity[place_of(a)][place_of(b)].item<double>();
     const int64_t rank = 1 + off_diagonal(similarity).gt(value).sum().item<int64_t>();
-    json["pairs"][std::string{a, b}] = {{"similarity", number_or_null(value)},
-                                        {"rank", std::isnan(value) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(rank)}};
+    json["pairs"][std::string{a, b}] = {
+        {"similarity", number_or_null(value)},
+        {"rank", std::isnan(value) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(rank)}};
   }
   json["similarity"] = matrix_json(similarity);
   return json;

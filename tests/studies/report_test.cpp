@@ -108,7 +108,8 @@ void expect_well_formed(const std::string& html) {
   std::vector<std::string> open;
   size_t at = html.find("<html");
   ASSERT_NE(at, std::string::npos);
-  const std::regex tag(R"re(^<(/?)([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z:-]+(?:="[^"<]*")?)*)\s*(/?)>)re");
+  const std::regex tag(
+      R"re(^<(/?)([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z][a-zA-Z0-9:-]*(?:="[^"<]*")?)*)\s*(/?)>)re");
   while ((at = html.find_first_of("<&", at)) != std::string::npos) {
     std::smatch match;
     // A style holds no tags, and regular expressions are slow on long attributes: both are cut off here.
