@@ -33,6 +33,9 @@ constexpr Capability kCapabilities[] = {
     {"masks", &nn::Capabilities::masks, "takes padded batches (data.layout = padded)"},
     {"reads_queries", &nn::Capabilities::reads_queries, "its output depends on queries and keys"},
     {"own_keys", &nn::Capabilities::own_keys, "has weights for keys; otherwise queries serve as keys"},
+    {"continuous", &nn::Capabilities::continuous,
+     "a small change of its inputs is a small change of its output; otherwise rounding may decide who "
+     "attends"},
     {"redraws", &nn::Capabilities::redraws, "has a random projection that attention.redraw_every replaces"},
     {"linear", &nn::Capabilities::linear, "linear attention: can be studied with performer approx"},
 };

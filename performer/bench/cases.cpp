@@ -52,7 +52,7 @@ kernels::DataType data_type(const std::string& dtype) {
   return dtype == "float16" ? kernels::DataType::float16 : kernels::DataType::float32;
 }
 
-AttentionConfig attention_of(const std::string& kind, int64_t features) {
+AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t length) {
   AttentionConfig config;
   config.kind = kind;
   if (kind == "identity+qk") {
@@ -60,6 +60,9 @@ AttentionConfig attention_of(const std::string& kind, int64_t features) {
     config.set("projections", true);
   }
   if (nn::has_option(nn::find_kind(config.kind), "features")) config.set("features", features);
+  // Kinds for sequences up to a length are made for this one.
+  const std::optional<int64_t> longest = nn::longest_of(config);
+  if (longest && *longest < length) config.set("length", length);
   return config;
 }
 

@@ -40,7 +40,7 @@ std::vector<Case> train_cases(const Request& request, const Machine& machine, in
 at::ScalarType scalar_type(const std::string& dtype);
 kernels::DataType data_type(const std::string& dtype);
 // The configuration of a row's kind: features where the kind has them, and `identity+qk` spelled out.
-AttentionConfig attention_of(const std::string& kind, int64_t features);
+AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t length = 1);
 // The feature map of a kind as the kernels take it: tensors that own the memory, and pointers into them.
 // Throws UsageError naming the kind when it is not linear attention that the kernels compute alone.
 struct KernelMap {

@@ -168,6 +168,51 @@ TEST_F(Chain, MaskedModelsRecordTheirCorruptionAndDoNotGenerate) {
   expect_failure(run({"generate", "model"}), 2, {"masked", "causal"});
 }
 
+TEST_F(Chain, BaselinesOfOtherPapersTrainEvaluateScoreAndGenerate) {
+  make_fasta("train.fasta");
+  make_fasta("valid.fasta", 5);
+  // attention.features, which train_arguments sets, is no option of theirs.
+  const std::vector<std::pair<std::string, Arguments>> baselines = {
+      {"lsh",
+       {"model.reversible=true", "attention.chunk=8", "attention.buckets=4", "attention.redraw_every=1"}},
+      {"sparse", {"attention.stride=8", "data.layout=packed"}},
+      {"global", {"attention.window=8", "attention.random_blocks=1", "train.precision=bfloat16"}},
+      {"linformer", {"model.objective=masked", "attention.sharing=layers", "attention.rank=12"}},
+  };
+  for (const auto& [kind, settings] : baselines) {
+    Arguments arguments = {"train",
+                           "-t",
+                           "1",
+                           "--train",
+                           "train.fasta",
+                           "--valid",
+                           "valid.fasta",
+                           "--steps",
+                           "4",
+                           "-o",
+                           kind,
+                           "--set",
+                           "model.layers=2",
+                           "model.width=16",
+                           "model.heads=2",
+                           "model.ffn=16",
+                           "data.length=64",
+                           "data.batch_tokens=256",
+                           "attention.kind=" + kind};
+    arguments.insert(arguments.end(), settings.begin(), settings.end());
+    const Result trained = run(arguments);
+    ASSERT_EQ(trained.code, 0) << kind << ": " << trained.err;
+    const Result evaluated = run({"evaluate", kind, "valid.fasta", "--json"});
+    ASSERT_EQ(evaluated.code, 0) << kind << ": " << evaluated.err;
+    EXPECT_GT(json::parse(evaluated.out).at("model").at("perplexity"), 1.0);
+    EXPECT_EQ(lines_of(run({"score", kind, "valid.fasta"}).out).size(), 6u) << kind;
+    if (kind == "linformer") continue;
+    const Result generated = run({"generate", kind, "-n", "2", "--max-length", "30", "--seed", "4"});
+    EXPECT_EQ(generated.code, 0) << kind << ": " << generated.err;
+    EXPECT_EQ(lines_of(generated.out).size(), 4u) << kind;
+  }
+}
+
 TEST_F(Chain, TrainReadsStandardInput) {
   make_fasta("train.fasta");
   const Setting input{.input = read("train.fasta")};

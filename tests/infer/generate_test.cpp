@@ -47,8 +47,8 @@ const bool kRegistered = [] {
 
 class GenerateKinds : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Kinds, GenerateKinds,
-                         testing::Values("favor-relu", "favor-softmax", "exact", "local", "identity",
-                                         kWithoutState));
+                         testing::Values("favor-relu", "favor-softmax", "exact", "local", "sparse", "global",
+                                         "lsh", "identity", kWithoutState));
 
 TEST_P(GenerateKinds, StreamedLogLikelihoodIsThatOfTheFullForwardPass) {
   LanguageModel model = make_model({.kind = GetParam()});

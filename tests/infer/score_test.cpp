@@ -112,6 +112,26 @@ TEST(Score, SequencesBeyondLearnedPositionsAreNamed) {
   }
 }
 
+TEST(Score, SequencesBeyondTheLengthOfLinformerAreNamed) {
+  const std::string path = temporary_file("score_long.fasta", ">a\nMKT\n>long\nMKTAYIAKQRMKTAYIAKQ\n");
+  ModelConfig config;
+  config.objective = "masked";
+  config.layers = 1, config.width = 16, config.heads = 2, config.ffn = 16;
+  AttentionConfig attention;
+  attention.kind = "linformer";
+  attention.set("length", 20).set("rank", 4);
+  LanguageModel model(config, attention, data::Vocabulary::protein().size());
+  try {
+    collect(model, path, 100);
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_THAT(
+        error.what(),
+        testing::AllOf(testing::HasSubstr("record 2"), testing::HasSubstr("19 residues"),
+                       testing::HasSubstr("attention takes 18"), testing::HasSubstr("attention.length")));
+  }
+}
+
 TEST(Score, AnyVocabularyIsScoredInItsOwnTokens) {
   struct Input {
     data::Vocabulary vocabulary;

@@ -71,7 +71,7 @@ void in_threads(int count, const std::function<void(int)>& work) {
 class Streams : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Kinds, Streams,
                          testing::Values("favor-relu", "favor-softmax", "favor-oprf", "exact", "local",
-                                         "identity"),
+                                         "sparse", "global", "lsh", "identity"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& letter : name) letter = letter == '-' ? '_' : letter;

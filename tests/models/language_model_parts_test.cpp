@@ -101,6 +101,22 @@ INSTANTIATE_TEST_SUITE_P(
                             }},
                       Parts{"local_heads", [](auto&, auto& a) { a.local_heads = 1, a.local_window = 8; }},
                       Parts{"begin_kernel", [](auto&, auto& a) { a.begin_kernel = 9; }},
+                      Parts{"reformer",
+                            [](auto& m, auto& a) {
+                              m.reversible = true;
+                              a = {.kind = "lsh"};
+                              a.set("chunk", 4).set("buckets", 4).set("rounds", 2);
+                            }},
+                      Parts{"sparse",
+                            [](auto&, auto& a) {
+                              a = {.kind = "sparse"};
+                              a.set("stride", 5);
+                            }},
+                      Parts{"global",
+                            [](auto&, auto& a) {
+                              a = {.kind = "global"};
+                              a.set("window", 4).set("global_tokens", 2).set("random_blocks", 1);
+                            }},
                       Parts{"all_together",
                             [](auto& m, auto& a) {
                               m.reversible = m.token_shift = true;
@@ -138,6 +154,58 @@ TEST(Reversible, GradientsAreThoseOfOrdinaryAutograd) {
   }
   for (const auto& [name, gradient] : plain) {
     EXPECT_TRUE(at::allclose(reconstructed.at(name), gradient, 1e-8, 1e-12)) << name;
+  }
+}
+
+// Of all parameters in one random direction, against differences.
+void expect_derivative(LanguageModel& model, const std::string& what) {
+  const SequenceBatch batch = rows(random_tokens({2, 30}));
+  const auto loss = [&] {
+    return torch::nn::functional::cross_entropy(model(batch).flatten(0, 1), batch.tokens.flatten());
+  };
+  model->zero_grad();
+  loss().backward();
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> way;
+  double found = 0;
+  for (const at::Tensor& parameter : model->parameters()) {
+    way.push_back(at::randn_like(parameter));
+    found += (parameter.grad() * way.back()).sum().item<double>();
+  }
+  const auto move = [&](double distance) {
+    for (size_t i = 0; i < way.size(); ++i) model->parameters()[i].add_(way[i], distance);
+  };
+  const double h = 1e-6;
+  move(h);
+  const double above = loss().item<double>();
+  move(-2 * h);
+  const double expected = (above - loss().item<double>()) / (2 * h);
+  EXPECT_NEAR(found, expected, 1e-6 * std::max(1.0, std::abs(expected))) << what;
+}
+
+// Reversible layers and recomputed ones are told which tensors they read: also those of another layer.
+TEST(Reformer, AndLayersThatShareWeightsHaveTheirGradients) {
+  torch::manual_seed(9);
+  for (const bool reversible : {true, false}) {
+    for (const bool recomputed : {false, true}) {
+      ModelConfig config = small_model();
+      config.layers = 3, config.dropout = 0, config.reversible = reversible;
+      AttentionConfig lsh{.kind = "lsh"}, linformer{.kind = "linformer"};
+      lsh.set("chunk", 4).set("buckets", 4).set("rounds", 2);
+      linformer.set("length", 30).set("rank", 6).set("sharing", "layers");
+      for (const AttentionConfig& attention : {lsh, linformer}) {
+        config.objective = attention.kind == "lsh" ? "causal" : "masked";
+        LanguageModel model(config, attention, kVocabulary);
+        model->to(at::kDouble);
+        model->set_checkpoint_activations(recomputed);
+        int64_t projections = 0;
+        for (const auto& item : model->named_parameters())
+          projections += item.key().ends_with(".both") ? 1 : 0;
+        EXPECT_EQ(projections, attention.kind == "lsh" ? 0 : 1) << "one for the whole model";
+        expect_derivative(
+            model, attention.kind + (reversible ? ", reversible" : "") + (recomputed ? ", recomputed" : ""));
+      }
+    }
   }
 }
 

@@ -68,7 +68,8 @@ std::vector<Formula> formulas() {
   return {
       {strided, false, [](double t) { return t * (3 * 32 + t / 32); }},
       {fixed, false, [](double t) { return t * (32 + 4 * t / 32); }},
-      {fixed, true, [](double t) { return t * (32 + 4 * t / 32 / 2); }},
+      // Half of the blocks are before a query's own; they are read by 8 blocks at a time.
+      {fixed, true, [](double t) { return t * (32 + 4 * (t / 32 + 8) / 2); }},
       {global, true, [](double t) { return t * (2 * 32 + 8 + 2 * 32); }},
       {global, false, [](double t) { return t * (3 * 32 + 2 * 8 + 2 * 32); }},
       {lsh, true, [](double t) { return t * 3 * 2 * 32; }},

@@ -318,6 +318,17 @@ TEST_F(TrainerTest, UsageErrors) {
   EXPECT_THAT(failure(with), AllOf(HasSubstr("longest sequence"), HasSubstr("model.max_length")));
 
   with = request("run");
+  with.model.objective = "masked";
+  with.attention = AttentionConfig{};
+  with.attention.kind = "linformer";
+  with.attention.set("length", 16).set("rank", 4);
+  EXPECT_THAT(failure(with),
+              AllOf(HasSubstr("data.length"), HasSubstr("attention.kind = linformer takes at most 16")));
+  with.data.length = 16;
+  EXPECT_THAT(failure(with),
+              AllOf(HasSubstr("longest held-out sequence"), HasSubstr("raise attention.length")));
+
+  with = request("run");
   with.train_files = {folder_ / "absent.fasta"};
   EXPECT_THROW(run(with), InputError);
   EXPECT_TRUE(std::filesystem::is_empty(with.output)) << "nothing half-made is left";

@@ -11,8 +11,9 @@
 namespace performer::nn {
 
 // N blocks of C queries with S keys each: row numbers of one sequence, from 0; the number of its tokens
-// stands for "no token". `hidden` is bool and broadcasts to [N, C, S]: the keys that a query does not see. Of
-// what is no token, keys must be hidden from all tokens; what such queries see does not matter.
+// stands for "no token". A query is in a tile at most once. `hidden` is bool and broadcasts to [N, C, S]: the
+// keys that a query does not see. Of what is no token, keys must be hidden from all tokens; what such queries
+// see does not matter.
 struct BlockTile {
   at::Tensor query_rows, key_rows;  // int64 [N, C] and [N, S]
   at::Tensor hidden;

@@ -13,8 +13,6 @@
 namespace performer::nn {
 namespace {
 
-constexpr int64_t kGlobalBlock = 512;  // keys of a global query at a time
-
 struct GlobalOptions {
   int64_t window = 64;
   int64_t global_tokens = 16;
@@ -100,11 +98,9 @@ class GlobalLayout final : public PositionLayout {
   }
 
   PositionBlocks from_globals(int64_t tokens, int64_t globals) const {
-    PositionBlocks part{kFromGlobal, globals, std::min(kGlobalBlock, tokens), {}, {}};
-    for (int64_t first = 0; first < tokens; first += part.keys) {
-      append_range(part.query_positions, 0, globals, tokens);
-      append_range(part.key_positions, first, part.keys, tokens);
-    }
+    PositionBlocks part{kFromGlobal, globals, tokens, {}, {}};
+    append_range(part.query_positions, 0, globals, tokens);
+    append_range(part.key_positions, 0, tokens, tokens);
     return part;
   }
 

@@ -36,6 +36,7 @@ struct Capabilities {
   bool masks = true;          // a mask of keys
   bool reads_queries = true;  // false: queries and keys are not computed at all
   bool own_keys = true;       // false: queries serve as keys, which are not computed
+  bool continuous = true;     // false: rounding may change which tokens attend to each other
   bool redraws = false;       // has a random projection that redraw() replaces
   bool linear = false;        // linear attention: an estimate of, or a replacement for, softmax attention
 };

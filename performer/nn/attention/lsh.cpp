@@ -166,6 +166,7 @@ AttentionKind lsh_kind() {
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
   kind.capabilities.own_keys = false;
+  kind.capabilities.continuous = false;
   kind.capabilities.redraws = true;
   kind.options = kind_options<LshOptions>();
   kind.validate = validate_lsh;

@@ -12,8 +12,8 @@
 
 namespace performer::nn {
 
-// Blocks of queries with the keys that they may see, as positions in a sequence; -1 stands for no token.
-// Which of these pairs are seen says PositionLayout::visible() for `part`.
+// Blocks of queries, each query in one of them, with the keys that they may see, as positions in a sequence;
+// -1 stands for no token. Which of these pairs are seen says PositionLayout::visible() for `part`.
 struct PositionBlocks {
   int part = 0;
   int64_t queries = 0, keys = 0;  // in a block
