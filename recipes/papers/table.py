@@ -105,18 +105,21 @@ def speed(row: dict[str, Any] | None) -> str:
 
 
 def similarity(rows: list[dict[str, Any]]) -> list[str]:
-    """What `performer attention` found: correlations to BLOSUM62, ranks of two pairs among 190."""
+    """What `performer attention` found: heads by kind, correlations to BLOSUM62, ranks of two pairs among 190."""
     cells = []
     for row in rows:
-        found = row["runs"][0].get("attention", {}).get("similarity") if row["runs"] else None
-        if not found:
+        attention = row["runs"][0].get("attention") if row["runs"] else None
+        if not attention:
             continue
+        labels = [head["label"] for head in attention["sequences"][0]["heads"]]
+        found = attention["similarity"]
         for name, each in [(f"`{row['name']}`", found["model"]), ("untrained weights", found["untrained"][0])]:
             heads, partners = each["by_heads"], each["by_partners"]
-            pairs = partners["pairs"]
-            cells.append([name, *[("-" if c is None else f"{c:.3f}") for c in (heads["correlation"], partners["correlation"])],
-                          *[str(pairs[pair]["rank"] or "-") for pair in ("DE", "FY")]])
-    header = ["", "correlation to BLOSUM62, by heads", "by partners", "rank of D, E", "rank of F, Y"]
+            counts = ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(sorted(labels)))
+            cells.append([name, counts if each is found["model"] else "",
+                          *[("-" if c is None else f"{c:.3f}") for c in (heads["correlation"], partners["correlation"])],
+                          *[str(partners["pairs"][pair]["rank"] or "-") for pair in ("DE", "FY")]])
+    header = ["", "heads", "correlation to BLOSUM62, by heads", "by partners", "rank of D, E", "rank of F, Y"]
     return ["", *table(header, cells)] if cells else []
 
 

@@ -148,7 +148,7 @@ def trained_run(seed, perplexity):
 class Tables(unittest.TestCase):
     def setUp(self):
         def row(name):
-            return experiment.Row(name, "U", "", "data", ["a.b=c"], 2, [], "", [], [])
+            return experiment.Row(name, "U", "", "data", ["a.b=c"], 2, [], 0, "", [], [])
         lost = {"seed": 0, "choice": [], "status": "diverged", "steps": 6, "curve": []}
         rows = [results.row_json(row("one & two"), [trained_run(0, 16.0), trained_run(1, 17.0)], [], "done", ""),
                 results.row_json(row("three"), [lost], [], "diverged", "")]

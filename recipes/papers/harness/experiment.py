@@ -19,7 +19,8 @@ rows.toml:
         set              settings, as `performer train --set` takes them; `small` and `paper` are added for that size
         sizes            the sizes that have this row (default both)
         seeds            as above
-        choose           lists of settings: seed 0 is trained with each, and all seeds take the one that is best on `valid`
+        choose           lists of settings: seed 0 is tried with each, and all runs take the one that is best on `valid`
+        choose_steps     for so many steps, by size, such as {small = 100, paper = 50000}
         time_limit       size small: trained for so long, such as "3m", instead of so many steps
         then             commands of `performer` after the training: {run = [...], keep = FILE}; words may hold {model}, {folder},
                          {recipe} and the name of a split; `keep` is a JSON file in {folder} that becomes part of the results
@@ -68,6 +69,7 @@ class Row:
     settings: list[str]  # of the group, the row and the size
     seeds: int
     choose: list[list[str]]
+    choose_steps: int  # 0: as many as a run has
     time_limit: str
     then: list[dict[str, Any]]
     bench: list[str]
@@ -92,7 +94,7 @@ class Experiment:
         return PAPERS / self.name
 
 
-ROW_KEYS = {"name", "group", "summary", "data", "set", "small", "paper", "sizes", "seeds", "choose", "time_limit", "then", "bench",
+ROW_KEYS = {"name", "group", "summary", "data", "set", "small", "paper", "sizes", "seeds", "choose", "choose_steps", "time_limit", "then", "bench",
             "bench_smoke"}
 GROUP_KEYS = {"data", "set", "small", "paper"}
 TOP_KEYS = {"title", "seeds", "smoke", "data", "groups", "row"}
@@ -138,6 +140,7 @@ def read_row(table: dict[str, Any], groups: dict[str, Any], top: dict[str, Any],
     return Row(name=table["name"], group=table.get("group", ""), summary=table.get("summary", ""),
                data=table.get("data", group.get("data", "")), settings=settings,
                seeds=1 if smoke else table.get("seeds", top.get("seeds", 1)), choose=table.get("choose", []),
+               choose_steps=0 if smoke else table.get("choose_steps", {}).get(size, 0),
                time_limit=table.get("time_limit", "") if timed else "", then=table.get("then", []),
                bench=table.get("bench_smoke", []) if smoke else table.get("bench", []))
 

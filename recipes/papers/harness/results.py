@@ -60,7 +60,8 @@ def row_json(row: Row, runs: list[dict[str, Any]], candidates: list[dict[str, An
         json_row["parameters"] = runs[0]["parameters"]
     if candidates:
         json_row["chosen"] = runs[0]["choice"] if runs else None
-        json_row["candidates"] = [{"choice": run["choice"], "status": run["status"], "valid": run.get("valid")} for run in candidates]
+        json_row["candidates"] = [{"choice": run["choice"], "status": run["status"], "steps": run["steps"], "valid": run.get("valid")}
+                                  for run in candidates]
     return json_row | {"runs": runs, "mean": means(runs)}
 
 

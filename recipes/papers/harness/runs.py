@@ -32,15 +32,17 @@ class Plan:
     seed: int
     choice: list[str]
     folder: pathlib.Path
+    candidate: bool = False  # to choose by: shorter, and evaluated on `valid` alone
 
     @property
     def label(self) -> str:
         chosen = f", {', '.join(self.choice)}" if self.choice else ""
-        return f"{self.row.label}, seed {self.seed}{chosen}"
+        return f"{self.row.label}, {'to choose by' if self.candidate else f'seed {self.seed}'}{chosen}"
 
     @property
     def settings(self) -> list[str]:
-        return self.row.settings + self.choice
+        short = [f"train.steps={self.row.choose_steps}"] if self.candidate and self.row.choose_steps else []
+        return self.row.settings + self.choice + short
 
 
 def seconds_of(span: str) -> float:
@@ -183,7 +185,7 @@ class Runner:
         valid = [record["valid"] for record in metrics if "valid" in record]
         if valid:
             result["valid"] = self.score(valid[-1])
-        if status == "done" and not self.one_step:
+        if status == "done" and not self.one_step and not plan.candidate:
             result["splits"] = self.evaluate(plan, model, log)
             result |= self.follow(plan, model, log)
         result["wall_seconds"] = rounded(self.progress.elapsed())
