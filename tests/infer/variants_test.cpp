@@ -21,32 +21,32 @@ using testing::AllOf;
 using testing::HasSubstr;
 using Tokens = std::vector<data::Token>;
 
-const data::Vocabulary kProtein = data::Vocabulary::protein();
-const std::string kWild = "MKTAYIAKQRQISFVKSHFSRQLEERLGLI";
+const data::Vocabulary kResidues = data::Vocabulary::protein();
+const std::string kWildType = "MKTAYIAKQRQISFVKSHFSRQLEERLGLI";
 
-Tokens tokens_of(const std::string& text) {
-  return kProtein.encode(text);
+Tokens residues_of(const std::string& text) {
+  return kResidues.encode(text);
 }
 
 VariantTable table_of(const std::string& text, const VariantTableOptions& options = {}) {
-  return read_variants(temporary_file("variants.csv", text), tokens_of(kWild), kProtein, options);
+  return read_variants(temporary_file("variants.csv", text), residues_of(kWildType), kResidues, options);
 }
 
 // Log-probabilities [T, vocabulary] of a masked model for a sequence between its markers; `hidden`: none
 // below 0.
 at::Tensor distributions(LanguageModel& model, const Tokens& sequence, int64_t hidden) {
   const at::NoGradGuard no_gradients;
-  std::vector<int64_t> tokens = {kProtein.bos()};
+  std::vector<int64_t> tokens = {kResidues.bos()};
   tokens.insert(tokens.end(), sequence.begin(), sequence.end());
-  tokens.push_back(kProtein.eos());
-  if (hidden >= 0) tokens[static_cast<size_t>(hidden) + 1] = kProtein.mask();
+  tokens.push_back(kResidues.eos());
+  if (hidden >= 0) tokens[static_cast<size_t>(hidden) + 1] = kResidues.mask();
   SequenceBatch batch;
   batch.tokens = at::tensor(tokens, at::kLong).unsqueeze(0);
   batch.positions = at::arange(static_cast<int64_t>(tokens.size()), at::kLong).unsqueeze(0);
   return at::log_softmax(model->forward(batch)[0].to(at::kDouble), -1).narrow(0, 1, std::ssize(sequence));
 }
 
-double pseudo(LanguageModel& model, const Tokens& sequence) {
+double pseudo_sum(LanguageModel& model, const Tokens& sequence) {
   double sum = 0;
   for (int64_t i = 0; i < std::ssize(sequence); ++i) {
     sum += distributions(model, sequence, i)[i][sequence[static_cast<size_t>(i)]].item<double>();
@@ -54,7 +54,7 @@ double pseudo(LanguageModel& model, const Tokens& sequence) {
   return sum;
 }
 
-double causal(LanguageModel& model, const Tokens& sequence) {
+double causal_sum(LanguageModel& model, const Tokens& sequence) {
   const std::vector<double> each = forward_log_probabilities(model, {sequence.begin(), sequence.end()});
   return std::accumulate(each.begin(), each.end(), 0.0);
 }
@@ -62,27 +62,27 @@ double causal(LanguageModel& model, const Tokens& sequence) {
 std::vector<VariantResult> scores(LanguageModel& model, const VariantTable& table, VariantScore kind,
                                   int64_t batch_tokens = 100) {
   double share = 0;
-  const auto results =
-      score_variants(model, kProtein, tokens_of(kWild), table.variants, {kind, batch_tokens, [&](double now) {
-                                                                           EXPECT_GE(now, share);
-                                                                           EXPECT_LE(now, 1);
-                                                                           share = now;
-                                                                         }});
+  const auto results = score_variants(model, kResidues, residues_of(kWildType), table.variants,
+                                      {kind, batch_tokens, [&](double now) {
+                                         EXPECT_GE(now, share);
+                                         EXPECT_LE(now, 1);
+                                         share = now;
+                                       }});
   EXPECT_NEAR(share, 1, 1e-9);
   return results;
 }
 
-const std::string kTable = "mutant\nA4P\nK2W:Y5D\nA4del\nA4_I6delinsG\nT3_A4insGSG\nS13*\nWT\n";
+const std::string kVariantTable = "mutant\nA4P\nK2W:Y5D\nA4del\nA4_I6delinsG\nT3_A4insGSG\nS13*\nWT\n";
 
 TEST(VariantScores, MarginalsSumLogRatiosAtTheChangedPositions) {
   LanguageModel model = make_model({.kind = "favor-softmax", .objective = "masked"});
-  const VariantTable table = table_of(kTable);
-  const Tokens wild = tokens_of(kWild);
+  const VariantTable table = table_of(kVariantTable);
+  const Tokens wild = residues_of(kWildType);
   const auto masked = scores(model, table, VariantScore::masked_marginal),
              open = scores(model, table, VariantScore::wild_type_marginal);
   const auto ratio = [&](int64_t place, char to, bool hide) {
     const at::Tensor row = distributions(model, wild, hide ? place : -1)[place];
-    return row[kProtein.token_of(to)].item<double>() - row[wild[static_cast<size_t>(place)]].item<double>();
+    return row[kResidues.token_of(to)].item<double>() - row[wild[static_cast<size_t>(place)]].item<double>();
   };
   EXPECT_NEAR(masked[0].score, ratio(3, 'P', true), 1e-4);
   EXPECT_NEAR(masked[1].score, ratio(1, 'W', true) + ratio(4, 'D', true), 1e-4);
@@ -101,18 +101,18 @@ TEST(VariantScores, MarginalsSumLogRatiosAtTheChangedPositions) {
 
 // L times the difference of the means a token.
 double normalized(double sum, size_t length, double wild_sum) {
-  const auto wild_length = static_cast<double>(kWild.size());
+  const auto wild_length = static_cast<double>(kWildType.size());
   return wild_length * (sum / static_cast<double>(length) - wild_sum / wild_length);
 }
 
 TEST(VariantScores, WholeSequencesAreComparedByTheirMeans) {
-  const VariantTable table = table_of(kTable);
-  const Tokens wild = tokens_of(kWild);
+  const VariantTable table = table_of(kVariantTable);
+  const Tokens wild = residues_of(kWildType);
   for (const char* objective : {"causal", "masked"}) {
     LanguageModel model = make_model({.kind = "favor-softmax", .objective = objective});
     const bool is_causal = std::string(objective) == "causal";
     const auto sum = [&](const Tokens& tokens) {
-      return is_causal ? causal(model, tokens) : pseudo(model, tokens);
+      return is_causal ? causal_sum(model, tokens) : pseudo_sum(model, tokens);
     };
     const double of_wild = sum(wild);
     for (const int64_t batch : {1, 100, 100000}) {
@@ -150,7 +150,7 @@ TEST(VariantScores, InsertionsOfMarginalScoresAreOnePassPseudoLikelihoods) {
   };
   const Tokens& tokens = table.variants[0].tokens;
   EXPECT_NEAR(scores(model, table, VariantScore::masked_marginal)[0].score,
-              normalized(sum(tokens), tokens.size(), sum(tokens_of(kWild))), 1e-3);
+              normalized(sum(tokens), tokens.size(), sum(residues_of(kWildType))), 1e-3);
 }
 
 TEST(VariantScores, LongWildTypesAreSeenInWindows) {
@@ -173,10 +173,10 @@ TEST(VariantScores, LongWildTypesAreSeenInWindows) {
   }
   // The window of position 17 is residues 11 to 22, seen alone.
   LanguageModel model = make_model({.objective = "masked", .positions = "learned", .max_length = 14});
-  const Tokens wild = tokens_of(kWild), window(wild.begin() + 10, wild.begin() + 22);
+  const Tokens wild = residues_of(kWildType), window(wild.begin() + 10, wild.begin() + 22);
   const at::Tensor row = distributions(model, window, 6)[6];
   EXPECT_NEAR(scores(model, table, VariantScore::masked_marginal)[1].score,
-              row[kProtein.token_of('D')].item<double>() - row[wild[16]].item<double>(), 1e-4);
+              row[kResidues.token_of('D')].item<double>() - row[wild[16]].item<double>(), 1e-4);
   EXPECT_THAT(
       test::error_of<InputError>(
           [&] { scores(model, table_of("mutant\nM1W:I30P\n"), VariantScore::pseudo_likelihood); }),
@@ -208,14 +208,14 @@ TEST(VariantTables, ReadNotationsSequencesAndEffects) {
   EXPECT_FALSE(table.variants[1].aligned);
   EXPECT_EQ(table.variants[1].tokens, table.variants[2].tokens);
   // Only sequences, one named column, a list without names, another column.
-  EXPECT_EQ(table_of("mutant\n" + deleted + "\n").variants[0].tokens, tokens_of(deleted));
-  EXPECT_EQ(table_of("mutated_sequence\n" + deleted + "\n").variants[0].tokens, tokens_of(deleted));
+  EXPECT_EQ(table_of("mutant\n" + deleted + "\n").variants[0].tokens, residues_of(deleted));
+  EXPECT_EQ(table_of("mutated_sequence\n" + deleted + "\n").variants[0].tokens, residues_of(deleted));
   EXPECT_EQ(table_of("anything\nA4P\n").variants[0].name, "A4P");
   EXPECT_EQ(table_of("A4P\nY5D\n").variants.size(), 2u);
   const VariantTable other = table_of("what\tmutation_name\ty\n1\tA4P\t2\n", {0, "mutation_name", "y"});
   EXPECT_EQ(other.measured[0], 2);
   EXPECT_EQ(table_of("hgvs_pro\np.Ala28Pro\n", {24, "", ""}).variants[0].tokens,
-            tokens_of("MKTP" + kWild.substr(4)));
+            residues_of("MKTP" + kWildType.substr(4)));
 }
 
 TEST(VariantTables, NameRowExpectationAndFinding) {
@@ -245,11 +245,11 @@ TEST(VariantTables, NameRowExpectationAndFinding) {
 }
 
 TEST(VariantTables, AllSinglesAreTheOtherResidues) {
-  const auto all = all_single_variants(tokens_of("MX"), kProtein, 10);
+  const auto all = all_single_variants(residues_of("MX"), kResidues, 10);
   ASSERT_EQ(all.size(), 19u + 20u);
   EXPECT_EQ(all[0].name, "M11A");
   EXPECT_EQ(all.back().name, "X12Y");
-  EXPECT_EQ(all[0].tokens, tokens_of("AX"));
+  EXPECT_EQ(all[0].tokens, residues_of("AX"));
   EXPECT_EQ(all_single_variants(data::Vocabulary::dna().encode("A"), data::Vocabulary::dna(), 0).size(), 3u);
   EXPECT_THROW(all_single_variants({1}, data::Vocabulary::pixels(), 0), UsageError);
 }
