@@ -95,8 +95,9 @@ struct NormalTail {
   Vec beyond, density;
 };
 
-// exp(-a^2 / 2) with a^2 in two parts, times a polynomial for its quotient. Both within 8 units in the last
-// place where they are at least 1e-37; 0 from there on, also for infinity; NaN for NaN.
+// The density is exp(-a^2 / 2) with a^2 in two parts; the tail is the density times a polynomial for their
+// quotient, and near 0 an odd polynomial taken from 1/2. Both within 8 units in the last place where they are
+// at least 1e-37; what is smaller may be 0, and is at infinity; NaN for NaN.
 HWY_INLINE NormalTail TailOf(Vec a) {
   const Tag d;
   const Vec square = hn::Mul(a, a);
@@ -118,7 +119,11 @@ HWY_INLINE NormalTail TailOf(Vec a) {
   constexpr float kQuotient[] = {0.121513948f,    -0.206402615f,  0.123225018f,     -0.0462133288f,
                                  0.00613213331f,  0.00290465448f, -0.000983801787f, -0.000339535036f,
                                  0.000115457515f, 5.35751569e-05f};
-  return {hn::IfThenZeroElse(far, hn::Mul(bell, Polynomial(t, kQuotient))),
+  const Vec beyond = hn::IfThenZeroElse(far, hn::Mul(bell, Polynomial(t, kQuotient)));
+  constexpr float kCentral[] = {0.398942292f,    -0.0664905384f,  0.00997416303f,
+                                -0.00118801999f, 0.000115018847f, -8.1695789e-06f};
+  const Vec central = hn::NegMulAdd(a, Polynomial(square, kCentral), half);
+  return {hn::IfThenElse(hn::Lt(a, hn::Set(d, 1.0f)), central, beyond),
           hn::Mul(bell, hn::Set(d, 0.398942280f))};
 }
 
