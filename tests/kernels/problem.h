@@ -332,7 +332,8 @@ class QuadraticHead {
       if (!sees(i, j)) continue;
       w[j] = std::exp(log_[j] - most);
       for (int64_t f = 0; f < s_.m; ++f)
-        pair[j] += w[j] * (std::cos(uq_[i][f]) * std::cos(uk_[j][f]) + std::sin(uq_[i][f]) * std::sin(uk_[j][f]));
+        pair[j] +=
+            w[j] * (std::cos(uq_[i][f]) * std::cos(uk_[j][f]) + std::sin(uq_[i][f]) * std::sin(uk_[j][f]));
       total += pair[j];
       weights += w[j];
       for (int64_t c = 0; c < s_.e; ++c) row[c] += pair[j] * static_cast<T>(problem_.v.at(k_row(j), c));
@@ -358,8 +359,9 @@ class QuadraticHead {
       t /= total;
       dlog_[j] += pair[j] * t + (floored ? w[j] * sign * share * -dot / total : T(0));
       for (int64_t f = 0; f < s_.m; ++f) {
-        const T turn = w[j] * t *
-                       (std::sin(uk_[j][f]) * std::cos(uq_[i][f]) - std::cos(uk_[j][f]) * std::sin(uq_[i][f]));
+        const T turn =
+            w[j] * t *
+            (std::sin(uk_[j][f]) * std::cos(uq_[i][f]) - std::cos(uk_[j][f]) * std::sin(uq_[i][f]));
         duq_[i][f] += turn;
         duk_[j][f] -= turn;
       }

@@ -106,12 +106,9 @@ TEST_P(EveryTrigonometric, OddSizes) {
 TEST_P(EveryTrigonometric, DifferentNumbersOfQueriesAndKeys) {
   for (const auto& [queries, keys] :
        {std::pair<int64_t, int64_t>{1, 70}, {70, 1}, {5, 0}, {0, 5}, {65, 130}}) {
-    check_against_definition(*GetParam(), waves({.batch = 2,
-                                                 .queries = queries,
-                                                 .keys = keys,
-                                                 .m = 40,
-                                                 .mask = keys > 5,
-                                                 .deviation = 0.4}));
+    check_against_definition(
+        *GetParam(),
+        waves({.batch = 2, .queries = queries, .keys = keys, .m = 40, .mask = keys > 5, .deviation = 0.4}));
   }
 }
 
@@ -160,10 +157,12 @@ TEST_P(EveryTrigonometric, TheFinalStateMayBeReused) {
   EXPECT_LT(difference(kept.dv, exact.dv), 2e-4 * largest(exact.dv));
 }
 
-// exp(|k|^2 / 2) overflows float from |k| = 13.3 on; weights of later keys are e^800 times those of the first.
+// exp(|k|^2 / 2) overflows float from |k| = 13.3 on; weights of later keys are e^800 times those of the
+// first.
 TEST_P(EveryTrigonometric, EarlierRowsDoNotDrownInLaterKeys) {
   for (const int64_t turn : {30, 64, 100}) {
-    Problem problem(waves({.queries = 130, .keys = 130, .heads = 1, .d = 4, .m = 128, .causal = true, .deviation = 0.3}));
+    Problem problem(
+        waves({.queries = 130, .keys = 130, .heads = 1, .d = 4, .m = 128, .causal = true, .deviation = 0.3}));
     for (int64_t j = turn; j < 130; ++j) {
       for (int64_t i = 0; i < 4; ++i) problem.k.set(j, i, problem.k.at(j, i) + 28);
     }
@@ -182,7 +181,8 @@ TEST_P(EveryTrigonometric, EarlierRowsDoNotDrownInLaterKeys) {
 
 TEST_P(EveryTrigonometric, FiniteAndBoundedForInputsOfAThousand) {
   for (const bool causal : {false, true}) {
-    const Spec s = waves({.queries = 130, .keys = 130, .d = 64, .e = 16, .m = 64, .causal = causal, .deviation = 1000});
+    const Spec s =
+        waves({.queries = 130, .keys = 130, .d = 64, .e = 16, .m = 64, .causal = causal, .deviation = 1000});
     const Problem problem(s);
     const Answer answer = run(*GetParam(), problem, true);
     for (const auto* part : {&answer.out, &answer.dq, &answer.dk, &answer.dv}) {

@@ -26,7 +26,8 @@ class BackwardHead : public Head<Number> {
  public:
   using Base = Head<Number>;
   using Base::kHalf, Base::p, Base::n, Base::head, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::projection, Base::staging, Base::has_norm, Base::qx, Base::Epsilon, Base::Scale, Base::StateIndex;
+  using Base::projection, Base::staging, Base::has_norm, Base::qx, Base::Epsilon, Base::Scale,
+      Base::StateIndex;
   using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
 
   BackwardHead(const AttentionBackward& params, int64_t sequence, int64_t head_index, Scratch& scratch)

@@ -340,17 +340,17 @@ class Head {
   int64_t sequence_, head;
   bool exponential, has_norm;
   Rows queries, keys;
-  const float* projection = nullptr;            // [M, D] as given
-  const float* offset = nullptr;                // [M]
-  float* projection_rows = nullptr;             // cells [M, Dp] of scale * P, depth D
-  float* projection_t = nullptr;                // cells [D, Mp] of the same, depth D
-  float *kt, *qx;                               // cells [D, Cp] and [C, Dp], depth D
-  Right value = {};                             // cells [C, Ep], depth C
-  float* value_memory;                          // the same where it is no view of the input
-  float *key_norm, *keep;                       // [Cp]
-  float* key_sum;                               // [Fp]
-  float *scale, *new_scale, *factor;            // [Mp]; the padding of the scales is kEmptyLogScale
-  float* staging;                               // rows on their way
+  const float* projection = nullptr;  // [M, D] as given
+  const float* offset = nullptr;      // [M]
+  float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
+  float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
+  float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
+  Right value = {};                   // cells [C, Ep], depth C
+  float* value_memory;                // the same where it is no view of the input
+  float *key_norm, *keep;             // [Cp]
+  float* key_sum;                     // [Fp]
+  float *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
+  float* staging;                     // rows on their way
 };
 
 }  // namespace PERFORMER_TARGET

@@ -139,8 +139,7 @@ class TrigonometricBackward : public BackwardHead<Number> {
     this->LoadValues(first, count);
     weights.Load(key_norm);
     this->RowLogits(p.key, keys, first, count, uk);
-    for (int64_t j = 0; j < count; ++j)
-      WaveRow(uk + j * n.mp, n.m, n.sines, n.fp, phi_k + j * n.fp);
+    for (int64_t j = 0; j < count; ++j) WaveRow(uk + j * n.mp, n.m, n.sines, n.fp, phi_k + j * n.fp);
   }
   // Adds those keys to the state, brought to the scale that includes them.
   void AbsorbKeys(int64_t count) {
@@ -177,8 +176,7 @@ class TrigonometricBackward : public BackwardHead<Number> {
   // Features of a chunk of queries, phi_q [count, Fp], and as cells with depth C and, where wanted, F.
   void LoadQueries(int64_t first, int64_t count, bool tokens, bool rows) {
     this->QueryLogits(first, count, uq);
-    for (int64_t i = 0; i < count; ++i)
-      WaveRow(uq + i * n.mp, n.m, n.sines, n.fp, phi_q + i * n.fp);
+    for (int64_t i = 0; i < count; ++i) WaveRow(uq + i * n.mp, n.m, n.sines, n.fp, phi_q + i * n.fp);
     if (tokens) PackPairs(phi_q, n.fp, count, phi_q_tokens);
     if (rows) PackAlong(phi_q, n.fp, count, n.fp, phi_q_rows);
   }
@@ -308,9 +306,12 @@ class TrigonometricBackward : public BackwardHead<Number> {
   void LoadSeen(int64_t count, float scale) {
     weights.LoadLargest(scale);
     for (int64_t i = 0; i < count; ++i)
-      seen_sum_[i] = weights.Seen(i, keep, Columns(HWY_MIN(count, i / kBlock * kBlock + kBlock)), seen + i * n.cp);
+      seen_sum_[i] =
+          weights.Seen(i, keep, Columns(HWY_MIN(count, i / kBlock * kBlock + kBlock)), seen + i * n.cp);
   }
-  static int64_t Columns(int64_t count) { return Sizes<Number>::PaddedToCells(count); }
+  static int64_t Columns(int64_t count) {
+    return Sizes<Number>::PaddedToCells(count);
+  }
 
   // pairs = seen (G_i.v_j + h_i), in blocks of rows up to the block's diagonal.
   void Pairs(int64_t count) {
@@ -357,9 +358,8 @@ class TrigonometricBackward : public BackwardHead<Number> {
     LoadKeyColumns(first, count);
     LoadSeen(count, mark[0]);
     LoadQueries(first, count, true, true);
-    LoadGradients(first, count, [&](int64_t i) {
-      return WeightOf(mark[0] - weights.largest[i]) * mark[1] + seen_sum_[i];
-    });
+    LoadGradients(first, count,
+                  [&](int64_t i) { return WeightOf(mark[0] - weights.largest[i]) * mark[1] + seen_sum_[i]; });
     this->PackMirror(mirror);
     ReadMirror();
     Pairs(count);
@@ -399,18 +399,18 @@ class TrigonometricBackward : public BackwardHead<Number> {
   }
 
   KeyWeights<Number> weights;
-  float* uq;                                  // [C, Mp]
-  float *phi_q, *phi_q_rows, *phi_q_tokens;   // [C, Fp]; as cells with depth F and with depth C
-  float* uk;                                  // [C, Mp] or [M, Cp]
-  float *phi_k, *phi_k_cells;                 // [C, Fp] with depth C, or [rows, Cp] with depth rows
-  float *du, *du_cells;                       // [C, Fp] or [rows, Cp]; with depth M
-  float* floored;                             // z of each row of the chunk
+  float* uq;                                       // [C, Mp]
+  float *phi_q, *phi_q_rows, *phi_q_tokens;        // [C, Fp]; as cells with depth F and with depth C
+  float* uk;                                       // [C, Mp] or [M, Cp]
+  float *phi_k, *phi_k_cells;                      // [C, Fp] with depth C, or [rows, Cp] with depth rows
+  float *du, *du_cells;                            // [C, Fp] or [rows, Cp]; with depth M
+  float* floored;                                  // z of each row of the chunk
   float *pairs = nullptr, *pairs_cells = nullptr;  // [C, Cp], with depth C along rows or down them
   float* seen = nullptr;                           // [C, Cp]
   float *own = nullptr, *own_cells = nullptr;      // [kBlock, Cp]
-  float* marks = nullptr;  // scale and sum of weights of the state before each chunk
+  float* marks = nullptr;                          // scale and sum of weights of the state before each chunk
   float seen_sum_[kMaxChunk];
-  float scale_ = kEmptyLogScale, weight_sum_ = 0;            // of the keys' state
+  float scale_ = kEmptyLogScale, weight_sum_ = 0;             // of the keys' state
   float mirror_scale_ = kEmptyLogScale, mirror_weights_ = 0;  // of the mirror, and its part for the constant
   bool any_floored_ = false;
 };

@@ -183,8 +183,7 @@ class TrigonometricForward : public Head<Number> {
   }
 
   void Finish(int64_t token, int64_t i) {
-    const float floor =
-        static_cast<float>(kTrigonometricFloor) * static_cast<float>(n.m) * weight_total[i];
+    const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(n.m) * weight_total[i];
     const bool empty = !this->KeepsQuery(token) || weight_total[i] == 0.0f;
     float safe = denominator[i], normalizer = safe;
     if (std::abs(safe) < floor) {
@@ -201,14 +200,14 @@ class TrigonometricForward : public Head<Number> {
   const int64_t rows_ = HWY_MIN(n.c, p.causal && !kHalf ? kBlock : kMostRows);
 
   KeyWeights<Number> weights;
-  float* kv;         // [rows, Ep]
-  float* u;          // arguments of a block of keys' features, [kFeatureBlock, Cp]
-  float* phi_t;      // [rows, Cp] of the keys, then as cells with depth C
-  float* phi_right;  // the same without weights as cells with depth F
-  float* uq;         // [rows_, Mp]
-  float* phi_q;      // [rows_, Fp], then as cells with depth F
-  float* kv_right;   // the state as cells with depth F
-  float* out;        // [rows_, Ep]
+  float* kv;                                // [rows, Ep]
+  float* u;                                 // arguments of a block of keys' features, [kFeatureBlock, Cp]
+  float* phi_t;                             // [rows, Cp] of the keys, then as cells with depth C
+  float* phi_right;                         // the same without weights as cells with depth F
+  float* uq;                                // [rows_, Mp]
+  float* phi_q;                             // [rows_, Fp], then as cells with depth F
+  float* kv_right;                          // the state as cells with depth F
+  float* out;                               // [rows_, Ep]
   float *pairs = nullptr, *seen = nullptr;  // [rows_, Cp], then as cells with depth C; [Cp]
   float denominator[kMostRows], weight_total[kMostRows];
   float scale_ = kEmptyLogScale, raised_ = kEmptyLogScale;  // of the state, and with the chunk

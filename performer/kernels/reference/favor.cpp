@@ -317,7 +317,7 @@ int64_t step_workspace(const AttentionStep&) {
 void forward(const AttentionForward& p, Executor& executor, void*) {
   for_each_head(p.shape, executor, [&](int64_t sequence, int64_t head) {
     if (p.map.family == Family::trigonometric)
-      trigonometric_forward(p, sequence, head);
+      reference::trigonometric_forward(p, sequence, head);
     else
       Pass(p, sequence, head).forward();
   });
@@ -326,7 +326,7 @@ void forward(const AttentionForward& p, Executor& executor, void*) {
 void backward(const AttentionBackward& b, Executor& executor, void*) {
   for_each_head(b.forward.shape, executor, [&](int64_t sequence, int64_t head) {
     if (b.forward.map.family == Family::trigonometric)
-      trigonometric_backward(b, sequence, head);
+      reference::trigonometric_backward(b, sequence, head);
     else
       Pass(b.forward, sequence, head).backward(b);
   });

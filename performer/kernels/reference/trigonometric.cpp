@@ -29,14 +29,12 @@ struct Sums {
       : features(count), e(value_size), values(features * e, 0.0), last(features, 0.0) {}
 
   void load_state(const State& state, DataType type, int64_t index) {
-    for (int64_t i = 0; i < features * e; ++i)
-      values[i] = load_sum(state.kv, type, index * features * e + i);
+    for (int64_t i = 0; i < features * e; ++i) values[i] = load_sum(state.kv, type, index * features * e + i);
     for (int64_t f = 0; f < features; ++f) last[f] = load_sum(state.key_sum, type, index * features + f);
     scale = load_sum(state.log_scale, type, index * features + features - 1);
   }
   void store_state(const State& state, DataType type, int64_t index) const {
-    for (int64_t i = 0; i < features * e; ++i)
-      store_sum(state.kv, type, index * features * e + i, values[i]);
+    for (int64_t i = 0; i < features * e; ++i) store_sum(state.kv, type, index * features * e + i, values[i]);
     for (int64_t f = 0; f < features; ++f) {
       store_sum(state.key_sum, type, index * features + f, last[f]);
       store_sum(state.log_scale, type, index * features + f, scale);
@@ -77,7 +75,8 @@ class Pass {
         row_(e_) {
     const FeatureMap& map = p.map;
     if (map.projection != nullptr)
-      projection_ = map.projection + sequence * map.projection_batch_stride + head * map.projection_head_stride;
+      projection_ =
+          map.projection + sequence * map.projection_batch_stride + head * map.projection_head_stride;
     if (map.offset != nullptr)
       offset_ = map.offset + sequence * map.offset_batch_stride + head * map.offset_head_stride;
     if (p.initial) state_.load_state(p.initial, type_, index_);
@@ -223,8 +222,7 @@ class Pass {
       for (int64_t k = 0; k < e_; ++k) sum += row_[k] * state_.values[f * e_ + k];
       return sum;
     };
-    for (int64_t f = 0; f < m_; ++f)
-      du_[f] = live ? psi_[f] * pull(m_ + f) - psi_[m_ + f] * pull(f) : 0;
+    for (int64_t f = 0; f < m_; ++f) du_[f] = live ? psi_[f] * pull(m_ + f) - psi_[m_ + f] * pull(f) : 0;
     store_gradient(b.grad_query, queries_.at(b.grad_query, i, head_), 0);
   }
 
