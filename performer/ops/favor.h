@@ -16,8 +16,8 @@
 namespace performer::ops {
 
 // Feature map of one attention layer (docs/mechanisms.md). `family` is "exponential", "trigonometric" (by the
-// kernels alone; ops/trigonometric.h has it for every device, and says what its states hold) or the name of an
-// element-wise function ("relu", "elu+1", "square", ...).
+// kernels alone; ops/trigonometric.h has it for every device, and says what its states hold) or the name of
+// an element-wise function ("relu", "elu+1", "square", ...).
 struct FeatureMap {
   std::string family = "exponential";
   double scale = 1;          // multiplies queries and keys first

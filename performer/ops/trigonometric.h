@@ -33,7 +33,8 @@ using kernels::kTrigonometricFloor;  // 1e-4
 // segments, initial and final state as favor_attention has them. A state has 2m + 1 features, the last of
 // which is the constant 1 (its key_sum is the sum of w_j that the guard compares with) and equal log-scales.
 // Differentiable in query, key, value and the initial state's kv and key_sum. Computed in float32, float64
-// for float64 inputs; with inputs.backend "composed" by LibTorch operations on the CPU too. Throws c10::ValueError for shapes that do not fit.
+// for float64 inputs; with inputs.backend "composed" by LibTorch operations on the CPU too. Throws
+// c10::ValueError for shapes that do not fit.
 std::tuple<at::Tensor, State> trigonometric_attention(const AttentionInputs& inputs,
                                                       const at::Tensor& projection, double scale);
 // One token: query, key [B, H, D], value [B, H, E] -> [B, H, E]; the tensors of `state` are updated in place

@@ -159,9 +159,9 @@ kernels::Family family_of(std::string_view family) {
   try {
     kernels::function_from_name(std::string(family));
   } catch (const UsageError& error) {
-    TORCH_CHECK_VALUE(false,
-                      "a feature map's family is exponential, trigonometric or an element-wise function: ",
-                      error.what());
+    TORCH_CHECK_VALUE(
+        false,
+        "a feature map's family is exponential, trigonometric or an element-wise function: ", error.what());
   }
   return kernels::Family::elementwise;
 }
