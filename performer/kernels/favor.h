@@ -5,6 +5,8 @@
 //
 //   exponential family:   phi_f(x) = exp(u_f),      u_f = P_f.x' + c_f - eta |x'|^2
 //   element-wise family:  phi_f(x) = g(u_f) + eps,  u_f = P_f.x' + c_f
+//   trigonometric family: phi(x) = exp(-eta |x'|^2) (cos u_1, ..., cos u_M, sin u_1, ..., sin u_M), u_f as
+//                         element-wise; eta = -1/2 estimates softmax attention
 //
 //   out_i = sum_j (phi(q_i).phi(k_j)) v_j / sum_j (phi(q_i).phi(k_j)),   j <= i when causal.
 //
@@ -13,6 +15,12 @@
 // being the largest u_f of any key so far. Hence key_sum_f >= 1, a query that shifts by max_f(u_f +
 // log_scale_f) divides by at least 1, and neither an epsilon nor a guard is needed. A factor common to all
 // features of a query cancels, so queries leave out eta |q'|^2 and any 1/sqrt(M).
+//
+// Trigonometric features have both signs, so their state has one more, the constant 1: 2M + 1 in all, whose
+// last key_sum is the sum of the keys' weights w_j = exp(-eta |k_j'|^2). A denominator is a sum of w_j times
+// M cosines; where it is smaller than kTrigonometricFloor * M * sum_j w_j it is replaced by that floor with
+// its own sign (zero counts as positive). All log-scales of a state are equal: the largest -eta |k'|^2 so
+// far.
 //
 // Letters: B sequences, T tokens, H heads, D head size, E value size, M features.
 // All sums are in fp32 (reference: double) whatever the input type is. Nothing here allocates unless
@@ -38,7 +46,7 @@ struct View {
   int64_t batch_stride = 0, token_stride = 0, head_stride = 0;
 };
 
-enum class Family : uint8_t { exponential, elementwise };
+enum class Family : uint8_t { exponential, elementwise, trigonometric };
 enum class Function : uint8_t {
   relu,
   elu1,
@@ -64,7 +72,7 @@ struct FeatureMap {
   Family family = Family::exponential;
   Function function = Function::relu;  // element-wise family only
   double scale = 1;                    // multiplies queries and keys first: d^(-1/4) for softmax
-  double norm_weight = 0.5;            // eta; exponential family only
+  double norm_weight = 0.5;            // eta; not in the element-wise family
   double epsilon = 0;                  // element-wise family only
   // P: [B or 1, H or 1, M, D] rows contiguous, float32; null: u = x' and M = D.
   const float* projection = nullptr;
@@ -74,9 +82,17 @@ struct FeatureMap {
   int64_t offset_batch_stride = 0, offset_head_stride = 0;
 };
 
-// Contiguous float32 (double for the reference in double): kv [B, H, M, E], key_sum and log_scale [B, H, M].
+inline constexpr double kTrigonometricFloor = 1e-4;
+
+// Features of a state whose map has `rows` features, or frequencies, M.
+constexpr int64_t state_features(Family family, int64_t rows) {
+  return family == Family::trigonometric ? 2 * rows + 1 : rows;
+}
+
+// Contiguous float32 (double for the reference in double): kv [B, H, M, E], key_sum and log_scale [B, H, M],
+// in the trigonometric family with 2M + 1 instead of M.
 // In the element-wise family log_scale is not read and is written as 0. An empty state is all zeros with
-// log_scale = kEmptyLogScale (exponential family). Null kv: no state.
+// log_scale = kEmptyLogScale (exponential and trigonometric family). Null kv: no state.
 struct State {
   void* kv = nullptr;
   void* key_sum = nullptr;
@@ -109,7 +125,9 @@ struct AttentionForward {
   const bool* query_mask = nullptr;  // [B, query_tokens] or [packed tokens]; rows of masked queries are zero
   // [B, query_tokens, H] or [packed tokens, H], float32 (double in double): log of the denominator
   // (exponential, without the terms that cancel) or the denominator (element-wise). A row that sees no key
-  // has a zero output and normalizer +infinity (exponential) or 0. May be null when no backward follows.
+  // has a zero output and normalizer +infinity (exponential) or 0. Trigonometric: the denominator in units of
+  // the largest w_j that the row sees, infinity with the denominator's sign where the floor stands for it.
+  // May be null when no backward follows.
   void* normalizer = nullptr;
   State initial, final;  // either may be absent; they may be the same memory
 };

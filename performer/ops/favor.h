@@ -15,12 +15,13 @@
 
 namespace performer::ops {
 
-// Feature map of one attention layer (docs/mechanisms.md). `family` is "exponential" or the name of an
-// element-wise function ("relu", "elu+1", "square", ...).
+// Feature map of one attention layer (docs/mechanisms.md). `family` is "exponential", "trigonometric" (by the
+// kernels alone; ops/trigonometric.h has it for every device, and says what its states hold) or the name of
+// an element-wise function ("relu", "elu+1", "square", ...).
 struct FeatureMap {
   std::string family = "exponential";
   double scale = 1;          // multiplies queries and keys first
-  double norm_weight = 0.5;  // eta of exp(u - eta |x|^2); exponential only
+  double norm_weight = 0.5;  // eta of exp(u - eta |x|^2); not in element-wise families
   double epsilon = 0;        // added to element-wise features
   // [M, D], [H, M, D] or [B, H, M, D] float32; none: features are the inputs
   std::optional<at::Tensor> projection;

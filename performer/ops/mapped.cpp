@@ -171,7 +171,7 @@ LogFeatures log_features(const Tensor& x, bool query, const FeatureMapOptions& o
     const Tensor waves = at::cat({u.cos(), u.sin()}, -1);
     return {waves.abs().log() + half_square(scaled) + common, waves.sign()};
   }
-  if (is_exponential(prepared.map.family)) {
+  if (family_of(prepared.map.family) == kernels::Family::exponential) {
     const Tensor norm = half_square(scaled) * (2 * prepared.map.norm_weight);
     return {u - norm + common, at::ones_like(u)};
   }

@@ -33,7 +33,9 @@ struct Spec {
 
   std::string text() const {
     return fmt::format("{} {} B{} T{} S{} H{} D{} E{} M{} std{} chunk{} {}{}{}{} seed{}",
-                       family == Family::exponential ? "exponential" : function_name(function),
+                       family == Family::exponential     ? "exponential"
+                       : family == Family::trigonometric ? "trigonometric"
+                                                         : function_name(function),
                        causal ? "causal" : "bidirectional", batch, queries, keys, heads, d, e, m, deviation,
                        chunk, projection ? "projected " : "", mask ? "masked " : "",
                        cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
@@ -133,7 +135,7 @@ struct Problem {
     map.function = spec.function;
     map.epsilon = spec.epsilon;
     map.norm_weight = spec.norm_weight;
-    map.scale = spec.family == Family::exponential ? std::pow(static_cast<double>(spec.d), -0.25) : 1.0;
+    map.scale = spec.family != Family::elementwise ? std::pow(static_cast<double>(spec.d), -0.25) : 1.0;
     if (!projection.empty()) {
       map.projection = projection.data();
       map.projection_head_stride = spec.m * spec.d;
@@ -165,7 +167,9 @@ struct Problem {
     return p;
   }
 
-  size_t state_size() const { return static_cast<size_t>(sequences * spec.heads * spec.m); }
+  size_t state_size() const {
+    return static_cast<size_t>(sequences * spec.heads * state_features(spec.family, spec.m));
+  }
   size_t sum_bytes() const { return spec.type == DataType::float64 ? 8 : 4; }
 };
 
@@ -226,16 +230,23 @@ class QuadraticHead {
     for (int64_t j = 0; j < kr_.count; ++j) uk_.push_back(logits(problem_.k, k_row(j), true, xk[j]));
     duq_.assign(qr_.count, std::vector<T>(s_.m));
     duk_.assign(kr_.count, std::vector<T>(s_.m));
+    dlog_.assign(kr_.count, 0);
+    for (const auto& x : xk) {
+      T squares = 0;
+      for (T value : x) squares += value * value;
+      log_.push_back(-static_cast<T>(s_.norm_weight) * squares);
+    }
     for (int64_t i = 0; i < qr_.count; ++i) {
       if (problem_.query_mask.empty() || problem_.query_mask[qr_.batch * s_.queries + qr_.first + i])
-        query(i);
+        trigonometric() ? waves(i) : query(i);
     }
-    for (int64_t i = 0; i < qr_.count; ++i) pull(duq_[i], xq[i], false, q_row(i), a_.dq);
-    for (int64_t j = 0; j < kr_.count; ++j) pull(duk_[j], xk[j], true, k_row(j), a_.dk);
+    for (int64_t i = 0; i < qr_.count; ++i) pull(duq_[i], xq[i], false, 0, q_row(i), a_.dq);
+    for (int64_t j = 0; j < kr_.count; ++j) pull(duk_[j], xk[j], true, dlog_[j], k_row(j), a_.dk);
   }
 
  private:
   bool exponential() const { return s_.family == Family::exponential; }
+  bool trigonometric() const { return s_.family == Family::trigonometric; }
   int64_t q_row(int64_t i) const { return (qr_.batch * s_.queries + qr_.first + i) * s_.heads + h_; }
   int64_t k_row(int64_t j) const { return (kr_.batch * s_.keys + kr_.first + j) * s_.heads + h_; }
   T phi(T u) const { return apply_function(s_.function, u) + static_cast<T>(s_.epsilon); }
@@ -310,15 +321,63 @@ class QuadraticHead {
     }
   }
 
-  // From gradients of u to those of the input.
-  void pull(const std::vector<T>& du, const std::vector<T>& x, bool key, int64_t row,
+  // The same in the trigonometric family, where a denominator may be replaced by the floor.
+  void waves(int64_t i) {
+    T most = static_cast<T>(kEmptyLogScale), total = 0, weights = 0;
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      if (sees(i, j)) most = std::max(most, log_[j]);
+    }
+    std::vector<T> w(kr_.count), pair(kr_.count), row(s_.e);
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      if (!sees(i, j)) continue;
+      w[j] = std::exp(log_[j] - most);
+      for (int64_t f = 0; f < s_.m; ++f)
+        pair[j] +=
+            w[j] * (std::cos(uq_[i][f]) * std::cos(uk_[j][f]) + std::sin(uq_[i][f]) * std::sin(uk_[j][f]));
+      total += pair[j];
+      weights += w[j];
+      for (int64_t c = 0; c < s_.e; ++c) row[c] += pair[j] * static_cast<T>(problem_.v.at(k_row(j), c));
+    }
+    if (weights == 0) return;
+    const T share = static_cast<T>(kTrigonometricFloor) * static_cast<T>(s_.m);
+    const bool floored = std::abs(total) < share * weights;
+    const T sign = total < 0 ? T(-1) : T(1);
+    if (floored) total = sign * share * weights;
+    T dot = 0;
+    for (int64_t c = 0; c < s_.e; ++c) {
+      a_.out[q_row(i) * s_.e + c] = row[c] / total;
+      dot += static_cast<T>(problem_.g.at(q_row(i), c)) * row[c] / total;
+    }
+    for (int64_t j = 0; j < kr_.count; ++j) {
+      if (!sees(i, j)) continue;
+      T t = floored ? T(0) : -dot;
+      for (int64_t c = 0; c < s_.e; ++c) {
+        const T g = static_cast<T>(problem_.g.at(q_row(i), c));
+        t += g * static_cast<T>(problem_.v.at(k_row(j), c));
+        a_.dv[k_row(j) * s_.e + c] += pair[j] / total * g;
+      }
+      t /= total;
+      dlog_[j] += pair[j] * t + (floored ? w[j] * sign * share * -dot / total : T(0));
+      for (int64_t f = 0; f < s_.m; ++f) {
+        const T turn =
+            w[j] * t *
+            (std::sin(uk_[j][f]) * std::cos(uq_[i][f]) - std::cos(uk_[j][f]) * std::sin(uq_[i][f]));
+        duq_[i][f] += turn;
+        duk_[j][f] -= turn;
+      }
+    }
+  }
+
+  // From gradients of u, and that of the key's log-weight, to those of the input.
+  void pull(const std::vector<T>& du, const std::vector<T>& x, bool key, T dlog, int64_t row,
             std::vector<double>& out) const {
     T sum = 0;
     for (T value : du) sum += value;
+    if (trigonometric()) sum = dlog;
     for (int64_t i = 0; i < s_.d; ++i) {
       T d = s_.projection ? 0 : du[i];
       for (int64_t f = 0; s_.projection && f < s_.m; ++f) d += du[f] * projection(f, i);
-      if (exponential() && key) d -= 2 * static_cast<T>(s_.norm_weight) * sum * x[i];
+      if (s_.family != Family::elementwise && key) d -= 2 * static_cast<T>(s_.norm_weight) * sum * x[i];
       out[row * s_.d + i] = static_cast<T>(p_.map.scale) * d;
     }
   }
@@ -330,6 +389,7 @@ class QuadraticHead {
   Answer& a_;
   Rows qr_, kr_;
   std::vector<std::vector<T>> uq_, uk_, duq_, duk_;
+  std::vector<T> log_, dlog_;  // trigonometric: log-weights of keys and their gradients
 };
 
 // The definition as a masked quadratic form, computed in T: independent of states, scales and chunks.

@@ -16,14 +16,24 @@ INSTANTIATE_TEST_SUITE_P(Targets, EveryState, ::testing::ValuesIn(available_favo
 template <class T>
 struct OwnState {
   std::vector<T> kv, key_sum, log_scale;
-  OwnState(const Problem& problem, bool exponential)
+  explicit OwnState(const Problem& problem)
       : kv(problem.state_size() * problem.spec.e),
         key_sum(problem.state_size()),
-        log_scale(problem.state_size(), exponential ? T(kEmptyLogScale) : T(0)) {}
+        log_scale(problem.state_size(),
+                  problem.spec.family == Family::elementwise ? T(0) : T(kEmptyLogScale)) {}
   State pointers() { return {kv.data(), key_sum.data(), log_scale.data()}; }
 };
 
-Spec spec_of(bool exponential, double deviation) {
+constexpr Family kFamilies[] = {Family::exponential, Family::elementwise, Family::trigonometric};
+
+// Completes a spec for its family. Trigonometric denominators stay away from zero where rows are short.
+Spec of_family(Family family, Spec s) {
+  s.family = family;
+  if (family == Family::trigonometric) s.norm_weight = -0.5, s.deviation = std::min(s.deviation, 0.4);
+  return s;
+}
+
+Spec spec_of(Family family, double deviation) {
   Spec s{.batch = 2,
          .queries = 90,
          .keys = 90,
@@ -32,8 +42,8 @@ Spec spec_of(bool exponential, double deviation) {
          .m = 20,
          .causal = true,
          .deviation = deviation};
-  if (!exponential) s.family = Family::elementwise, s.epsilon = 1e-3;
-  return s;
+  if (family == Family::elementwise) s.epsilon = 1e-3;
+  return of_family(family, s);
 }
 
 // Advances views by `token` tokens.
@@ -43,16 +53,16 @@ void advance(View& view, const Buffer& buffer, int64_t token) {
 }
 
 // Holds what `pieces` writes to `out`, starting from an empty state, against one pass over the whole
-// sequence: for both families, at ordinary and at large magnitudes.
+// sequence: for all families, at ordinary and at large magnitudes.
 template <class Pieces>
 void expect_one_pass(const FavorKernels& kernels, Pieces&& pieces) {
-  for (const bool exponential : {true, false}) {
+  for (const Family family : kFamilies) {
     for (const double deviation : {1.0, 20.0}) {
-      const Problem problem(spec_of(exponential, deviation));
+      const Problem problem(spec_of(family, deviation));
       const Spec& s = problem.spec;
       const auto whole = run(kernels, problem, false).out;
       Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
-      OwnState<float> state(problem, exponential);
+      OwnState<float> state(problem);
       pieces(problem, state.pointers(), out);
       EXPECT_LT(difference(out.values(), whole), 2e-5 * std::max(1.0, deviation))
           << kernels.name << " " << s.text();
@@ -101,7 +111,7 @@ TEST_P(EveryState, StepsEqualOnePass) {
 
 // A step needs a few rows of numbers for each worker; a pass needs whole chunks and a state.
 TEST_P(EveryState, AStepNeedsAProjectionAndRows) {
-  Spec spec = spec_of(true, 1);
+  Spec spec = spec_of(Family::exponential, 1);
   spec.d = spec.e = 64, spec.m = 256;
   for (const int64_t chunk : {0, 1, 256}) {
     spec.chunk = chunk;
@@ -124,13 +134,13 @@ template <class T>
 StatefulGradients stateful_gradients(const FavorKernels& kernels, const Problem& problem,
                                      OwnState<T>& initial, OwnState<T>& grad_final) {
   const Spec& s = problem.spec;
-  const bool exponential = s.family == Family::exponential;
+  const bool scaled_sums = s.family != Family::elementwise;
   AttentionForward p = problem.params();
   Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type),
       dq(s.batch, s.queries, s.heads, s.d, 0, s.type), dk(s.batch, s.keys, s.heads, s.d, 0, s.type),
       dv(s.batch, s.keys, s.heads, s.e, 0, s.type);
   std::vector<T> normalizer(static_cast<size_t>(s.batch * s.queries * s.heads));
-  OwnState<T> final(problem, exponential), grad_initial(problem, exponential);
+  OwnState<T> final(problem), grad_initial(problem);
   p.out = out.view();
   p.normalizer = normalizer.data();
   p.initial = initial.pointers();
@@ -142,7 +152,7 @@ StatefulGradients stateful_gradients(const FavorKernels& kernels, const Problem&
   // The given gradient is of the true sums: in the scale of the final state it is exp(log_scale) times that.
   OwnState<T> scaled = grad_final;
   for (size_t f = 0; f < scaled.key_sum.size(); ++f) {
-    const T factor = exponential ? std::exp(final.log_scale[f]) : T(1);
+    const T factor = scaled_sums ? std::exp(final.log_scale[f]) : T(1);
     scaled.key_sum[f] *= factor;
     for (int64_t i = 0; i < s.e; ++i) scaled.kv[f * s.e + i] *= factor;
   }
@@ -156,10 +166,10 @@ StatefulGradients stateful_gradients(const FavorKernels& kernels, const Problem&
 
 double stateful_loss(const Problem& problem, OwnState<double>& initial, const OwnState<double>& grad_final) {
   const Spec& s = problem.spec;
-  const bool exponential = s.family == Family::exponential;
+  const bool scaled_sums = s.family != Family::elementwise;
   AttentionForward p = problem.params();
   Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
-  OwnState<double> final(problem, exponential);
+  OwnState<double> final(problem);
   p.out = out.view();
   p.initial = initial.pointers();
   p.final = final.pointers();
@@ -170,7 +180,7 @@ double stateful_loss(const Problem& problem, OwnState<double>& initial, const Ow
     for (int64_t i = 0; i < s.e; ++i) loss += out.at(r, i) * problem.g.at(r, i);
   }
   for (size_t f = 0; f < final.key_sum.size(); ++f) {
-    const double factor = exponential ? std::exp(final.log_scale[f]) : 1;
+    const double factor = scaled_sums ? std::exp(final.log_scale[f]) : 1;
     loss += factor * final.key_sum[f] * grad_final.key_sum[f];
     for (int64_t i = 0; i < s.e; ++i) loss += factor * final.kv[f * s.e + i] * grad_final.kv[f * s.e + i];
   }
@@ -178,16 +188,18 @@ double stateful_loss(const Problem& problem, OwnState<double>& initial, const Ow
 }
 
 template <class T>
-void fill_states(PhiloxStream& random, OwnState<T>& initial, OwnState<T>& grad_final, bool exponential) {
+void fill_states(PhiloxStream& random, Family family, OwnState<T>& initial, OwnState<T>& grad_final) {
   for (T& x : initial.kv) x = static_cast<T>(random.normal());
   for (T& x : initial.key_sum) x = static_cast<T>(1 + random.uniform());
-  for (T& x : initial.log_scale) x = exponential ? static_cast<T>(random.normal()) : T(0);
+  for (T& x : initial.log_scale) x = family == Family::exponential ? static_cast<T>(random.normal()) : T(0);
+  if (family == Family::trigonometric)  // all log-scales of a state are equal
+    std::fill(initial.log_scale.begin(), initial.log_scale.end(), T(0.3));
   for (T& x : grad_final.kv) x = static_cast<T>(0.1 * random.normal());
   for (T& x : grad_final.key_sum) x = static_cast<T>(0.1 * random.normal());
 }
 
 TEST(Reference, GradientsThroughStatesMatchFiniteDifferences) {
-  for (const bool exponential : {true, false}) {
+  for (const Family family : kFamilies) {
     Spec s{.queries = 5,
            .keys = 5,
            .heads = 1,
@@ -197,11 +209,11 @@ TEST(Reference, GradientsThroughStatesMatchFiniteDifferences) {
            .causal = true,
            .deviation = 0.7,
            .type = DataType::float64};
-    if (!exponential) s.family = Family::elementwise, s.function = Function::elu1;
-    Problem problem(s);
+    s.function = Function::elu1;
+    Problem problem(of_family(family, s));
     PhiloxStream random(5);
-    OwnState<double> initial(problem, exponential), grad_final(problem, exponential);
-    fill_states(random, initial, grad_final, exponential);
+    OwnState<double> initial(problem), grad_final(problem);
+    fill_states(random, family, initial, grad_final);
     const auto got = stateful_gradients<double>(favor_reference(), problem, initial, grad_final);
     const double step = 1e-6;
     const auto slope = [&](auto&& set, double at) {
@@ -233,13 +245,13 @@ TEST(Reference, GradientsThroughStatesMatchFiniteDifferences) {
 }
 
 TEST_P(EveryState, GradientsThroughStatesMatchTheReference) {
-  for (const bool exponential : {true, false}) {
+  for (const Family family : kFamilies) {
     Spec s{.batch = 2, .queries = 75, .keys = 75, .d = 6, .e = 5, .m = 9, .causal = true, .deviation = 0.7};
-    if (!exponential) s.family = Family::elementwise, s.epsilon = 1e-3;
-    Problem problem(s);
+    if (family == Family::elementwise) s.epsilon = 1e-3;
+    Problem problem(of_family(family, s));
     PhiloxStream random(6);
-    OwnState<float> initial(problem, exponential), grad_final(problem, exponential);
-    fill_states(random, initial, grad_final, exponential);
+    OwnState<float> initial(problem), grad_final(problem);
+    fill_states(random, family, initial, grad_final);
     const auto got = stateful_gradients<float>(*GetParam(), problem, initial, grad_final);
     const auto expected = stateful_gradients<float>(favor_reference(), problem, initial, grad_final);
     const auto near = [&](const std::vector<double>& a, const std::vector<double>& b) {

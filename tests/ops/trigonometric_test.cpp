@@ -103,6 +103,49 @@ TEST(Trigonometric, RowsThatSeeNothingAreZeroAndHaveNoGradient) {
   EXPECT_EQ(attend(random_inputs(1, 3, 0, 2, 4, 3), projection).abs().max().item<float>(), 0);
 }
 
+// The kernels of the CPU, in float32, against the composition in float64.
+TEST(Trigonometric, KernelsAndCompositionAgree) {
+  const Tensor projection = frequencies(2, 48, 8);
+  for (const bool causal : {false, true}) {
+    for (const bool packed : {false, true}) {
+      AttentionInputs in = random_inputs(packed ? 1 : 2, 140, 140, 2, 8, 5, 0.4, at::kDouble, causal);
+      in.key_mask = at::rand({in.query.size(0), 140}).gt(0.3);
+      in.query_mask = at::rand({in.query.size(0), 140}).gt(0.1);
+      if (packed) in.cu_query = at::tensor(std::vector<int64_t>{0, 3, 3, 140}, at::kLong);
+      in.return_state = true;
+      State before;
+      {
+        AttentionInputs earlier = random_inputs(packed ? 3 : 2, 9, 9, 2, 8, 5, 0.4, at::kDouble, causal);
+        earlier.return_state = true;
+        before = std::get<1>(trigonometric_attention(earlier, projection, 1));
+      }
+      const auto results = [&](at::ScalarType type, const char* backend) {
+        AttentionInputs call = in;
+        for (Tensor* x : {&call.query, &call.key, &call.value})
+          *x = x->to(type).detach().clone().requires_grad_(true);
+        call.initial = State{before.kv.to(type).clone().requires_grad_(true),
+                             before.key_sum.to(type).clone().requires_grad_(true), before.log_scale.to(type)};
+        call.backend = backend;
+        const auto [out, state] = trigonometric_attention(call, projection, 1);
+        const Tensor loss = (out * at::arange(5, out.options())).sum() +
+                            (state.kv * state.log_scale.unsqueeze(-1).exp()).sum() +
+                            (state.key_sum * state.log_scale.exp()).sum();
+        std::vector<Tensor> all = torch::autograd::grad(
+            {loss}, {call.query, call.key, call.value, call.initial->kv, call.initial->key_sum});
+        for (const Tensor& x : {out, state.kv, state.key_sum, state.log_scale}) all.push_back(x.detach());
+        return all;
+      };
+      const auto exact = results(at::kDouble, "composed"), reference = results(at::kDouble, "cpu"),
+                 kernels = results(at::kFloat, "");
+      for (size_t i = 0; i < exact.size(); ++i) {
+        const double size = std::max(1.0, exact[i].abs().max().item<double>());
+        EXPECT_LT(gap(reference[i], exact[i]), 1e-9 * size) << i << (causal ? " causal" : "");
+        EXPECT_LT(gap(kernels[i].to(at::kDouble), exact[i]), 1e-4 * size) << i << (causal ? " causal" : "");
+      }
+    }
+  }
+}
+
 TEST(Trigonometric, GradientsReachTheInitialState) {
   const Tensor projection = frequencies(1, 3, 2);
   const AttentionInputs in = random_inputs(1, 5, 5, 1, 2, 2, 0.5, at::kDouble, true);

@@ -26,17 +26,18 @@ class BackwardHead : public Head<Number> {
  public:
   using Base = Head<Number>;
   using Base::kHalf, Base::p, Base::n, Base::head, Base::exponential, Base::queries, Base::keys, Base::kt;
-  using Base::projection, Base::staging, Base::qx, Base::Epsilon, Base::Scale, Base::StateIndex;
+  using Base::projection, Base::staging, Base::has_norm, Base::qx, Base::Epsilon, Base::Scale,
+      Base::StateIndex;
   using Base::value, Base::key_norm, Base::keep, Base::key_sum, Base::scale, Base::new_scale, Base::factor;
 
   BackwardHead(const AttentionBackward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params.forward, sequence, head_index, scratch), b(params) {
-    sums = scratch.floats(n.e * n.mp);
-    state_right = kHalf ? scratch.floats(n.eg * n.mp) : sums;
-    mirror = scratch.floats(n.m * n.ep);
-    mirror_sum = scratch.floats(n.mp);
-    mirror_rows = kHalf ? scratch.floats(n.m * n.ep) : mirror;
-    mirror_pairs = kHalf ? scratch.floats(n.mg * n.ep) : mirror;
+    sums = scratch.floats(n.e * n.fp);
+    state_right = kHalf ? scratch.floats(n.eg * n.fp) : sums;
+    mirror = scratch.floats(n.rows * n.ep);
+    mirror_sum = scratch.floats(n.fp);
+    mirror_rows = kHalf ? scratch.floats(n.rows * n.ep) : mirror;
+    mirror_pairs = kHalf ? scratch.floats(n.rows_g * n.ep) : mirror;
     gradient = scratch.floats(n.c * n.ep);
     gradient_rows = kHalf ? scratch.floats(n.c * n.ep) : gradient;
     gradient_pairs = kHalf ? scratch.floats(n.cg * n.ep) : gradient;
@@ -78,8 +79,8 @@ class BackwardHead : public Head<Number> {
     if (p.initial) LoadState(p.initial);
   }
   void ClearState() {
-    Fill(sums, 0, n.e * n.mp);
-    Fill(key_sum, 0, n.mp);
+    Fill(sums, 0, n.e * n.fp);
+    Fill(key_sum, 0, n.fp);
     Fill(scale, kEmptyLogScale, n.mp);
   }
   // Over a cleared state, whose padding stays.
@@ -93,7 +94,7 @@ class BackwardHead : public Head<Number> {
   }
   void PackState() {
 #ifdef PERFORMER_BFLOAT16
-    if constexpr (kHalf) PackRowPairs(sums, n.mp, n.e, n.mp, state_right, n.mp);
+    if constexpr (kHalf) PackRowPairs(sums, n.fp, n.e, n.fp, state_right, n.fp);
 #endif
   }
 
@@ -116,8 +117,8 @@ class BackwardHead : public Head<Number> {
   void PackMirror(const float* state) {
 #ifdef PERFORMER_BFLOAT16
     if constexpr (kHalf) {
-      PackRowPairs(state, n.ep, n.m, n.ep, mirror_pairs, n.ep);
-      for (int64_t f = 0; f < n.m; ++f) PackRowAlong(state + f * n.ep, n.ep, mirror_rows + f * n.ep);
+      PackRowPairs(state, n.ep, n.rows, n.ep, mirror_pairs, n.ep);
+      for (int64_t f = 0; f < n.rows; ++f) PackRowAlong(state + f * n.ep, n.ep, mirror_rows + f * n.ep);
     }
 #endif
   }
@@ -205,8 +206,8 @@ class BackwardHead : public Head<Number> {
   }
   // Adds a chunk of keys to the state; `cells` are their features with depth C.
   void AbsorbKeys(int64_t count, const float* phi, const float* cells) {
-    Gemm<Number>(n.e, n.mp, n.Groups(count), {value.data, 1, value.ld}, cells, n.mp, sums, n.mp, true);
-    for (int64_t j = 0; j < count; ++j) Axpy(1, phi + j * n.mp, key_sum, n.mp);
+    Gemm<Number>(n.e, n.fp, n.Groups(count), {value.data, 1, value.ld}, cells, n.fp, sums, n.fp, true);
+    for (int64_t j = 0; j < count; ++j) Axpy(1, phi + j * n.fp, key_sum, n.fp);
   }
 
   // Gradients of `rows` queries from `first` on, from the gradients of their logits, by rows [rows, Mp].
@@ -242,7 +243,7 @@ class BackwardHead : public Head<Number> {
   void StoreKeyGradients(int64_t first, int64_t count) {
     const float input_scale = projection != nullptr ? 1.0f : Scale();
     const int64_t ld = HWY_MAX(n.dp, n.ep);
-    const float eta = exponential ? -2 * static_cast<float>(p.map.norm_weight) * Scale() * Scale() : 0.0f;
+    const float eta = has_norm ? -2 * static_cast<float>(p.map.norm_weight) * Scale() * Scale() : 0.0f;
     Transpose(dx, n.cp, n.d, count, staging, ld);
     for (int64_t j = 0; j < count; ++j) {
       float* row = staging + j * ld;
@@ -261,10 +262,10 @@ class BackwardHead : public Head<Number> {
   }
 
   const AttentionBackward& b;
-  float* sums;                        // the keys' state [E, Mp]
+  float* sums;                        // the keys' state [E, Fp]
   float* state_right;                 // the same as cells, depth E
-  float *mirror, *mirror_sum;         // [M, Ep], [Mp]
-  float *mirror_rows, *mirror_pairs;  // the mirror as cells [M, Ep] with depth E and with depth M
+  float *mirror, *mirror_sum;         // [rows, Ep], [Fp]
+  float *mirror_rows, *mirror_pairs;  // the mirror as cells [rows, Ep] with depth E and with depth rows
   float *gradient, *gradient_rows, *gradient_pairs;  // [C, Ep]; as cells with depth E and with depth C
   float *output, *normalizer, *inner;
   float *value_t, *dx, *dvalue_t;     // cells [E, Cp] with depth E; [D, Cp] or [kBlock, Dp]; [E, Cp]

@@ -51,6 +51,7 @@ inline int64_t GroupsOf(const AttentionForward& p) {
     longest = std::max({longest, query_rows(s, n).count, key_rows(s, n).count});
   if (longest < kLeastTokens) return 1;
   // Denominators of groups must not cancel each other.
+  if (p.map.family == Family::trigonometric) return 1;
   if (p.map.family == Family::elementwise && (!IsNonnegative(p.map.function) || p.map.epsilon < 0)) return 1;
   for (int64_t groups = kMostGroups; groups > 1; --groups) {
     if (s.features % groups == 0 && s.features / groups >= kLeastGroup) return groups;

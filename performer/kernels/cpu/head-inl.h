@@ -42,6 +42,9 @@ constexpr float kKeepBelow = 0x1p-40f;
 template <class Number>
 struct Sizes {
   int64_t m, d, e, c, mp, dp, ep, cp, mg, dg, eg, cg;
+  // Features: M, and in the trigonometric family M cosines and, from `sines` on (where a cell begins), M
+  // sines. Rows of a state: the same, and in that family a last one for the constant 1.
+  int64_t sines, f, fp, rows, rows_g;
   explicit Sizes(const AttentionForward& p)
       : m(p.shape.features), d(p.shape.head_size), e(p.shape.value_size) {
     c = p.chunk > 0 ? p.chunk : kChunk;
@@ -50,6 +53,12 @@ struct Sizes {
     ep = PaddedToCells(HWY_MAX(e, 1));
     cp = PaddedToCells(c);
     mg = Groups(m), dg = Groups(d), eg = Groups(e), cg = Groups(c);
+    const bool waves = p.map.family == Family::trigonometric;
+    sines = mg * Number::kGroup;
+    f = waves ? sines + m : m;
+    fp = PaddedToCells(f);
+    rows = waves ? f + 1 : f;
+    rows_g = Groups(rows);
   }
   static int64_t Groups(int64_t count) { return (count + Number::kGroup - 1) / Number::kGroup; }
   // Rows of numbers that are whole vectors also as cells.
@@ -69,7 +78,8 @@ class Head {
         n(params),
         sequence_(sequence),
         head(head_index),
-        exponential(params.map.family == Family::exponential) {
+        exponential(params.map.family == Family::exponential),
+        has_norm(params.map.family != Family::elementwise) {
     queries = query_rows(p.shape, sequence);
     keys = key_rows(p.shape, sequence);
     kt = scratch.floats(n.d * n.cp);
@@ -77,7 +87,7 @@ class Head {
     value_memory = scratch.floats(n.c * n.ep);
     key_norm = scratch.floats(n.cp);
     keep = scratch.floats(n.cp);
-    key_sum = scratch.floats(n.mp);
+    key_sum = scratch.floats(n.fp);
     scale = scratch.floats(n.mp);
     new_scale = scratch.floats(n.mp);
     factor = scratch.floats(n.mp);
@@ -193,13 +203,13 @@ class Head {
     LoadTransposed(p.key, keys, first, count, n.d, kt);
     return KeepKeys(first, count);
   }
-  // keep of a chunk of keys and, in the exponential family, key_norm, which needs kt. A dropped column
+  // keep of a chunk of keys and, where the map has a norm, key_norm, which needs kt. A dropped column
   // (masked or past the end) has keep 0 and, in the exponential family, u = kEmptyLogScale, so that it moves
   // no maximum. Returns whether any column is dropped.
   bool KeepKeys(int64_t first, int64_t count) {
     Prefetch(p.key, keys, first + n.c, n.c, n.d);
     Prefetch(p.value, keys, first + n.c, n.c, n.e);
-    if (exponential) KeyNorms();
+    if (has_norm) KeyNorms();
     bool dropped = false;
     for (int64_t j = 0; j < n.cp; ++j) {
       const bool kept = j < count && KeepsKey(first + j);
@@ -328,18 +338,19 @@ class Head {
   const AttentionForward& p;
   Sizes<Number> n;
   int64_t sequence_, head;
-  bool exponential;
+  bool exponential, has_norm;
   Rows queries, keys;
-  const float* projection = nullptr;            // [M, D] as given
-  const float* offset = nullptr;                // [M]
-  float* projection_rows = nullptr;             // cells [M, Dp] of scale * P, depth D
-  float* projection_t = nullptr;                // cells [D, Mp] of the same, depth D
-  float *kt, *qx;                               // cells [D, Cp] and [C, Dp], depth D
-  Right value = {};                             // cells [C, Ep], depth C
-  float* value_memory;                          // the same where it is no view of the input
-  float *key_norm, *keep;                       // [Cp]
-  float *key_sum, *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
-  float* staging;                               // rows on their way
+  const float* projection = nullptr;  // [M, D] as given
+  const float* offset = nullptr;      // [M]
+  float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
+  float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
+  float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
+  Right value = {};                   // cells [C, Ep], depth C
+  float* value_memory;                // the same where it is no view of the input
+  float *key_norm, *keep;             // [Cp]
+  float* key_sum;                     // [Fp]
+  float *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
+  float* staging;                     // rows on their way
 };
 
 }  // namespace PERFORMER_TARGET

@@ -10,6 +10,8 @@
 #include "performer/kernels/cpu/backward_bidirectional-inl.h"
 #include "performer/kernels/cpu/backward_causal-inl.h"
 #include "performer/kernels/cpu/forward-inl.h"
+#include "performer/kernels/cpu/trigonometric_backward-inl.h"
+#include "performer/kernels/cpu/trigonometric_forward-inl.h"
 
 PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
@@ -48,19 +50,28 @@ inline bool InHalf(const AttentionForward& p) {
 #endif
 }
 
+template <class Number>
+Pass ForwardPassIn(const AttentionForward& p) {
+  if (p.map.family == Family::trigonometric) return PassOf<TrigonometricForward<Number>>(p);
+  return PassOf<ForwardHead<Number>>(p);
+}
+template <class Number>
+Pass BackwardPassIn(const AttentionBackward& b) {
+  if (b.forward.map.family == Family::trigonometric) return PassOf<TrigonometricBackward<Number>>(b);
+  return b.forward.causal ? PassOf<CausalBackward<Number>>(b) : PassOf<BidirectionalBackward<Number>>(b);
+}
+
 inline Pass ForwardPass(const AttentionForward& p) {
 #ifdef PERFORMER_BFLOAT16
-  if (InHalf(p)) return PassOf<ForwardHead<Half>>(p);
+  if (InHalf(p)) return ForwardPassIn<Half>(p);
 #endif
-  return PassOf<ForwardHead<Single>>(p);
+  return ForwardPassIn<Single>(p);
 }
 inline Pass BackwardPass(const AttentionBackward& b) {
-  const bool causal = b.forward.causal;
 #ifdef PERFORMER_BFLOAT16
-  if (InHalf(b.forward))
-    return causal ? PassOf<CausalBackward<Half>>(b) : PassOf<BidirectionalBackward<Half>>(b);
+  if (InHalf(b.forward)) return BackwardPassIn<Half>(b);
 #endif
-  return causal ? PassOf<CausalBackward<Single>>(b) : PassOf<BidirectionalBackward<Single>>(b);
+  return BackwardPassIn<Single>(b);
 }
 
 }  // namespace PERFORMER_TARGET

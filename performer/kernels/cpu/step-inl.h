@@ -15,6 +15,7 @@
 #include "performer/kernels/cpu/functions-inl.h"
 #include "performer/kernels/cpu/gemm-inl.h"
 #include "performer/kernels/cpu/rows-inl.h"
+#include "performer/kernels/cpu/trigonometric-inl.h"
 
 PERFORMER_BEFORE_NAMESPACE();
 namespace performer::kernels {
@@ -27,20 +28,23 @@ class StepHead {
 
   StepHead(const AttentionStep& params, cpu::Scratch& scratch)
       : p(params),
-        m(p.shape.features),
+        m(state_features(p.map.family, p.shape.features)),
         d(p.shape.head_size),
         e(p.shape.value_size),
+        w(p.shape.features),
         mp(Padded(m)),
+        wp(Padded(w)),
         dp(Padded(d)) {
     rows = HWY_MIN(kSequences, HWY_MAX(p.shape.batch, 1));
     queries = scratch.floats(rows * dp);
     keys = scratch.floats(rows * dp);
-    reads = scratch.floats(rows * mp);
-    weights = scratch.floats(rows * mp);
+    reads = scratch.floats(rows * wp);
+    weights = scratch.floats(rows * wp);
+    if (Trigonometric()) waves = scratch.floats(2 * mp);
     value = scratch.floats(Padded(e));
     out = scratch.floats(Padded(e));
     decay = scratch.floats(mp);
-    if (p.map.projection != nullptr) projection_t = scratch.floats(d * mp);
+    if (p.map.projection != nullptr) projection_t = scratch.floats(d * wp);
   }
 
   // Sequences `block` * kSequences and those that follow it.
@@ -62,13 +66,14 @@ class StepHead {
   }
 
  private:
+  bool Trigonometric() const { return p.map.family == Family::trigonometric; }
   float* KvOf(int64_t sequence, int64_t head) const {
     return static_cast<float*>(p.state.kv) + (sequence * p.shape.heads + head) * m * e;
   }
 
   void RunSequence(int64_t sequence, int64_t head, int64_t i) {
-    read = reads + i * mp;
-    weight = weights + i * mp;
+    read = reads + i * wp;
+    weight = weights + i * wp;
     const Rows row{sequence, 0, 1};
     LoadRow(p.value, row.at(p.value, 0, head), e, 1, value);
     const int64_t index = sequence * p.shape.heads + head;
@@ -76,9 +81,15 @@ class StepHead {
     float* log_scale = static_cast<float*>(p.state.log_scale) + index * m;
     if (p.map.family == Family::exponential)
       ExponentialWeights(log_scale);
+    else if (Trigonometric())
+      TrigonometricWeights(log_weights[i], log_scale);
     else
       ElementwiseWeights(log_scale);
-    const float denominator = UpdateSums(sum);
+    float denominator = UpdateSums(sum);
+    if (Trigonometric()) {
+      const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(w) * sum[m - 1];
+      if (std::abs(denominator) < floor) denominator = denominator < 0 ? -floor : floor;
+    }
     UpdateAndRead(KvOf(sequence, head));
     const bool empty = p.map.family == Family::elementwise && vanishes(denominator);
     StoreRow(p.out, row.at(p.out, 0, head), e, empty ? 0.0f : 1.0f / denominator, out);
@@ -104,19 +115,19 @@ class StepHead {
 
   // reads = u of the queries, weights = u of the keys.
   void Logits(int64_t first, int64_t count, int64_t head) {
-    const float eta = p.map.family == Family::exponential ? static_cast<float>(p.map.norm_weight) : 0.0f;
+    const float eta = p.map.family != Family::elementwise ? static_cast<float>(p.map.norm_weight) : 0.0f;
     const bool shared = p.map.projection_batch_stride == 0;
     if (p.map.projection != nullptr && shared) LoadProjection(0, head);
     for (int64_t i = 0; i < count; ++i) {
-      float *q = reads + i * mp, *k = weights + i * mp;
+      float *q = reads + i * wp, *k = weights + i * wp;
       if (p.map.projection == nullptr) {
-        Copy(queries + i * dp, q, mp);
-        Copy(keys + i * dp, k, mp);
+        Copy(queries + i * dp, q, wp);
+        Copy(keys + i * dp, k, wp);
       } else if (!shared || i == 0) {
         if (!shared) LoadProjection(first + i, head);
         const int64_t together = shared ? count : 1;
-        Gemm<Single>(together, mp, d, {queries + i * dp, dp, 1}, projection_t, mp, q, mp, false);
-        Gemm<Single>(together, mp, d, {keys + i * dp, dp, 1}, projection_t, mp, k, mp, false);
+        Gemm<Single>(together, wp, d, {queries + i * dp, dp, 1}, projection_t, wp, q, wp, false);
+        Gemm<Single>(together, wp, d, {keys + i * dp, dp, 1}, projection_t, wp, k, wp, false);
       }
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -124,16 +135,17 @@ class StepHead {
       const float* offset = p.map.offset == nullptr ? nullptr
                                                     : p.map.offset + (first + i) * p.map.offset_batch_stride +
                                                           head * p.map.offset_head_stride;
-      float *q = reads + i * mp, *k = weights + i * mp;
-      AddConstant(-norm, k, mp);
-      for (int64_t f = 0; offset != nullptr && f < m; ++f) q[f] += offset[f], k[f] += offset[f];
+      float *q = reads + i * wp, *k = weights + i * wp;
+      log_weights[i] = -norm;
+      if (!Trigonometric()) AddConstant(-norm, k, wp);
+      for (int64_t f = 0; offset != nullptr && f < w; ++f) q[f] += offset[f], k[f] += offset[f];
     }
   }
   void LoadProjection(int64_t sequence, int64_t head) {
     const float* from =
         p.map.projection + sequence * p.map.projection_batch_stride + head * p.map.projection_head_stride;
-    Fill(projection_t, 0, d * mp);
-    Transpose(from, d, m, d, projection_t, mp);
+    Fill(projection_t, 0, d * wp);
+    Transpose(from, d, w, d, projection_t, wp);
   }
 
   // The state's scale rises to include the key; decay is what that costs what it holds. `read` is shifted by
@@ -164,6 +176,19 @@ class StepHead {
     ApplyFunction(p.map.function, epsilon, weight, weight, mp);
     Fill(decay, 1, mp);
     std::fill(log_scale, log_scale + m, 0.0f);
+  }
+
+  // Cosines and sines, of the key times its weight; the query does not read the constant.
+  void TrigonometricWeights(float log_weight, float* log_scale) {
+    const float raised = HWY_MAX(log_scale[m - 1], log_weight), key_weight = WeightOf(log_weight - raised);
+    Fill(decay, WeightOf(log_scale[m - 1] - raised), mp);
+    std::fill(log_scale, log_scale + m, raised);
+    float *of_query = waves, *of_key = waves + mp;
+    WaveRow(read, w, w, mp, of_query);
+    WaveRow(weight, w, w, mp, of_key);
+    of_key[m - 1] = 1;
+    Multiply(of_key, key_weight, mp);
+    read = of_query, weight = of_key;
   }
 
   // kv_f = decay_f kv_f + weight_f value; out = sum_f read_f kv_f.
@@ -205,10 +230,12 @@ class StepHead {
   }
 
   const AttentionStep& p;
-  int64_t m, d, e, mp, dp, rows;
+  int64_t m, d, e, w, mp, wp, dp, rows;      // m: features of the state; w: rows of the projection
   float *queries, *keys;                     // [rows, Dp]
-  float *reads, *weights;                    // [rows, Mp]
-  float* projection_t = nullptr;             // [D, Mp]
+  float *reads, *weights;                    // [rows, Wp]
+  float* waves = nullptr;                    // [2, Mp]: features of a query and a key
+  float* projection_t = nullptr;             // [D, Wp]
+  float log_weights[kSequences];             // of the keys: the part of their norms
   float *value, *out, *decay;                // [Ep], [Ep], [Mp]: what the state's scale costs what it holds
   float *read = nullptr, *weight = nullptr;  // of the sequence at work, of its query and its key
   const float* next_kv_ = nullptr;

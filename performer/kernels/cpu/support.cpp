@@ -13,9 +13,6 @@ static_assert(kLeakySlopeFloat == static_cast<float>(kLeakySlope));
 float ElementFunction(Function function, float u) {
   return apply_function(function, u);
 }
-float ElementDerivative(Function function, float u) {
-  return function_derivative(function, u);
-}
 
 void ForEachHead(const Shape& shape, Executor& executor, HeadWork work, const void* context, void* workspace,
                  int64_t scratch_bytes) {

@@ -9,9 +9,8 @@
 
 namespace performer::kernels::cpu {
 
-// Single elements of functions without a vector form.
+// A single element: for arguments that the vector forms leave out.
 float ElementFunction(Function function, float u);
-float ElementDerivative(Function function, float u);
 inline constexpr float kLeakySlopeFloat = 0.01f;  // kLeakySlope of kernels/function.h
 
 // Calls work(context, sequence, head, worker's scratch) for every (sequence, head), handing them out one by

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The definition of every result: one token at a time, in double. Read this before any other kernel.
+// The definition of every result: one token at a time, in double. Read this before any other kernel. The
+// trigonometric family has a file of its own.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -7,28 +8,15 @@
 #include "performer/kernels/element.h"
 #include "performer/kernels/favor.h"
 #include "performer/kernels/function.h"
+#include "performer/kernels/reference/sums.h"
+#include "performer/kernels/reference/trigonometric.h"
 
 namespace performer::kernels {
 namespace {
 
+using reference::load_sum, reference::store_sum, reference::sum_type, reference::weight_of;
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// exp of the log of a weight, which is at most 1 but for rounding: that of exponents of 1e24 is 1e8.
-double weight_of(double exponent) {
-  return std::exp(std::min(exponent, 0.0));
-}
-
-// Type of states and normalizers.
-DataType sum_type(const View& query) {
-  return query.type == DataType::float64 ? DataType::float64 : DataType::float32;
-}
-
-double load_sum(const void* data, DataType type, int64_t i) {
-  return load(View{const_cast<void*>(data), type}, i);
-}
-void store_sum(void* data, DataType type, int64_t i, double value) {
-  store(View{data, type}, i, value);
-}
 
 // The feature map of one (sequence, head).
 class Map {
@@ -327,13 +315,21 @@ int64_t step_workspace(const AttentionStep&) {
 }
 
 void forward(const AttentionForward& p, Executor& executor, void*) {
-  for_each_head(p.shape, executor,
-                [&](int64_t sequence, int64_t head) { Pass(p, sequence, head).forward(); });
+  for_each_head(p.shape, executor, [&](int64_t sequence, int64_t head) {
+    if (p.map.family == Family::trigonometric)
+      reference::trigonometric_forward(p, sequence, head);
+    else
+      Pass(p, sequence, head).forward();
+  });
 }
 
 void backward(const AttentionBackward& b, Executor& executor, void*) {
-  for_each_head(b.forward.shape, executor,
-                [&](int64_t sequence, int64_t head) { Pass(b.forward, sequence, head).backward(b); });
+  for_each_head(b.forward.shape, executor, [&](int64_t sequence, int64_t head) {
+    if (b.forward.map.family == Family::trigonometric)
+      reference::trigonometric_backward(b, sequence, head);
+    else
+      Pass(b.forward, sequence, head).backward(b);
+  });
 }
 
 void step(const AttentionStep& p, Executor& executor, void*) {

@@ -31,13 +31,15 @@ auto find_backward() {
 // Whether the bidirectional backward pass of the CPU kernels shall find the keys' state ready, which saves it
 // a fifth of its work: where all states together are at most half as large as the values.
 bool keeps_state(const Tensor& query, const Tensor& key, const OptionalTensor& projection,
-                 const OptionalTensor& cu_key, bool causal, c10::string_view backend) {
+                 const OptionalTensor& cu_key, const std::string& family, bool causal,
+                 c10::string_view backend) {
   if (causal || !query.device().is_cpu() || query.scalar_type() == at::kDouble || backend == "composed" ||
       key.dim() != 4)
     return false;
   const auto sequences = cu_key.has_value() ? cu_key->sym_size(0) - 1 : c10::SymInt(1);
-  const auto features =
+  auto features =
       projection.has_value() && projection->dim() > 1 ? projection->sym_size(-2) : key.sym_size(3);
+  if (family == "trigonometric") features = 2 * features + 1;
   return 2 * sequences * features <= key.sym_size(1);
 }
 
@@ -45,7 +47,7 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
   static variable_list forward(AutogradContext* context, PERFORMER_FAVOR_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView below;
     const std::string name(family), backend_name(backend);
-    const bool keeps = keeps_state(query, key, projection, cu_key, causal, backend);
+    const bool keeps = keeps_state(query, key, projection, cu_key, name, causal, backend);
     auto [out, normalizer, kv, key_sum, log_scale] =
         find_forward().call(query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key,
                             initial_kv, initial_key_sum, initial_log_scale, name, scale, norm_weight, epsilon,

@@ -153,15 +153,17 @@ OptionalTensor or_nothing(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-bool is_exponential(std::string_view family) {
-  if (family == "exponential") return true;
+kernels::Family family_of(std::string_view family) {
+  if (family == "exponential") return kernels::Family::exponential;
+  if (family == "trigonometric") return kernels::Family::trigonometric;
   try {
     kernels::function_from_name(std::string(family));
   } catch (const UsageError& error) {
-    TORCH_CHECK_VALUE(false,
-                      "a feature map's family is exponential or an element-wise function: ", error.what());
+    TORCH_CHECK_VALUE(
+        false,
+        "a feature map's family is exponential, trigonometric or an element-wise function: ", error.what());
   }
-  return false;
+  return kernels::Family::elementwise;
 }
 
 RegisterBackend::RegisterBackend(const Backend& backend, int rank) {
@@ -233,9 +235,11 @@ void Call::set_packing(const Arguments& a) {
 }
 
 void Call::set_map(const Arguments& a) {
-  const bool exponential = is_exponential(a.family);
-  map.family = exponential ? kernels::Family::exponential : kernels::Family::elementwise;
-  if (!exponential) map.function = kernels::function_from_name(a.family);
+  map.family = family_of(a.family);
+  TORCH_CHECK_VALUE(map.family != kernels::Family::trigonometric || backend->name != "composed",
+                    "favor_attention: the backend composed has no trigonometric family; "
+                    "trigonometric_attention composes it for every device");
+  if (map.family == kernels::Family::elementwise) map.function = kernels::function_from_name(a.family);
   map.scale = a.scale;
   map.norm_weight = a.norm_weight;
   map.epsilon = a.epsilon;

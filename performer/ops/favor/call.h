@@ -29,9 +29,9 @@ at::Tensor or_undefined(const std::optional<at::Tensor>& tensor);
 // The argument, left out where the tensor is undefined.
 std::optional<at::Tensor> or_nothing(const at::Tensor& tensor);
 
-// Whether a feature map's family is the exponential one; false for the name of an element-wise function.
-// Throws c10::ValueError with the known names for any other.
-bool is_exponential(std::string_view family);
+// The family that a feature map names: "exponential", "trigonometric", or an element-wise function. Throws
+// c10::ValueError with the known names for any other.
+kernels::Family family_of(std::string_view family);
 
 // The arguments of favor_attention, checked; the constructor throws c10::ValueError or c10::TypeError that
 // names the argument, what was expected and what was found.
@@ -45,7 +45,8 @@ struct Call {
   at::Tensor offset;                // contiguous float32 [B or 1, H or 1, M], or undefined
   State initial;                    // contiguous, of the type of sums; undefined without one
   int64_t sequences = 0;            // B, or N segments when packed
-  int64_t query_tokens = 0, key_tokens = 0, heads = 0, head_size = 0, value_size = 0, features = 0;
+  int64_t query_tokens = 0, key_tokens = 0, heads = 0, head_size = 0, value_size = 0;
+  int64_t features = 0;     // M: rows of the projection, or D; a state may have more (state_features)
   kernels::FeatureMap map;  // family, function and numbers; its pointers are for the backend to set
   bool causal = false, return_state = false;
   int64_t chunk = 0;
@@ -53,11 +54,12 @@ struct Call {
   const Backend* backend = nullptr;
 
   bool packed() const { return cu_query.defined(); }
-  std::vector<int64_t> kv_shape() const { return {sequences, heads, features, value_size}; }
-  std::vector<int64_t> sum_shape() const { return {sequences, heads, features}; }
+  std::vector<int64_t> kv_shape() const { return {sequences, heads, of_state(), value_size}; }
+  std::vector<int64_t> sum_shape() const { return {sequences, heads, of_state()}; }
   State new_state() const;
 
  private:
+  int64_t of_state() const { return kernels::state_features(map.family, features); }
   void set_sizes();
   void set_packing(const Arguments& arguments);
   void set_map(const Arguments& arguments);

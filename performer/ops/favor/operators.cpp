@@ -36,7 +36,7 @@ Results forward_meta(PERFORMER_FAVOR_PARAMETERS) {
   (void)key, (void)scale, (void)norm_weight, (void)epsilon, (void)causal, (void)chunk;
   (void)offset, (void)key_mask, (void)query_mask, (void)cu_key, (void)initial_key_sum,
       (void)initial_log_scale, (void)initial_kv;
-  is_exponential(std::string_view(family.data(), family.size()));
+  const kernels::Family known = family_of(std::string_view(family.data(), family.size()));
   check_backend_name(std::string_view(backend.data(), backend.size()));
   const auto sums = sum_options_of(query);
   Tensor out = at::empty_symint({value.sym_size(0), query.sym_size(1), query.sym_size(2), value.sym_size(3)},
@@ -45,7 +45,8 @@ Results forward_meta(PERFORMER_FAVOR_PARAMETERS) {
   if (!return_state)
     return {out, normalizer, at::empty({0}, sums), at::empty({0}, sums), at::empty({0}, sums)};
   const c10::SymInt batch = cu_query.has_value() ? cu_query->sym_size(0) - 1 : query.sym_size(0);
-  const c10::SymInt features = projection.has_value() ? projection->sym_size(-2) : query.sym_size(3);
+  c10::SymInt features = projection.has_value() ? projection->sym_size(-2) : query.sym_size(3);
+  if (known == kernels::Family::trigonometric) features = 2 * features + 1;
   return {out, normalizer, at::empty_symint({batch, query.sym_size(2), features, value.sym_size(3)}, sums),
           at::empty_symint({batch, query.sym_size(2), features}, sums),
           at::empty_symint({batch, query.sym_size(2), features}, sums)};

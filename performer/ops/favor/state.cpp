@@ -83,7 +83,7 @@ TORCH_LIBRARY_FRAGMENT(performer, library) {
 
 State empty_state(int64_t batch, int64_t heads, int64_t features, int64_t value_size,
                   const std::string& family, const at::TensorOptions& options) {
-  const double scale = is_exponential(family) ? kernels::kEmptyLogScale : 0;
+  const double scale = family_of(family) == kernels::Family::elementwise ? 0 : kernels::kEmptyLogScale;
   return {at::zeros({batch, heads, features, value_size}, options),
           at::zeros({batch, heads, features}, options), at::full({batch, heads, features}, scale, options)};
 }

@@ -43,7 +43,8 @@ struct MapRow {
   FeatureCount count = FeatureCount::of_projection;
   // The epsilon that -1 stands for; below 0: the map has none.
   double default_epsilon = -1;
-  bool fused = true;  // the features have a form in the kernels' contract
+  // Attention is favor_attention of mapped queries and keys, with as many features in a state as count says.
+  bool fused = true;
   // Fills a PreparedMap whose log_constant is 0.
   void (*prepare)(PreparedMap&, const MapProblem&) = nullptr;
   // The learned weights at their start; null: nothing is learned.

@@ -191,10 +191,20 @@ void check_trigonometric(const AttentionInputs& in, const Tensor& projection) {
                     fixed_size(in.key, 1), "] and query_mask [", fixed_size(in.query, 0), ", ",
                     fixed_size(in.query, 1), "]");
   check_backend_name(in.backend);
-  TORCH_CHECK_VALUE(in.backend.empty() || &backend_for(in.query.device(), in.backend) ==
-                                              &backend_for(in.query.device(), "composed"),
-                    "trigonometric attention is composed of LibTorch operations on every device: backend '",
-                    in.backend, "' has no kernel for it; leave it empty");
+}
+
+// Whether LibTorch operations compute it, and not the kernels of a backend.
+bool is_composed(const AttentionInputs& in) {
+  return backend_for(in.query.device(), in.backend).name == "composed";
+}
+
+FeatureMap kernel_map(const Tensor& projection, double scale) {
+  FeatureMap map;
+  map.family = "trigonometric";
+  map.projection = projection;
+  map.scale = scale;
+  map.norm_weight = -0.5;
+  return map;
 }
 
 void check_trigonometric_state(const State& state, int64_t batch, const AttentionInputs& in,
@@ -225,22 +235,31 @@ std::vector<int64_t> segment_bounds(const Tensor& cu, const char* name, int64_t 
   return bounds;
 }
 
-std::tuple<Tensor, State> packed_attention(const AttentionInputs& in, const Tensor& projection,
-                                           double scale) {
+struct Segments {
+  std::vector<int64_t> queries, keys;  // bounds
+  int64_t count() const { return static_cast<int64_t>(queries.size()) - 1; }
+};
+
+Segments checked_segments(const AttentionInputs& in) {
   TORCH_CHECK_VALUE(fixed_size(in.query, 0) == 1,
                     "trigonometric attention: packed sequences need batch size 1, found ",
                     fixed_size(in.query, 0));
-  const auto queries = segment_bounds(*in.cu_query, "cu_query", fixed_size(in.query, 1));
+  auto queries = segment_bounds(*in.cu_query, "cu_query", fixed_size(in.query, 1));
   const bool own_keys = in.cu_key.has_value() && in.cu_key->defined();
-  const auto keys = own_keys ? segment_bounds(*in.cu_key, "cu_key", fixed_size(in.key, 1)) : queries;
+  auto keys = own_keys ? segment_bounds(*in.cu_key, "cu_key", fixed_size(in.key, 1)) : queries;
   TORCH_CHECK_VALUE(
       queries.size() == keys.size() && keys.back() == fixed_size(in.key, 1) &&
           (!in.causal || queries == keys),
       "trigonometric attention: cu_query and cu_key must have the same number of segments, and be "
       "equal when causal");
-  const int64_t segments = static_cast<int64_t>(queries.size()) - 1;
+  return {std::move(queries), std::move(keys)};
+}
+
+std::tuple<Tensor, State> packed_attention(const AttentionInputs& in, const Segments& bounds,
+                                           const Tensor& projection, double scale) {
+  const auto& [queries, keys] = bounds;
+  const int64_t segments = bounds.count();
   const bool stateful = in.initial.has_value() && in.initial->defined();
-  if (stateful) check_trigonometric_state(*in.initial, segments, in, projection);
   std::vector<Tensor> outs, kvs, sums, scales;
   for (int64_t n = 0; n < segments; ++n) {
     const auto cut = [&](const Tensor& t, const std::vector<int64_t>& cu) {
@@ -290,9 +309,14 @@ std::span<const MapRow> trigonometric_maps() {
 std::tuple<Tensor, State> trigonometric_attention(const AttentionInputs& in, const Tensor& projection,
                                                   double scale) {
   check_trigonometric(in, projection);
-  if (in.cu_query.has_value() && in.cu_query->defined()) return packed_attention(in, projection, scale);
-  if (in.initial.has_value() && in.initial->defined())
-    check_trigonometric_state(*in.initial, fixed_size(in.query, 0), in, projection);
+  std::optional<Segments> segments;
+  if (in.cu_query.has_value() && in.cu_query->defined()) segments = checked_segments(in);
+  if (in.initial.has_value() && in.initial->defined()) {
+    check_trigonometric_state(*in.initial, segments ? segments->count() : fixed_size(in.query, 0), in,
+                              projection);
+  }
+  if (!is_composed(in)) return favor_attention(in, kernel_map(projection, scale));
+  if (segments) return packed_attention(in, *segments, projection, scale);
   Trigonometric attention(in, projection, scale);
   Tensor out = attention.run();
   return {out, in.return_state ? attention.state() : State{}};
@@ -305,6 +329,14 @@ Tensor trigonometric_step(const Tensor& query, const Tensor& key, const Tensor& 
   one.causal = one.return_state = true;
   one.backend = backend;
   if (state.defined()) one.initial = state;
+  if (!is_composed(one)) {
+    check_trigonometric(one, projection);
+    if (!state.defined()) {
+      state = empty_state(fixed_size(query, 0), fixed_size(query, 1), 2 * fixed_size(projection, -2) + 1,
+                          fixed_size(value, 2), "trigonometric", query.options().dtype(precise_type(query)));
+    }
+    return favor_step(query, key, value, state, kernel_map(projection, scale), backend);
+  }
   auto [out, after] = trigonometric_attention(one, projection, scale);
   if (state.defined()) {
     state.kv.copy_(after.kv);
