@@ -16,7 +16,7 @@ class ReportCommand : public ProgramTest {};
 
 TEST_F(ReportCommand, ShowsWhatTheOtherCommandsWrote) {
   make_model("one");
-  make_model("two", {"--set", "attention.kind=exact"});
+  make_model("two", {"--set", "attention.kind=favor-hyperbolic"});
   for (int again = 0; again < 2; ++again) {  // results may be replaced
     const Result result =
         run({"evaluate", "one", "train.fasta", "--json", "-o", "one/evaluation-train.json"});

@@ -61,7 +61,7 @@ TEST(Breakdown, AddsUpToTheEvaluation) {
                                    folder / "");
   for (const char* objective : {"causal", "masked"}) {
     ModelConfig model{.objective = objective, .layers = 1, .width = 16, .heads = 2, .ffn = 32};
-    LanguageModel made(model, {}, corpus.vocabulary().size());
+    LanguageModel made(model, AttentionConfig(), corpus.vocabulary().size());
     const data::Baselines baselines = testing::fitted(corpus);
     const Evaluation all = evaluate(made, corpus, {}, baselines);
     const auto json = all.breakdown.to_json(corpus.vocabulary(), baselines);
