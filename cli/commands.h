@@ -14,6 +14,8 @@ Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
 Action generate_command(CLI::App& app);
+Action convert_command(CLI::App& app);
+Action export_command(CLI::App& app);
 Action approx_command(CLI::App& app);
 Action bench_command(CLI::App& app);
 Action info_command(CLI::App& app);

@@ -33,6 +33,8 @@ constexpr Command kCommands[] = {
     {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
     {"score", "log-likelihoods of sequences, whole or token by token", score_command},
     {"generate", "sample new sequences from a causal model", generate_command},
+    {"convert", "a pretrained Transformer of another program as a model folder", convert_command},
+    {"export", "a model as a Hugging Face folder", export_command},
     {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
      approx_command},
     {"bench",
