@@ -13,6 +13,7 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/train/conversion.h"
 
 namespace performer::cli {
 
@@ -21,7 +22,9 @@ namespace {
 struct ConvertOptions {
   CommonOptions common;
   std::string source, output, attention = "exact", tokenizer = "auto";
-  std::vector<std::string> settings;
+  std::vector<std::string> settings, transfer_files;
+  int64_t transfer_steps = 200, finetune_steps = 0;
+  double threshold = 0;
 };
 
 void check_output(const std::string& output, const std::string& source) {
@@ -34,7 +37,9 @@ void check_output(const std::string& output, const std::string& source) {
 convert::Request request_of(const ConvertOptions& options, bool attention_given) {
   convert::Request request{options.source};
   if (attention_given) request.attention = options.attention;
-  request.settings = options.settings;
+  for (const std::string& setting : options.settings) {
+    if (!setting.starts_with("train.")) request.settings.push_back(setting);
+  }
   if (options.tokenizer == "ids") {
     request.tokenizer = convert::Tokenizer::ids;
   } else if (options.tokenizer != "auto") {
@@ -63,12 +68,45 @@ void report(const convert::Conversion& made, const ConvertOptions& options) {
   }
 }
 
+// The settings of the fine-tuning.
+TrainConfig train_config(const ConvertOptions& options) {
+  TrainConfig config;
+  for (const std::string& setting : options.settings) {
+    const size_t equals = setting.find('=');
+    if (!setting.starts_with("train.") || equals == std::string::npos) continue;
+    set_field("train", config, setting.substr(6, equals - 6), setting.substr(equals + 1));
+  }
+  validate(config);
+  return config;
+}
+
+void improve(const convert::Conversion& made, const ConvertOptions& options) {
+  convert::Request request = request_of(options, false);
+  std::erase_if(request.settings,
+                [](const std::string& setting) { return setting.starts_with("attention."); });
+  const convert::Conversion original = convert::convert(request);
+  train::ConversionRequest steps;
+  steps.files = options.transfer_files;
+  steps.output = options.output;
+  steps.transfer_steps = options.transfer_steps;
+  steps.threshold = options.threshold;
+  steps.finetune_steps = options.finetune_steps;
+  steps.train = train_config(options);
+  steps.tell = [](const std::string& line) { spdlog::info("{}", line); };
+  const auto found = train::improve_conversion(original.folder, made.folder, steps);
+  spdlog::info("{}", found["verdict"].get<std::string>());
+}
+
 void run(const ConvertOptions& options, bool attention_given) {
   options.common.apply();
   check_output(options.output, options.source);
+  const bool improves = !options.transfer_files.empty();
+  check<UsageError>(improves || options.finetune_steps == 0,
+                    "--finetune needs sequences: give --transfer FILE");
   const convert::Conversion made = convert::convert(request_of(options, attention_given));
-  save_model(options.output, made.folder);
+  if (!improves) save_model(options.output, made.folder);
   report(made, options);
+  if (improves) improve(made, options);
 }
 
 }  // namespace
@@ -95,6 +133,16 @@ Action convert_command(CLI::App& app) {
          "auto (letters of proteins and other sequences), ids (the model reads the source's token ids as "
          "numbers), or a file or folder with vocab.txt, tokenizer.json, vocab.json or dict.txt")
       ->capture_default_str();
+  app.add_option("--transfer", options->transfer_files,
+                 "sequences on which the other kind learns to give what exact attention gives; a part is "
+                 "held out and "
+                 "measured on (conversion.json)")
+      ->type_name("FILE");
+  whole_option(app, "--transfer-steps", options->transfer_steps, "steps of that", {0, kLargestSize});
+  real_option(app, "--exact-threshold", options->threshold,
+              "heads whose output is further off than this stay exact (relative error); 0: none", {0, 1e6});
+  whole_option(app, "--finetune", options->finetune_steps, "then train the whole model for so many steps",
+               {0, kLargestSize});
   options->common.add_to(app);
   std::vector<std::string> known;
   for (const convert::Family& family : convert::families())

@@ -104,8 +104,11 @@ TEST_P(Causal, GoesOnInChunksWithALinearKind) {
   const int64_t length = whole.tokens.size(1), first = 5;
   std::vector<ops::State> states;
   const auto chunk = [&](int64_t start, int64_t size, const std::vector<ops::State>& initial) {
-    const SequenceBatch part{whole.tokens.narrow(1, start, size), whole.positions.narrow(1, start, size),
-                             whole.key_mask->narrow(1, start, size)};
+    const SequenceBatch part{whole.tokens.narrow(1, start, size),
+                             whole.positions.narrow(1, start, size),
+                             whole.key_mask->narrow(1, start, size),
+                             {},
+                             {}};
     return made.folder.model->forward_chunk(part, {start, length}, initial, &states);
   };
   const at::Tensor begin = chunk(0, first, {});

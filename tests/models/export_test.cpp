@@ -60,7 +60,12 @@ TEST_P(Exported, HasTheTensorsOfTheSource) {
     for (Tensors* tensors : {&theirs, &ours})
       tensors->at("esm.embeddings.position_embeddings.weight").slice(0, 0, 2).zero_();
   }
-  for (const auto& [name, tensor] : theirs) {
+  for (const auto& [stored, tensor] : theirs) {
+    // transformers 5 writes the norms of ESM under their old names.
+    std::string name = stored;
+    for (const auto& [old, present] : {std::pair(".gamma", ".weight"), {".beta", ".bias"}}) {
+      if (name.ends_with(old)) name = name.substr(0, name.rfind('.')) + present;
+    }
     if (name.find("contact_head") != std::string::npos || name.find("position_ids") != std::string::npos)
       continue;
     ASSERT_TRUE(ours.contains(name)) << name;

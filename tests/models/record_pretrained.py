@@ -126,7 +126,7 @@ def fairseq_names(state, prefix, rates=()):
              ("lm_head.decoder.weight", "lm_head.weight")]
     renamed = {}
     for name, tensor in state.items():
-        if any(part in name for part in ("position_ids", "token_type", "decoder.bias", "contact_head")):
+        if any(part in name for part in ("position_ids", "token_type", "decoder.bias", "contact_head", "inv_freq")):
             continue
         for theirs, fairseq in table:
             name = name.replace(theirs, fairseq)
@@ -186,7 +186,9 @@ def main():
                                    eos_token_id=26)
     record(out, "gpt2", transformers.GPT2LMHeadModel(gpt2), dict(bos=26, eos=26, first=0))
     llama = dict(vocab_size=25, max_position_embeddings=40, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, **SIZES)
-    record(out, "llama", transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama)), dict(bos=1, eos=2, first=3))
+    turns = dict(rope_type="default", rope_theta=100.0)
+    record(out, "llama", transformers.LlamaForCausalLM(transformers.LlamaConfig(rope_parameters=turns, **copy.deepcopy(llama))),
+           dict(bos=1, eos=2, first=3))
     scaling = dict(rope_type="llama3", rope_theta=50.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=16)
     config = transformers.LlamaConfig(rope_parameters=scaling, tie_word_embeddings=True, **copy.deepcopy(llama))

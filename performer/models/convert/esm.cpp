@@ -91,6 +91,8 @@ Imported import_esm(const Source& source) {
   ModelConfig& model = made.model;
   SourceWeights weights = source.weights();
   weights.strip("esm.");
+  weights.rename("LayerNorm.gamma", "LayerNorm.weight");  // as transformers 5 writes them
+  weights.rename("LayerNorm.beta", "LayerNorm.bias");
   weights.leave_out("position_ids", "no weights");
   weights.leave_out("contact_head.", "prediction of contacts");
   weights.leave_out("pooler.", "the pooler is for classification");
