@@ -8,11 +8,13 @@
 
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/models/convert/blocks.h"
 #include "performer/models/safetensors.h"
+#include "tests/fuzz/damage.h"
 #include "tests/models/make.h"
 #include "tests/models/pretrained.h"
 
@@ -238,6 +240,46 @@ TEST(Convert, SaysWhatItDoesNotKnow) {
   EXPECT_THAT(message(), HasSubstr("has no weights"));
   write_safetensors((folder / "model.safetensors").string(), {{{"a", at::ones({2})}}, {}});
   EXPECT_THAT(message(), HasSubstr("its model_type is t5"));
+  fs::remove_all(folder);
+}
+
+// Whatever config.json says, the answer is a model or an error of ours, and no memory is taken for sizes that
+// the weights do not have.
+TEST(Convert, SurvivesDamagedConfigurations) {
+  const fs::path folder = fs::path(::testing::TempDir()) / "damaged_source";
+  int refused = 0;
+  for (const char* name : {"bert", "esm2", "gpt2", "llama3", "distilbert"}) {
+    fs::remove_all(folder);
+    fs::copy(pretrained_path(name), folder);
+    const std::string good = read_file((folder / "config.json").string());
+    PhiloxStream draws(5);
+    for (int round = 0; round < 60; ++round) {
+      write_file((folder / "config.json").string(), fuzz::damaged(good, "0123456789-.eE\",:[]{}t", draws));
+      Request request{folder.string()};
+      request.tokenizer = Tokenizer::ids;
+      try {
+        convert(request);
+      } catch (const Error&) {
+        ++refused;
+      }
+    }
+    for (const char* key :
+         {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+          "max_position_embeddings", "n_embd", "n_layer", "n_head", "n_inner", "n_positions", "dim"}) {
+      for (const char* size : {"0", "-1", "16777216", "9223372036854775807"}) {
+        nlohmann::json config = nlohmann::json::parse(good);
+        if (!config.contains(key)) continue;
+        config[key] = nlohmann::json::parse(size);
+        write_file((folder / "config.json").string(), config.dump());
+        Request request{folder.string()};
+        request.tokenizer = Tokenizer::ids;
+        const bool unused = std::string(key) == "max_position_embeddings" &&
+                            (std::string(name) == "esm2" || std::string(name) == "llama3") && size[0] == '1';
+        if (!unused) EXPECT_THROW(convert(request), Error) << name << " " << key << " " << size;
+      }
+    }
+  }
+  EXPECT_GT(refused, 100) << "the damage did something";
   fs::remove_all(folder);
 }
 

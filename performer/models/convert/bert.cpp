@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "performer/base/error.h"
 #include "performer/models/convert/blocks.h"
 #include "performer/models/convert/families.h"
@@ -31,11 +33,11 @@ ModelConfig bert_config(const SourceConfig& config) {
   config.require("add_cross_attention", Scalar(false));
   config.require("position_embedding_type", Scalar(std::string("absolute")));
   ModelConfig model = encoder_config(config);
-  model.layers = config.whole("num_hidden_layers");
-  model.width = config.whole("hidden_size");
-  model.heads = config.whole("num_attention_heads");
-  model.ffn = config.whole("intermediate_size");
-  model.max_length = config.whole("max_position_embeddings");
+  model.layers = config.size("num_hidden_layers");
+  model.width = config.size("hidden_size");
+  model.heads = config.size("num_attention_heads");
+  model.ffn = config.size("intermediate_size");
+  model.max_length = config.size("max_position_embeddings");
   model.activation = activation_named(config.text_or("hidden_act", "gelu"), config.source());
   return model;
 }
@@ -131,8 +133,8 @@ Imported import_roberta(const Source& source) {
   made.tensors["embedding.weight"] =
       weights.take("embeddings.word_embeddings.weight", {vocabulary, model.width});
   // Positions count from the row behind that of PAD.
-  const int64_t first = source.config.whole_or("pad_token_id", 1) + 1;
-  check<InputError>(first < model.max_length, "{}: pad_token_id {} leaves none of {} positions",
+  const int64_t first = std::min(source.config.whole_or("pad_token_id", 1), kLargestSize) + 1;
+  check<InputError>(first >= 0 && first < model.max_length, "{}: pad_token_id {} leaves none of {} positions",
                     source.config.source(), first - 1, model.max_length);
   take_positions(weights, model, first, source.config.whole_or("type_vocab_size", 1), made.tensors);
   take_norm(weights, model, "embeddings.LayerNorm", "embedding_norm", made.tensors);
@@ -165,11 +167,11 @@ Imported import_distilbert(const Source& source) {
   Imported made{encoder_config(config), {}, {}, {}};
   made.attention.kind = "exact";
   ModelConfig& model = made.model;
-  model.layers = config.whole("n_layers", "num_hidden_layers");
-  model.width = config.whole("dim", "hidden_size");
-  model.heads = config.whole("n_heads", "num_attention_heads");
-  model.ffn = config.whole("hidden_dim");
-  model.max_length = config.whole("max_position_embeddings");
+  model.layers = config.size("n_layers", "num_hidden_layers");
+  model.width = config.size("dim", "hidden_size");
+  model.heads = config.size("n_heads", "num_attention_heads");
+  model.ffn = config.size("hidden_dim");
+  model.max_length = config.size("max_position_embeddings");
   model.activation = activation_named(config.text_or("activation", "gelu"), config.source());
   model.dropout = config.real_or("dropout", 0.1);
   model.norm_epsilon = 1e-12;  // written into its code

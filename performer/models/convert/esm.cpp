@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "performer/base/error.h"
 #include "performer/models/convert/blocks.h"
 #include "performer/models/convert/families.h"
@@ -20,11 +22,11 @@ ModelConfig esm_config(const SourceConfig& config) {
   model.attention_bias = true;
   model.output_head = "transform";
   model.output_scale = 1;
-  model.layers = config.whole("num_hidden_layers");
-  model.width = config.whole("hidden_size");
-  model.heads = config.whole("num_attention_heads");
-  model.ffn = config.whole("intermediate_size");
-  model.max_length = config.whole("max_position_embeddings");
+  model.layers = config.size("num_hidden_layers");
+  model.width = config.size("hidden_size");
+  model.heads = config.size("num_attention_heads");
+  model.ffn = config.size("intermediate_size");
+  model.max_length = config.size("max_position_embeddings");
   model.norm_epsilon = config.real_or("layer_norm_eps", 1e-12);
   model.dropout = config.real_or("hidden_dropout_prob", 0.1);
   model.embedding_norm = config.flag_or("emb_layer_norm_before", false);
@@ -71,9 +73,10 @@ void take_embeddings(const Source& source, SourceWeights& weights, ModelConfig& 
                      Tensors& ours) {
   ours["embedding.weight"] = weights.take("embeddings.word_embeddings.weight", {vocabulary, model.width});
   if (model.positions == "learned") {
-    const int64_t first = source.config.whole_or("pad_token_id", 1) + 1;
-    check<InputError>(first < model.max_length, "{}: pad_token_id {} leaves none of {} positions",
-                      source.config.source(), first - 1, model.max_length);
+    const int64_t first = std::min(source.config.whole_or("pad_token_id", 1), kLargestSize) + 1;
+    check<InputError>(first >= 0 && first < model.max_length,
+                      "{}: pad_token_id {} leaves none of {} positions", source.config.source(), first - 1,
+                      model.max_length);
     const at::Tensor table =
         weights.take("embeddings.position_embeddings.weight", {model.max_length, model.width});
     ours["positions"] = table.slice(0, first).contiguous();

@@ -95,7 +95,7 @@ Imported import_esm2(const Source& source) {
   read_fairseq_sizes(weights, model);
   model.norm = "pre";
   model.positions = "rotary";
-  model.heads = config.whole("encoder_attention_heads");
+  model.heads = config.size("encoder_attention_heads");
   model.token_dropout = config.flag_or("token_dropout", false);
   model.dropout = config.real_or("dropout", 0);
   model.max_length = config.whole_or("max_positions", 1024);
@@ -125,7 +125,7 @@ Imported import_fairseq_roberta(const Source& source) {
   model.embedding_norm = true;
   model.final_norm = false;
   model.positions = "learned";
-  model.heads = config.whole("encoder_attention_heads");
+  model.heads = config.size("encoder_attention_heads");
   model.activation = activation_named(config.text_or("activation_fn", "gelu"), source.path);
   model.dropout = config.real_or("dropout", 0.1);
   const int64_t vocabulary = weights.size("embed_tokens.weight", 0);

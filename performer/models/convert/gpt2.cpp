@@ -21,11 +21,11 @@ ModelConfig gpt2_config(const SourceConfig& config) {
   model.positions = "learned";
   model.attention_bias = true;
   model.output_scale = 1;
-  model.layers = config.whole("n_layer", "num_hidden_layers");
-  model.width = config.whole("n_embd", "hidden_size");
-  model.heads = config.whole("n_head", "num_attention_heads");
-  model.ffn = config.has("n_inner") ? config.whole("n_inner") : 4 * model.width;
-  model.max_length = config.whole("n_positions", "max_position_embeddings");
+  model.layers = config.size("n_layer", "num_hidden_layers");
+  model.width = config.size("n_embd", "hidden_size");
+  model.heads = config.size("n_head", "num_attention_heads");
+  model.ffn = config.has("n_inner") ? config.size("n_inner") : 4 * model.width;
+  model.max_length = config.size("n_positions", "max_position_embeddings");
   model.norm_epsilon = config.real_or("layer_norm_epsilon", 1e-5);
   model.dropout = config.real_or("resid_pdrop", 0.1);
   model.activation = activation_named(config.text_or("activation_function", "gelu_new"), config.source());

@@ -62,14 +62,14 @@ void set_llama_rates(const SourceConfig& config, ModelConfig& model, Tensors& ou
 ModelConfig llama_config(const SourceConfig& config) {
   ModelConfig model = llama_shape();
   config.require("pretraining_tp", Scalar(int64_t{1}));
-  model.layers = config.whole("num_hidden_layers");
-  model.width = config.whole("hidden_size");
-  model.heads = config.whole("num_attention_heads");
-  model.head_size = config.whole_or("head_dim", 0);
+  model.layers = config.size("num_hidden_layers");
+  model.width = config.size("hidden_size");
+  model.heads = config.size("num_attention_heads");
+  model.head_size = config.has("head_dim") ? config.size("head_dim") : 0;
   if (model.head_size == model.width / model.heads) model.head_size = 0;
-  model.kv_heads = config.whole_or("num_key_value_heads", model.heads);
-  model.ffn = config.whole("intermediate_size");
-  model.max_length = config.whole("max_position_embeddings");
+  model.kv_heads = config.has("num_key_value_heads") ? config.size("num_key_value_heads") : model.heads;
+  model.ffn = config.size("intermediate_size");
+  model.max_length = config.size("max_position_embeddings");
   model.norm_epsilon = config.real_or("rms_norm_eps", 1e-6);
   model.activation = activation_named(config.text_or("hidden_act", "silu"), config.source());
   model.attention_bias = config.flag_or("attention_bias", false);
@@ -110,7 +110,8 @@ Imported import_llama(const Source& source) {
   made.notes = weights.report();
   made.tokens = read_tokens(source.directory, vocabulary);
   if (!made.tokens.bos) made.tokens.bos = source.config.whole_or("bos_token_id", 1);
-  if (!made.tokens.eos) made.tokens.eos = source.config.whole_or("eos_token_id", 2);
+  if (!made.tokens.eos)
+    made.tokens.eos = source.config.whole_or("eos_token_id", source.config.whole_or("eos_token_id.0", 2));
   return made;
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
+#include "performer/nn/config.h"
 
 namespace performer::convert {
 namespace {
@@ -59,6 +60,13 @@ int64_t SourceConfig::whole(const std::string& key, const std::string& or_key) c
   check<InputError>(value != nullptr && std::holds_alternative<int64_t>(*value),
                     "{}: {} is missing or no whole number", source_, key);
   return std::get<int64_t>(*value);
+}
+
+int64_t SourceConfig::size(const std::string& key, const std::string& or_key) const {
+  const int64_t value = whole(key, or_key);
+  check<InputError>(value >= 1 && value <= kLargestSize, "{}: {} = {} is no size from 1 to {}", source_, key,
+                    value, kLargestSize);
+  return value;
 }
 
 int64_t SourceConfig::whole_or(const std::string& key, int64_t otherwise) const {

@@ -24,6 +24,8 @@ class SourceConfig {
   // Throw InputError naming source and key when the value is missing or of another type. Keys in `or_key` are
   // looked at second.
   int64_t whole(const std::string& key, const std::string& or_key = "") const;
+  // The same from 1 to kLargestSize.
+  int64_t size(const std::string& key, const std::string& or_key = "") const;
   int64_t whole_or(const std::string& key, int64_t otherwise) const;
   double real_or(const std::string& key, double otherwise) const;
   bool flag_or(const std::string& key, bool otherwise) const;

@@ -175,6 +175,12 @@ TokenPlan plan_tokens(const SourceTokens& tokens, Tokenizer tokenizer, const std
           ? "cuts texts into WordPiece, BPE or unigram pieces, and no tokenizer of this kind is "
             "built in"
           : "comes without its tokens");
+  for (const auto& marker : markers_of(tokens)) {
+    check<InputError>(!marker || (*marker >= 0 && *marker < tokens.size),
+                      "the source names {} as the id of a marker, but has {} tokens", marker.value_or(0),
+                      tokens.size);
+  }
+  check<InputError>(tokens.size > 0, "the source has no tokens");
   TokenPlan plan;
   data::VocabularyText parts = ids                                    ? spell_ids(tokens)
                                : tokens.spelling == Spelling::letters ? spell_letters(tokens)
