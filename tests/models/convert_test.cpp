@@ -275,7 +275,8 @@ TEST(Convert, SurvivesDamagedConfigurations) {
         request.tokenizer = Tokenizer::ids;
         const bool unused = std::string(key) == "max_position_embeddings" &&
                             (std::string(name) == "esm2" || std::string(name) == "llama3") && size[0] == '1';
-        if (!unused) EXPECT_THROW(convert(request), Error) << name << " " << key << " " << size;
+        if (unused) continue;
+        EXPECT_THROW(convert(request), Error) << name << " " << key << " " << size;
       }
     }
   }
