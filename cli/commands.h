@@ -16,6 +16,8 @@ Action score_command(CLI::App& app);
 Action embed_command(CLI::App& app);
 Action variants_command(CLI::App& app);
 Action generate_command(CLI::App& app);
+Action convert_command(CLI::App& app);
+Action export_command(CLI::App& app);
 Action approx_command(CLI::App& app);
 Action attention_command(CLI::App& app);
 Action report_command(CLI::App& app);

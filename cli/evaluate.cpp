@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
@@ -33,6 +34,8 @@ std::string as_json(const train::Evaluation& evaluation, const ModelFolder& fold
   nlohmann::ordered_json json;
   for (const char* part : {"model", "unigram", "bigram", "end_marker"}) {  // null: nothing was scored
     json[part] = nullptr;
+    const bool of_counts = std::string_view(part).ends_with("gram");
+    if (of_counts && !folder.has_baselines) continue;  // imported: there are no counts of its training data
     if (found.contains(part) && found[part]["tokens"] > 0) json[part] = found[part];
   }
   json["sequences"] = evaluation.sequences;
@@ -60,8 +63,10 @@ std::string as_table(const train::Evaluation& evaluation, const ModelFolder& fol
                         bits_column(of_symbols ? fmt::format("{:.4f}", score.bits()) : ""), score.tokens);
   };
   row("model", evaluation.model);
-  row("unigram", evaluation.unigram);
-  row("bigram", evaluation.bigram);
+  if (folder.has_baselines) {
+    row("unigram", evaluation.unigram);
+    row("bigram", evaluation.bigram);
+  }
   row("end marker", evaluation.end_marker, false);
   text += fmt::format("{} sequences, {:.1f} s", evaluation.sequences, evaluation.seconds);
   if (folder.model->model_config().objective == "masked") {
@@ -76,7 +81,7 @@ void run(const EvaluateOptions& options) {
   Output out(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
   check<InputError>(
-      folder.has_baselines,
+      folder.has_baselines || !folder.vocabulary.source_ids().empty(),
       "{} has no baselines.json, the counts of the training sequences that a model is evaluated "
       "beside: copy it from where the model was trained (score and generate need none)",
       options.model);

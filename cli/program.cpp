@@ -36,6 +36,8 @@ constexpr Command kCommands[] = {
     {"variants", "effects of substitutions, insertions and deletions, beside measured ones",
      variants_command},
     {"generate", "sample new sequences from a causal model", generate_command},
+    {"convert", "a pretrained Transformer of another program as a model folder", convert_command},
+    {"export", "a model as a Hugging Face folder", export_command},
     {"approx", "how close random features come to softmax attention, in theory's terms or on a model",
      approx_command},
     {"attention", "what a model attends to: matrices, kinds of heads, and similarity of amino acids",

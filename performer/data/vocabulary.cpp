@@ -21,13 +21,16 @@ struct Vocabulary::Content : VocabularyText {
   std::array<std::string, 4> markers;             // as they are written
   std::array<int, 256> of_byte;                   // id of a symbol of one byte, aliases included; -1: none
   std::unordered_map<std::string, Token> longer;  // symbols of two bytes and more
+  std::unordered_map<uint64_t, Token> of_number;  // where symbols are numbers
   size_t longest = 1;
 
   // The id at the beginning of `text`, which is not empty, and its size in bytes; -1: none.
   std::pair<int, size_t> first(std::string_view text) const;
   std::string accepted() const;  // what messages say that encode() reads
   std::vector<Token> encode_letters(std::string_view text, bool with_markers) const;
+  int64_t written() const { return std::ssize(symbols) - reserved; }
   std::vector<Token> encode_numbers(std::string_view text) const;
+  size_t encode_number_prefix(std::string_view text, std::vector<Token>& ids) const;
   template <class Id>
   std::string decode(std::span<const Id> ids) const;
 };
@@ -56,8 +59,12 @@ Vocabulary::Content::Content(VocabularyText text) : VocabularyText(std::move(tex
     markers[i] = marker_letters.empty() ? kMarkerNames[i] : std::string(1, marker_letters[i]);
   }
   of_byte.fill(-1);
-  for (size_t id = 0; id < symbols.size(); ++id) {
+  for (int64_t id = 0; id < written(); ++id) {
     const std::string& symbol = symbols[id];
+    uint64_t value = 0;
+    const auto [end, error] = std::from_chars(symbol.data(), symbol.data() + symbol.size(), value);
+    if (numbers && error == std::errc() && end == symbol.data() + symbol.size())
+      of_number.emplace(value, static_cast<Token>(id));
     if (symbol.size() == 1) {
       of_byte[static_cast<unsigned char>(symbol[0])] = static_cast<int>(id);
     } else {
@@ -108,19 +115,26 @@ std::vector<Token> Vocabulary::Content::encode_letters(std::string_view text, bo
   return ids;
 }
 
+// Numbers up to the first one that is no symbol, or the first other character.
+size_t Vocabulary::Content::encode_number_prefix(std::string_view text, std::vector<Token>& ids) const {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const auto found = of_number.find(value);
+  if (error != std::errc() || found == of_number.end()) return 0;
+  ids.push_back(found->second);
+  return static_cast<size_t>(end - text.data());
+}
+
 std::vector<Token> Vocabulary::Content::encode_numbers(std::string_view text) const {
   std::vector<Token> ids;
   size_t at = 0;
   while ((at = text.find_first_not_of(kWhite, at)) != std::string_view::npos) {
     const std::string_view word = text.substr(at, text.find_first_of(kWhite, at) - at);
-    size_t value = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    check<InputError>(
-        error == std::errc() && end == word.data() + word.size() && value < symbols.size(),
-        "\"{}\" at position {} of a sequence is no value of the vocabulary {}: expected whole numbers from 0 "
-        "to {}, separated by white space",
-        word, at + 1, name, symbols.size() - 1);
-    ids.push_back(static_cast<Token>(value));
+    check<InputError>(encode_number_prefix(word, ids) == word.size(),
+                      "\"{}\" at position {} of a sequence is no value of the vocabulary {}: expected whole "
+                      "numbers from {} "
+                      "to {}, separated by white space",
+                      word, at + 1, name, symbols.front(), symbols[static_cast<size_t>(written() - 1)]);
     at += word.size();
   }
   return ids;
@@ -215,6 +229,18 @@ Vocabulary Vocabulary::named(const std::string& name_or_path) {
   return from_file(name_or_path);
 }
 
+Vocabulary Vocabulary::from_parts(VocabularyText parts) {
+  check_parts(parts, "the vocabulary " + parts.name);
+  return Vocabulary(std::move(parts));
+}
+
+bool Vocabulary::is_written(int64_t id) const {
+  return id >= 0 && id < content_->written();
+}
+const std::vector<int64_t>& Vocabulary::source_ids() const {
+  return content_->source_ids;
+}
+
 const std::string& Vocabulary::name() const {
   return content_->name;
 }
@@ -241,6 +267,8 @@ std::vector<Token> Vocabulary::encode_symbols(std::string_view text) const {
 }
 
 size_t Vocabulary::encode_prefix(std::string_view text, std::vector<Token>& ids) const {
+  // One number at a time: what separates them is no part of them.
+  if (content_->numbers) return content_->encode_number_prefix(text, ids);
   size_t at = 0;
   while (at < text.size()) {
     const auto [id, size] = content_->first(text.substr(at));
@@ -272,13 +300,14 @@ uint64_t Vocabulary::fingerprint() const {
   for (const Alias& alias : content_->aliases) add({alias.letter, alias.read_as});
   for (const std::string& marker : content_->markers) add(marker);
   for (const std::string& symbol : content_->symbols) add(symbol);
+  if (content_->reserved > 0) add("reserved " + std::to_string(content_->reserved));
   return stable_hash(text);
 }
 
 bool Vocabulary::operator==(const Vocabulary& other) const {
   const Content &a = *content_, &b = *other.content_;
   return &a == &b || (a.numbers == b.numbers && a.symbols == b.symbols && a.aliases == b.aliases &&
-                      a.marker_letters == b.marker_letters);
+                      a.marker_letters == b.marker_letters && a.reserved == b.reserved);
 }
 
 std::string Vocabulary::to_json() const {

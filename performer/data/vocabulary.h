@@ -52,12 +52,21 @@ class Vocabulary {
   // symbol given twice, no symbol, and more than 65,532 of them; the number of the symbol counts from 1.
   static Vocabulary of_symbols(const std::string& name, const std::vector<std::string>& symbols);
 
+  // A vocabulary of the parts that a tokenizer of another program gives (vocabulary_text.h). Throws
+  // InputError as of_symbols() does, and for more reserved symbols than there are, or source ids that are not
+  // one for each symbol and marker.
+  static Vocabulary from_parts(VocabularyText parts);
+
   const std::string& name() const;  // protein, dna, rna, bytes, pixels, or what its maker called it
   // What its tokens are called in messages, in the plural: residues, nucleotides, bytes, values, tokens.
   const std::string& unit() const;
   int64_t symbols() const;
   int64_t size() const { return symbols() + 4; }  // with the markers
   bool is_symbol(int64_t id) const { return id >= 0 && id < symbols(); }
+  bool is_written(int64_t id) const;  // a symbol that a text can hold: not a reserved one
+  // Of a model that was imported: the ids that its symbols and markers had in the source, -1 for those that
+  // are not there; empty for other vocabularies.
+  const std::vector<int64_t>& source_ids() const;
   Token bos() const { return static_cast<Token>(symbols()); }
   Token eos() const { return static_cast<Token>(symbols() + 1); }
   Token pad() const { return static_cast<Token>(symbols() + 2); }
@@ -83,8 +92,8 @@ class Vocabulary {
   // Id of a symbol of one byte, followed through aliases; -1 when there is none. Markers have none.
   int token_of(char letter) const;
   const std::vector<Alias>& aliases() const;
-  // Whether each symbol is one byte, so that a sequence can be written as a word (FASTA needs this). Not
-  // pixels.
+  // Whether each symbol that is written is one byte, so that a sequence can be written as a word (FASTA needs
+  // this). Not pixels.
   bool has_letters() const;
 
   // Of the symbols, their spelling and the aliases, not of the name; the same on all machines and in all

@@ -68,7 +68,23 @@ void check_markers(const nlohmann::ordered_json& root, const VocabularyText& res
                     result.marker_letters);
 }
 
+// The optional parts of an imported model.
+void read_import(const nlohmann::ordered_json& root, VocabularyText& result) {
+  result.reserved = root.value("reserved", int64_t{0});
+  if (root.contains("source_ids")) result.source_ids = root["source_ids"].get<std::vector<int64_t>>();
+}
+
 }  // namespace
+
+void check_parts(const VocabularyText& vocabulary, const std::string& source) {
+  check_symbols(vocabulary.symbols, source, [](size_t index) { return fmt::format("symbol {}", index + 1); });
+  const int64_t symbols = std::ssize(vocabulary.symbols), ids = std::ssize(vocabulary.source_ids);
+  check<InputError>(vocabulary.reserved >= 0 && vocabulary.reserved < symbols,
+                    "{}: {} of {} symbols are reserved; at least one must be there to be written", source,
+                    vocabulary.reserved, symbols);
+  check<InputError>(ids == 0 || ids == symbols + 4, "{}: source_ids has {} ids for {} symbols and 4 markers",
+                    source, ids, symbols);
+}
 
 std::string escape(std::string_view symbol) {
   const bool utf8 = is_utf8(symbol);
@@ -174,6 +190,8 @@ std::string write_vocabulary(const VocabularyText& vocabulary) {
   root["marker_letters"] = vocabulary.marker_letters;
   size_t id = vocabulary.symbols.size();
   for (const char* marker : {"bos", "eos", "pad", "mask"}) root[marker] = id++;
+  if (vocabulary.reserved > 0) root["reserved"] = vocabulary.reserved;
+  if (!vocabulary.source_ids.empty()) root["source_ids"] = vocabulary.source_ids;
   return root.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -193,7 +211,8 @@ VocabularyText read_vocabulary(const std::string& text, const std::string& sourc
       check<InputError>(bytes.has_value(), "{}: unknown escape in the symbol \"{}\"", source, written);
       result.symbols.push_back(*bytes);
     }
-    check_symbols(result.symbols, source, [](size_t index) { return fmt::format("symbol {}", index + 1); });
+    read_import(root, result);
+    check_parts(result, source);
     for (const auto& [letter, read_as] : root.at("aliases").items()) {
       const auto target = read_as.get<std::string>();
       check<InputError>(

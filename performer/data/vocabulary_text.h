@@ -34,13 +34,19 @@ std::vector<AliasGroup> alias_groups(const std::vector<Vocabulary::Alias>& alias
 // What a vocabulary consists of, and tokenizer.json:
 //   {"name", "unit", "spelling": "letters" | "numbers", "symbols": [escaped ...], "aliases": {"J": "X"},
 //    "marker_letters": "<>_*" or "", "bos", "eos", "pad", "mask"}
+// and, where they are not empty, "reserved" and "source_ids".
 struct VocabularyText {
   std::string name = {}, unit = "tokens";
   bool numbers = false;  // symbols are written as numbers between white space
   std::vector<std::string> symbols = {};
   std::string marker_letters = {};  // four, or none
   std::vector<Vocabulary::Alias> aliases = {};
+  int64_t reserved = 0;  // the last symbols, which no text stands for: their names are for people alone
+  // Of imported models: the id that each symbol and marker had there, -1 for one that was not there.
+  std::vector<int64_t> source_ids = {};
 };
+// Throws InputError naming `source` where Vocabulary::from_parts() does.
+void check_parts(const VocabularyText& vocabulary, const std::string& source);
 std::string write_vocabulary(const VocabularyText& vocabulary);
 // Throws InputError naming `source` and what is wrong.
 VocabularyText read_vocabulary(const std::string& text, const std::string& source);

@@ -25,7 +25,7 @@ double attention_numbers(const ModelConfig& model, const AttentionConfig& attent
 }
 
 double position_rows(const ModelConfig& model) {
-  if (model.positions == "learned") return static_cast<double>(model.max_length);
+  if (model.positions == "learned" || model.added_positions) return static_cast<double>(model.max_length);
   if (model.positions != "axial") return 0;
   const std::vector<int64_t> shape =
       nn::axial_shape(model.max_length, nn::parse_axial_axes(model.axial_axes));
@@ -37,8 +37,11 @@ double position_rows(const ModelConfig& model) {
 double building_numbers(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary) {
   const auto width = static_cast<double>(model.width), ffn = static_cast<double>(model.ffn);
   const double rows = static_cast<double>(vocabulary) * (model.tied_output ? 1 : 2) + position_rows(model);
-  const double layer = attention_numbers(model, attention) + 2 * width * ffn + ffn + 6 * width;
-  return (rows + 4) * (width + 1) + static_cast<double>(model.layers) * (layer + kNumbersOfModules);
+  const double matrices = model.ffn_gate ? 3 : 2;
+  const double layer = attention_numbers(model, attention) + matrices * (width + 1) * (ffn + 1) + 6 * width;
+  const double head = model.output_head == "transform" ? (width + 4) * width : 0;
+  return head + 3 * width + static_cast<double>(head_size(model)) + (rows + 4) * (width + 1) +
+         static_cast<double>(model.layers) * (layer + kNumbersOfModules);
 }
 
 void check_weights_suffice(const ModelConfig& model, const AttentionConfig& attention, int64_t vocabulary,

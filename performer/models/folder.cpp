@@ -233,7 +233,9 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
   const fs::path base(directory);
   write_safetensors((base / kWeightsFile).string(), {model_state(folder.model), {{"format", "performer"}}});
   write_file((base / kTokenizerFile).string(), folder.vocabulary.to_json());
-  write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
+  if (folder.has_baselines) {
+    write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
+  }
   const json config = {
       {"format", kModelFormat},
       {"model", write_section(folder.model->model_config())},

@@ -33,8 +33,9 @@ struct ModelFolder {
   std::string objective_note;  // for example the corruption mix the model was trained with
 };
 
-// Writes all files but training.safetensors. Throws Error when the model's embedding or the baselines are of
-// another size than the vocabulary, and when a file cannot be written.
+// Writes all files but training.safetensors, and baselines.json where has_baselines. Throws Error when the
+// model's embedding or the baselines are of another size than the vocabulary, and when a file cannot be
+// written.
 void save_model(const std::string& directory, const ModelFolder& folder);
 // The model is in evaluation mode. config.json and the weights must be there; tokenizer.json too unless the
 // configuration names a vocabulary that is built in (data::vocabulary_names()). Without baselines.json

@@ -8,10 +8,12 @@
 #include <cmath>
 
 #include "performer/base/error.h"
+#include "performer/models/token_dropout.h"
 #include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
 #include "performer/nn/recompute.h"
+#include "performer/ops/block.h"
 #include "performer/ops/linear.h"
 
 namespace performer {
@@ -24,7 +26,7 @@ LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionCo
                     "blocks with cross-attention are not reversible: set model.reversible = false");
   check<UsageError>(vocabulary >= 1, "the vocabulary must have at least one token, not {}", vocabulary);
   embedding_ = register_module("embedding", torch::nn::Embedding(vocabulary, model.width));
-  if (model.positions == "learned") {
+  if (model.positions == "learned" || model.added_positions) {
     const at::Tensor table = nn::sinusoids(at::arange(model.max_length), model.width).to(at::kFloat);
     learned_positions_ = register_parameter("positions", table);
   } else if (model.positions == "axial") {
@@ -34,12 +36,20 @@ LanguageModelImpl::LanguageModelImpl(const ModelConfig& model, const AttentionCo
                            model.width));
   }
   const auto shared = std::make_shared<nn::SharedWeights>();
+  if (model.rotary_stored) {
+    rotary_rates_ =
+        register_buffer("rotary_rates", nn::rotary_rates(head_size(model), model.rotary_base).to(at::kFloat));
+  }
+  if (model.embedding_norm) embedding_norm_ = register_module("embedding_norm", nn::Norm(model));
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     blocks_.push_back(register_module(fmt::format("blocks_{}", layer),
                                       nn::Block(model, attention, layer, parts.cross_attention, shared)));
   }
-  final_norm_ = register_module(
-      "final_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon)));
+  if (model.final_norm) final_norm_ = register_module("final_norm", nn::Norm(model));
+  if (parts.output && model.output_head == "transform") {
+    output_dense_ = register_module("output_dense", torch::nn::Linear(model.width, model.width));
+    output_norm_ = register_module("output_norm", nn::Norm(model));
+  }
   if (!parts.output) {
     // Encodings only.
   } else if (model.tied_output) {
@@ -55,6 +65,7 @@ void LanguageModelImpl::initialize() {
   // Not scaled by the width: protein_lm adds the plain embedding to sinusoids of the same size, and every
   // block reads it through a layer norm.
   torch::nn::init::normal_(embedding_->weight, 0, 1);
+  if (output_dense_) nn::initialize_linear(output_dense_, nn::kDenseBiasStd);
   if (tied_bias_.defined()) {
     torch::nn::init::normal_(tied_bias_, 0, nn::kDenseBiasStd);
   } else if (output_) {
@@ -87,19 +98,23 @@ void LanguageModelImpl::check_batch(const at::Tensor& tokens, const at::Tensor& 
       length, model_.max_length);
 }
 
-at::Tensor LanguageModelImpl::embed(const at::Tensor& tokens, const at::Tensor& positions,
-                                    const ops::TokenWindow* window) const {
+at::Tensor LanguageModelImpl::embed(const SequenceBatch& batch, const ops::TokenWindow* window) const {
+  const at::Tensor &tokens = batch.tokens, &positions = batch.positions;
   check_batch(tokens, positions);
   at::Tensor x = tokens.is_floating_point()
                      ? at::matmul(tokens.to(embedding_->weight.scalar_type()), embedding_->weight)
                      : at::embedding(embedding_->weight, tokens);
-  if (model_.positions == "learned") {
+  // MASK is the last of the markers, which follow the symbols.
+  if (model_.token_dropout) x = drop_masked_tokens(x, batch, vocabulary_ - 1);
+  if (model_.embedding_scale != 1) x = x * model_.embedding_scale;
+  if (learned_positions_.defined()) {
     x = x + at::embedding(learned_positions_, positions);
   } else if (axial_positions_) {
     x = x + axial_positions_->rows(positions);
   } else if (model_.positions == "sinusoidal") {
     x = x + nn::sinusoids(positions, model_.width).to(x.scalar_type());
   }
+  if (embedding_norm_) x = embedding_norm_->forward(x);
   if (!is_training()) return x;
   return window != nullptr ? ops::dropout(x, model_.dropout, *window) : ops::dropout(x, model_.dropout);
 }
@@ -116,7 +131,9 @@ at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, c
 
 at::Tensor LanguageModelImpl::rotary(const at::Tensor& positions) const {
   if (model_.positions != "rotary") return {};
-  return nn::rotary_table(positions, head_size(model_), embedding_->weight.scalar_type());
+  const at::ScalarType type = embedding_->weight.scalar_type();
+  if (rotary_rates_.defined()) return nn::rotary_table(positions, rotary_rates_, type);
+  return nn::rotary_table(positions, head_size(model_), type, model_.rotary_base);
 }
 
 SequenceBatch LanguageModelImpl::with_rotary(SequenceBatch batch) const {
@@ -160,31 +177,39 @@ at::Tensor LanguageModelImpl::through_reversible_blocks(const at::Tensor& x, con
 }
 
 at::Tensor LanguageModelImpl::normalized(const at::Tensor& x) const {
-  return at::layer_norm(x, {model_.width}, final_norm_->weight, final_norm_->bias, model_.norm_epsilon);
+  return final_norm_ ? final_norm_->forward(x) : x;
 }
 
 at::Tensor LanguageModelImpl::hidden(const SequenceBatch& given, const nn::Context* context) {
   const SequenceBatch batch = with_rotary(given);
-  return normalized(through_blocks(embed(batch.tokens, batch.positions), batch, context, nullptr));
+  return normalized(through_blocks(embed(batch), batch, context, nullptr));
 }
 
 Representations LanguageModelImpl::represent(const SequenceBatch& given) {
   const SequenceBatch batch = with_rotary(given);
   Representations made;
-  made.input = embed(batch.tokens, batch.positions);
+  made.input = embed(batch);
   made.output = normalized(through_blocks(made.input, batch, nullptr, &made.layers));
   made.logits = logits(made.output);
   if (regression_) made.regression = regression_(made.output).squeeze(-1);
   return made;
 }
 
+// Embeddings are N(0, 1): without a factor tied logits would start with a standard deviation of sqrt(width).
+double LanguageModelImpl::output_scale() const {
+  if (model_.output_scale > 0) return model_.output_scale;
+  return model_.tied_output ? 1 / std::sqrt(static_cast<double>(model_.width)) : 1;
+}
+
 at::Tensor LanguageModelImpl::logits(const at::Tensor& hidden) const {
   check<UsageError>(parts_.output, "this model has no output layer: use hidden()");
-  if (output_) return nn::dense(output_, hidden);
-  // Embeddings are N(0, 1): without the factor tied logits would start with a standard deviation of
-  // sqrt(width).
-  const double scale = 1 / std::sqrt(static_cast<double>(model_.width));
-  return ops::linear(hidden * scale, embedding_->weight, tied_bias_);
+  at::Tensor x = hidden;
+  if (output_dense_) {
+    x = ops::activate(model_.activation, ops::linear(x, output_dense_->weight), output_dense_->bias, {});
+    x = output_norm_->forward(x);
+  }
+  if (const double scale = output_scale(); scale != 1) x = x * scale;
+  return output_ ? nn::dense(output_, x) : ops::linear(x, embedding_->weight, tied_bias_);
 }
 
 at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch, const nn::Context* context) {
@@ -199,7 +224,7 @@ at::Tensor LanguageModelImpl::forward_chunk(const SequenceBatch& given, const op
                     initial.size(), blocks_.size());
   if (final != nullptr) final->assign(blocks_.size(), {});
   const SequenceBatch chunk = with_rotary(given);
-  at::Tensor x = embed(chunk.tokens, chunk.positions, &window);
+  at::Tensor x = embed(chunk, &window);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     x = blocks_[layer]->forward_chunk(x, chunk, window, initial.empty() ? ops::State{} : initial[layer],
                                       final != nullptr ? &(*final)[layer] : nullptr);
@@ -246,7 +271,10 @@ at::Tensor LanguageModelImpl::next_hidden(const at::Tensor& tokens, DecodeState&
   const int64_t count = tokens.dim() == 1 ? 1 : tokens.size(1);
   const at::Tensor places = state.positions.unsqueeze(1) + at::arange(count, state.positions.options());
   const at::Tensor table = rotary(places), positions = tokens.dim() == 1 ? state.positions : places;
-  at::Tensor x = embed(tokens, positions);
+  SequenceBatch next;
+  next.tokens = tokens;
+  next.positions = positions;
+  at::Tensor x = embed(next);
   if (layers != nullptr) *layers = {x};
   nn::Streams streams{x, x};  // of reversible layers
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {

@@ -6,7 +6,6 @@
 #include <torch/nn/module.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
-#include <torch/nn/modules/normalization.h>
 
 #include <cstdint>
 #include <functional>
@@ -14,6 +13,7 @@
 
 #include "performer/nn/attention.h"
 #include "performer/nn/block.h"
+#include "performer/nn/norm.h"
 #include "performer/nn/position_embeddings.h"
 #include "performer/ops/dropout.h"
 
@@ -33,7 +33,7 @@ struct DecodeState {
 struct Representations {
   at::Tensor input;                // embedding and positions
   std::vector<at::Tensor> layers;  // output of each block
-  at::Tensor output;               // after the final norm
+  at::Tensor output;               // after the final norm, if there is one
   at::Tensor logits;               // [B, T, vocabulary]
   at::Tensor regression;           // [B, T]; undefined without model.regression_head
 };
@@ -83,8 +83,7 @@ class LanguageModelImpl : public torch::nn::Module {
   // The parts, for those who go through the layers themselves (models/long_sequence.h). embed() is the
   // blocks' input [B, T, width], rotary() as in SequenceBatch and undefined for other positions, normalized()
   // the final norm.
-  at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions,
-                   const ops::TokenWindow* window = nullptr) const;
+  at::Tensor embed(const SequenceBatch& batch, const ops::TokenWindow* window = nullptr) const;
   at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2]
   const std::vector<nn::Block>& blocks() const { return blocks_; }
   at::Tensor normalized(const at::Tensor& x) const;
@@ -122,6 +121,7 @@ class LanguageModelImpl : public torch::nn::Module {
                                        std::vector<at::Tensor>* outputs);
   void check_context(const nn::Context* context) const;
   at::Tensor next_hidden(const at::Tensor& tokens, DecodeState& state, std::vector<at::Tensor>* layers) const;
+  double output_scale() const;
   at::Tensor logits(const at::Tensor& hidden) const;
 
   ModelConfig model_;
@@ -133,8 +133,12 @@ class LanguageModelImpl : public torch::nn::Module {
   torch::nn::Embedding embedding_{nullptr};
   at::Tensor learned_positions_;  // [max_length, width], undefined for other positions
   nn::AxialPositions axial_positions_{nullptr};
+  at::Tensor rotary_rates_;  // buffer [head size / 2], undefined without model.rotary_stored
+  nn::Norm embedding_norm_{nullptr};
   std::vector<nn::Block> blocks_;
-  torch::nn::LayerNorm final_norm_{nullptr};
+  nn::Norm final_norm_{nullptr};
+  torch::nn::Linear output_dense_{nullptr};  // of model.output_head = transform, with its norm
+  nn::Norm output_norm_{nullptr};
   torch::nn::Linear output_{nullptr};      // absent when tied, or without an output
   at::Tensor tied_bias_;                   // [vocabulary], defined when tied
   torch::nn::Linear regression_{nullptr};  // absent without model.regression_head

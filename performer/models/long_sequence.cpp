@@ -56,8 +56,10 @@ class ChunkedPass {
     const at::Tensor weight = model_->blocks().front()->parameters().front();
     ActivationStore store(length_, model_->model_config().width, request_.temporary_folder);
     for_each_chunk([&](int64_t first, int64_t count) {
-      const at::Tensor places = positions(first, count);
-      const at::Tensor x = model_->embed(tokens_.narrow(0, first, count).unsqueeze(0), places)[0];
+      SequenceBatch chunk;
+      chunk.tokens = tokens_.narrow(0, first, count).unsqueeze(0);
+      chunk.positions = positions(first, count);
+      const at::Tensor x = model_->embed(chunk)[0];
       store.write(first, x);
       emit(0, first, x);
     });

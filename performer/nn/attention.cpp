@@ -111,6 +111,7 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
     model_.positions = "none";
   }
   head_size_ = performer::head_size(model);
+  kv_heads_ = performer::kv_heads(model);
   const int64_t inner = model.heads * head_size_;
   const auto linear = [&](const char* name, int64_t in, int64_t out) {
     torch::nn::Linear made(torch::nn::LinearOptions(in, out).bias(model.attention_bias));
@@ -118,12 +119,12 @@ MultiHeadAttentionImpl::MultiHeadAttentionImpl(const ModelConfig& model, const A
     return register_module(name, made);
   };
   query_ = linear("query", model.width, inner);
-  if (can_.own_keys) key_ = linear("key", model.width, inner);
-  value_ = linear("value", model.width, inner);
+  if (can_.own_keys) key_ = linear("key", model.width, kv_heads_ * head_size_);
+  value_ = linear("value", model.width, kv_heads_ * head_size_);
   out_ = linear("out", inner, model.width);
   if (attention.qk_norm) {
     query_gain_ = register_parameter("query_gain", at::ones({model.heads, head_size_}));
-    if (can_.own_keys) key_gain_ = register_parameter("key_gain", at::ones({model.heads, head_size_}));
+    if (can_.own_keys) key_gain_ = register_parameter("key_gain", at::ones({kv_heads_, head_size_}));
   }
   if (attention.learned_temperature)
     temperature_ = register_parameter("temperature", at::ones({model.heads}));
@@ -179,7 +180,16 @@ at::Tensor MultiHeadAttentionImpl::keys_of(const at::Tensor& x) const {
 at::Tensor MultiHeadAttentionImpl::turns(const at::Tensor& positions, const at::Tensor& rotary,
                                          at::ScalarType type) const {
   if (model_.positions != "rotary") return {};
-  return rotary.defined() ? rotary : rotary_table(positions, head_size_, type);
+  if (rotary.defined()) return rotary;
+  check<UsageError>(
+      !model_.rotary_stored,
+      "with model.rotary_stored = true a layer cannot turn by positions alone: give it the table "
+      "of the model's rates (SequenceBatch::rotary)");
+  return rotary_table(positions, head_size_, type, model_.rotary_base);
+}
+
+at::Tensor MultiHeadAttentionImpl::for_all_heads(const at::Tensor& shared) const {
+  return kv_heads_ == model_.heads ? shared : shared.repeat_interleave(model_.heads / kv_heads_, -2);
 }
 
 // One product instead of three reads x once, and its gradient needs no sum of three. Joining the weights is a
@@ -194,8 +204,8 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
                                                               const at::Tensor& positions,
                                                               const at::Tensor& rotary) const {
   if (!can_.reads_queries && local_heads_ == 0 && begin_kernel_ == 0)
-    return {{}, {}, split(dense(value_, x))};
-  const bool turns_last = !query_gain_.defined() && !temperature_.defined();
+    return {{}, {}, for_all_heads(split(dense(value_, x)))};
+  const bool turns_last = !query_gain_.defined() && !temperature_.defined() && kv_heads_ == model_.heads;
   if (can_.own_keys && turns_last && x.size(0) * x.size(1) >= kFewestForOneProduct &&
       ops::splits_in_place(x)) {
     const at::Tensor projected = project_at_once(x);
@@ -209,8 +219,7 @@ MultiHeadAttentionImpl::Heads MultiHeadAttentionImpl::project(const at::Tensor& 
     heads.query = rotate(heads.query, table);
     if (can_.own_keys) heads.key = rotate(heads.key, table);
   }
-  if (!can_.own_keys) heads.key = heads.query;
-  return heads;
+  return {heads.query, can_.own_keys ? for_all_heads(heads.key) : heads.query, for_all_heads(heads.value)};
 }
 
 ops::AttentionInputs MultiHeadAttentionImpl::inputs_of(const Heads& heads, const SequenceBatch& batch) const {
@@ -287,7 +296,8 @@ at::Tensor MultiHeadAttentionImpl::forward(const at::Tensor& x, const SequenceBa
 at::Tensor MultiHeadAttentionImpl::attend_to(const at::Tensor& x, const SequenceBatch& batch,
                                              const at::Tensor& context, const SequenceBatch& context_batch) {
   check<UsageError>(role_ == AttentionRole::cross, "this layer is not a cross-attention layer");
-  const Heads heads{queries_of(x), keys_of(context), split(dense(value_, context))};
+  const Heads heads{queries_of(x), for_all_heads(keys_of(context)),
+                    for_all_heads(split(dense(value_, context)))};
   ops::AttentionInputs inputs = inputs_of(heads, batch);
   inputs.key_mask = context_batch.key_mask;
   inputs.cu_key = context_batch.cu_seqlens;
@@ -340,8 +350,10 @@ void MultiHeadAttentionImpl::take_in(const at::Tensor& x, const at::Tensor& posi
       attention_.kind, reads_pieces(), "context in this layer that is made piece by piece",
       "use a masked model of favor-softmax, favor-relu, exact or auto, without local heads and begin_kernel");
   at::Tensor key = keys_of(x);
-  const at::Tensor table = turns(positions, rotary, key.scalar_type()), value = split(dense(value_, x));
+  const at::Tensor table = turns(positions, rotary, key.scalar_type());
   if (table.defined()) key = rotate(key, table);
+  key = for_all_heads(key);
+  const at::Tensor value = for_all_heads(split(dense(value_, x)));
   if (context) {
     kind_->extend(key, value, *context);
   } else {
@@ -363,7 +375,8 @@ std::unique_ptr<Cache> MultiHeadAttentionImpl::begin_cross(const at::Tensor& con
   check<UsageError>(role_ == AttentionRole::cross && !context_batch.cu_seqlens,
                     "only a cross-attention layer keeps a context, and only one in rows, not in segments");
   const at::NoGradGuard no_grad;
-  return kind_->begin_cross(keys_of(context), split(dense(value_, context)), context_batch.key_mask);
+  return kind_->begin_cross(for_all_heads(keys_of(context)), for_all_heads(split(dense(value_, context))),
+                            context_batch.key_mask);
 }
 
 at::Tensor MultiHeadAttentionImpl::read(const at::Tensor& x, const Cache& cache) const {

@@ -100,7 +100,9 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   bool causal() const { return role_ == AttentionRole::self && model_.objective == "causal"; }
   int64_t global_heads() const { return model_.heads - local_heads_; }
   void make_kinds(int64_t layer, const std::shared_ptr<SharedWeights>& shared);
-  at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {model_.heads, head_size_}); }
+  at::Tensor split(const at::Tensor& flat) const { return flat.unflatten(-1, {-1, head_size_}); }
+  // Keys or values [..., kv_heads, D], once for each query head that they serve: [..., H, D].
+  at::Tensor for_all_heads(const at::Tensor& shared) const;
   at::Tensor project_out(const at::Tensor& heads) const;  // [..., H, D] -> [..., width]
   Heads project(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
   // Of tokens [B, T, width], normalised, not yet turned by their positions: [B, T, H, D].
@@ -117,10 +119,10 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   ModelConfig model_;
   AttentionConfig attention_;
   AttentionRole role_;
-  int64_t head_size_, local_heads_ = 0, begin_kernel_ = 0;
+  int64_t head_size_, kv_heads_, local_heads_ = 0, begin_kernel_ = 0;
   // Kinds without keys of their own have neither key_ nor key_gain_: there the queries are the keys.
   torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr}, out_{nullptr};
-  at::Tensor query_gain_, key_gain_;  // [H, D], undefined without qk_norm
+  at::Tensor query_gain_, key_gain_;  // [H, D] and [kv_heads, D], undefined without qk_norm
   at::Tensor temperature_;            // [H], undefined without learned_temperature
   Capabilities can_;                  // of the kind
   std::shared_ptr<Attention> kind_;   // of the global heads, null when all heads are local

@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 
 #include "performer/base/error.h"
+#include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/token_shift.h"
 #include "performer/ops/linear.h"
@@ -12,17 +13,13 @@
 namespace performer::nn {
 namespace {
 
-at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x, at::ScalarType type) {
-  return ops::layer_norm(x, layer->weight, layer->bias, layer->options.eps(), type);
-}
-
 // Of what only matrix products read: under autocast they would convert it.
 at::ScalarType product_type(const at::Tensor& x) {
   const bool casts = x.scalar_type() == at::kFloat && at::autocast::is_autocast_enabled(x.device().type());
   return casts ? at::autocast::get_autocast_dtype(x.device().type()) : x.scalar_type();
 }
-at::Tensor normalized(const torch::nn::LayerNorm& layer, const at::Tensor& x) {
-  return normalized(layer, x, product_type(x));
+at::Tensor normalized(const Norm& layer, const at::Tensor& x) {
+  return layer->forward_as(x, product_type(x));
 }
 
 at::Tensor rows_of(const at::Tensor& tensor, const at::Tensor& rows) {
@@ -39,20 +36,24 @@ BlockCache BlockCache::select(const at::Tensor& rows) const {
 BlockImpl::BlockImpl(const ModelConfig& model, const AttentionConfig& attention, int64_t layer, bool cross,
                      const std::shared_ptr<SharedWeights>& shared)
     : pre_norm_(model.norm == "pre"), dropout_(model.dropout), activation_(model.activation) {
-  const auto norm = torch::nn::LayerNormOptions({model.width}).eps(model.norm_epsilon);
-  attention_norm_ = register_module("attention_norm", torch::nn::LayerNorm(norm));
+  attention_norm_ = register_module("attention_norm", Norm(model));
   attention_ =
       register_module("attention", MultiHeadAttention(model, attention, layer, AttentionRole::self, shared));
   if (cross) {
-    cross_norm_ = register_module("cross_norm", torch::nn::LayerNorm(norm));
+    cross_norm_ = register_module("cross_norm", Norm(model));
     cross_attention_ = register_module(
         "cross_attention", MultiHeadAttention(model, attention, layer, AttentionRole::cross, shared));
   }
-  ffn_norm_ = register_module("ffn_norm", torch::nn::LayerNorm(norm));
-  up_ = register_module("up", torch::nn::Linear(model.width, model.ffn));
-  down_ = register_module("down", torch::nn::Linear(model.ffn, model.width));
+  ffn_norm_ = register_module("ffn_norm", Norm(model));
+  const auto linear = [&](const char* name, int64_t in, int64_t out) {
+    return register_module(name, torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(model.ffn_bias)));
+  };
+  up_ = linear("up", model.width, model.ffn);
+  down_ = linear("down", model.ffn, model.width);
+  if (model.ffn_gate) gate_ = linear("gate", model.width, model.ffn);
   initialize_linear(up_, kDenseBiasStd);
   initialize_linear(down_, kDenseBiasStd);
+  if (gate_) initialize_linear(gate_, kDenseBiasStd);
   if (model.token_shift) shifts_ = stack_shifts(model.objective == "causal");
 }
 
@@ -64,15 +65,23 @@ at::Tensor BlockImpl::drop(const at::Tensor& x) const {
   return is_training() ? ops::dropout(x, dropout_) : x;
 }
 
+at::Tensor BlockImpl::gated(const at::Tensor& x, const ops::TokenWindow* window) const {
+  const at::Tensor gates = ops::activate(activation_, ops::linear(x, gate_->weight), gate_->bias, {});
+  const at::Tensor y = gates * dense(up_, x);
+  const ops::Dropping drops = dropping(window);
+  return ops::dropout(y, drops.probability, drops.window);
+}
+
 at::Tensor BlockImpl::inner(const at::Tensor& x, const ops::TokenWindow* window) const {
   const at::Tensor active =
-      ops::activate(activation_, ops::linear(x, up_->weight), up_->bias, dropping(window));
+      gate_ ? gated(x, window)
+            : ops::activate(activation_, ops::linear(x, up_->weight), up_->bias, dropping(window));
   return ops::linear(active, down_->weight);
 }
 
 at::Tensor BlockImpl::feed_forward(const at::Tensor& x) const {
   const at::Tensor y = inner(x, nullptr);
-  return drop(y + down_->bias.to(y.scalar_type()));
+  return drop(down_->bias.defined() ? y + down_->bias.to(y.scalar_type()) : y);
 }
 
 at::Tensor BlockImpl::shifted(const at::Tensor& x, const SequenceBatch& batch) const {
@@ -89,10 +98,10 @@ at::Tensor BlockImpl::shifted_next(const at::Tensor& x, at::Tensor& last) const 
 }
 
 template <class Branch>
-at::Tensor BlockImpl::residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, const at::Tensor& bias,
+at::Tensor BlockImpl::residual(const at::Tensor& x, const Norm& norm, const at::Tensor& bias,
                                const ops::TokenWindow* window, Branch&& branch) const {
   if (pre_norm_) return ops::add_branch(x, branch(normalized(norm, x)), bias, dropping(window));
-  return normalized(norm, ops::add_branch(x, branch(x), bias, dropping(window)), x.scalar_type());
+  return norm->forward_as(ops::add_branch(x, branch(x), bias, dropping(window)), x.scalar_type());
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context) {

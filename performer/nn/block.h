@@ -5,11 +5,11 @@
 
 #include <torch/nn/module.h>
 #include <torch/nn/modules/linear.h>
-#include <torch/nn/modules/normalization.h>
 
 #include <memory>
 
 #include "performer/nn/attention.h"
+#include "performer/nn/norm.h"
 #include "performer/nn/reversible.h"
 #include "performer/ops/block.h"
 
@@ -75,13 +75,14 @@ class BlockImpl : public torch::nn::Module {
   // batch.
   at::Tensor feed_forward(const at::Tensor& x) const;
   at::Tensor inner(const at::Tensor& x, const ops::TokenWindow* window) const;
+  at::Tensor gated(const at::Tensor& x, const ops::TokenWindow* window) const;  // what `down` reads
   at::Tensor shifted(const at::Tensor& x, const SequenceBatch& batch) const;
   // Streamed tokens [B, width] or [B, T, width]; `last` [B, width] is the token before them, and moves on.
   at::Tensor shifted_next(const at::Tensor& x, at::Tensor& last) const;
   // x + drop(branch(norm(x)) + bias), or norm(x + drop(branch(x) + bias)) with model.norm = post. `bias` may
   // be undefined.
   template <class Branch>
-  at::Tensor residual(const at::Tensor& x, const torch::nn::LayerNorm& norm, const at::Tensor& bias,
+  at::Tensor residual(const at::Tensor& x, const Norm& norm, const at::Tensor& bias,
                       const ops::TokenWindow* window, Branch&& branch) const;
 
   at::Tensor drop(const at::Tensor& x) const;  // in training mode only
@@ -92,8 +93,8 @@ class BlockImpl : public torch::nn::Module {
   std::string activation_;
   std::vector<int64_t> shifts_;  // none without token shift
   MultiHeadAttention attention_{nullptr}, cross_attention_{nullptr};
-  torch::nn::LayerNorm attention_norm_{nullptr}, cross_norm_{nullptr}, ffn_norm_{nullptr};
-  torch::nn::Linear up_{nullptr}, down_{nullptr};
+  Norm attention_norm_{nullptr}, cross_norm_{nullptr}, ffn_norm_{nullptr};
+  torch::nn::Linear up_{nullptr}, down_{nullptr}, gate_{nullptr};  // no gate without model.ffn_gate
 };
 TORCH_MODULE(Block);
 

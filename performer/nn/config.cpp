@@ -38,6 +38,29 @@ void validate_model(const ModelConfig& model) {
       "model.positions = rotary turns pairs of numbers and needs an even head size, not {} (model.head_size, "
       "or model.width / model.heads)",
       head_size(model));
+  check_size("model.kv_heads", model.kv_heads, 0);
+  check<UsageError>(
+      model.heads % kv_heads(model) == 0,
+      "model.heads ({}) must be a multiple of model.kv_heads ({}): each of these serves as many "
+      "query heads",
+      model.heads, model.kv_heads);
+  check<UsageError>(!model.token_dropout || model.objective == "masked",
+                    "model.token_dropout = true counts the masks of a whole sequence: it needs "
+                    "model.objective = masked, not {}",
+                    model.objective);
+  check<UsageError>(!model.rotary_stored || model.positions == "rotary",
+                    "model.rotary_stored = true needs model.positions = rotary, not {}", model.positions);
+  check<UsageError>(
+      !model.added_positions || model.positions == "rotary",
+      "model.added_positions = true needs model.positions = rotary, not {}: other positions are "
+      "added anyway",
+      model.positions);
+  check<UsageError>(model.rotary_base > 0 && std::isfinite(model.rotary_base),
+                    "model.rotary_base must be above 0, not {}", model.rotary_base);
+  check<UsageError>(std::isfinite(model.embedding_scale) && model.embedding_scale != 0,
+                    "model.embedding_scale must be another number than 0, not {}", model.embedding_scale);
+  check<UsageError>(model.output_scale >= 0 && std::isfinite(model.output_scale),
+                    "model.output_scale must be at least 0, not {}", model.output_scale);
   check<UsageError>(!model.reversible || model.norm == "pre",
                     "model.reversible = true needs model.norm = pre, not {}", model.norm);
   check<UsageError>(model.norm_epsilon > 0 && std::isfinite(model.norm_epsilon),
@@ -94,8 +117,12 @@ int64_t head_size(const ModelConfig& model) {
   return model.head_size > 0 ? model.head_size : model.width / model.heads;
 }
 
+int64_t kv_heads(const ModelConfig& model) {
+  return model.kv_heads > 0 ? model.kv_heads : model.heads;
+}
+
 bool limits_length(const ModelConfig& model) {
-  return model.positions == "learned" || model.positions == "axial";
+  return model.positions == "learned" || model.positions == "axial" || model.added_positions;
 }
 
 std::vector<FieldInfo> list_fields(const std::string& section, const AttentionConfig& config) {

@@ -75,11 +75,24 @@ struct ModelConfig {
   int64_t max_length = 8192;
   std::string norm = "pre";
   double norm_epsilon = 1e-6;
+  std::string norm_type = "layer";
+  bool embedding_norm = false;
+  bool final_norm = true;
   std::string positions = "rotary";
   std::string axial_axes = "64";
+  bool added_positions = false;
+  double rotary_base = 10000;
+  bool rotary_stored = false;
+  double embedding_scale = 1;
+  bool token_dropout = false;
   std::string activation = "gelu-tanh";
+  bool ffn_gate = false;
+  bool ffn_bias = true;
   double dropout = 0.1;
+  int64_t kv_heads = 0;
   bool attention_bias = false;
+  std::string output_head = "linear";
+  double output_scale = 0;
   bool tied_output = false;
   bool regression_head = false;
   bool reversible = false;
@@ -95,19 +108,48 @@ struct ModelConfig {
     visit("head_size", self.head_size, "size of a head; 0: width / heads");
     visit("ffn", self.ffn, "inner size of the feed-forward part");
     visit("max_length", self.max_length,
-          "longest sequence that learned and axial positions cover; other positions have no limit");
+          "longest sequence that learned, added and axial positions cover; other positions have no limit");
     visit("norm", self.norm, "pre or post: where the layer norms stand", Choices{"pre", "post"});
     visit("norm_epsilon", self.norm_epsilon, "added to the variance in layer norms");
+    visit("norm_type", self.norm_type, "layer (mean and variance) or rms (root mean square, without bias)",
+          Choices{"layer", "rms"});
+    visit("embedding_norm", self.embedding_norm, "a norm of the sum of embedding and positions, as in BERT");
+    visit("final_norm", self.final_norm, "a norm after the last block");
     visit("positions", self.positions,
           "rotary, sinusoidal, learned, axial (learned, as a sum of smaller tables), or none",
           Choices{"rotary", "sinusoidal", "learned", "axial", "none"});
     visit("axial_axes", self.axial_axes,
           "axial positions: sizes of the axes behind the first, which is as long as max_length needs; 64x3 "
           "for images of width 64 with three channels");
-    visit("activation", self.activation, "gelu-tanh, gelu or relu", Choices{"gelu-tanh", "gelu", "relu"});
+    visit("added_positions", self.added_positions,
+          "rotary positions: a learned table is added to the embeddings as well, as in performer-pytorch");
+    visit("rotary_base", self.rotary_base,
+          "rotary positions: pair i of a head turns by base^(-2i / head size)");
+    visit("rotary_stored", self.rotary_stored,
+          "rotary positions: the rates are numbers of the weights file, which imported models may need");
+    visit("embedding_scale", self.embedding_scale, "factor on the embeddings of tokens");
+    visit("token_dropout", self.token_dropout,
+          "masked models: MASK has no embedding, and the others are scaled by (1 - 0.12) / (1 - share of "
+          "MASK), "
+          "as in ESM-2");
+    visit("activation", self.activation, "gelu-tanh, gelu, relu or silu",
+          Choices{"gelu-tanh", "gelu", "relu", "silu"});
+    visit("ffn_gate", self.ffn_gate,
+          "a gated feed-forward part, down(activation(gate x) * up x); SwiGLU with activation silu");
+    visit("ffn_bias", self.ffn_bias, "biases in the feed-forward part");
     visit("dropout", self.dropout,
           "after the embedding, the attention output and twice in the feed-forward part");
+    visit(
+        "kv_heads", self.kv_heads,
+        "heads of keys and values, each shared by as many query heads (grouped-query attention); 0: as many "
+        "as heads");
     visit("attention_bias", self.attention_bias, "biases in the four projections of attention");
+    visit(
+        "output_head", self.output_head,
+        "linear, or transform: a dense layer, the activation and a norm before the output layer, as in BERT",
+        Choices{"linear", "transform"});
+    visit("output_scale", self.output_scale,
+          "factor on what the output layer reads; 0: 1 / sqrt(width) where it is tied, else 1");
     visit("tied_output", self.tied_output, "output layer shares the embedding's weights");
     visit("regression_head", self.regression_head,
           "a number for each token beside the logits, for users of the library");
@@ -125,7 +167,8 @@ struct ModelConfig {
 void validate(const ModelConfig& model, const AttentionConfig& attention);
 
 int64_t head_size(const ModelConfig& model);  // model.head_size, or width / heads
-// Whether positions end at model.max_length (learned and axial ones do).
+int64_t kv_heads(const ModelConfig& model);   // model.kv_heads, or heads
+// Whether positions end at model.max_length (learned, axial and added ones do).
 bool limits_length(const ModelConfig& model);
 // Far above anything trained, and low enough that no product of two sizes overflows.
 inline constexpr int64_t kLargestSize = int64_t{1} << 24;

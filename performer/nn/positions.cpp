@@ -8,25 +8,36 @@
 namespace performer::nn {
 namespace {
 
-// Angles p / 10000^(2i / width) for i = 0 .. pairs - 1, appended as a last dimension. In double: at position
-// 10^6 a float32 angle is already wrong by 0.03.
-at::Tensor angles(const at::Tensor& positions, int64_t width, int64_t pairs) {
-  const auto options = positions.options().dtype(at::kDouble);
-  const at::Tensor rates =
-      at::exp(at::arange(pairs, options) * (-2 * std::log(10000.0) / static_cast<double>(width)));
-  return positions.to(at::kDouble).unsqueeze(-1) * rates;
+// base^(-2i / width) for i = 0 .. pairs - 1.
+at::Tensor rates_of(int64_t width, int64_t pairs, double base, at::TensorOptions options) {
+  return at::exp(at::arange(pairs, options.dtype(at::kDouble)) *
+                 (-2 * std::log(base) / static_cast<double>(width)));
+}
+
+// Positions times rates, appended as a last dimension. In double: at position 10^6 a float32 angle is already
+// wrong by 0.03.
+at::Tensor angles(const at::Tensor& positions, const at::Tensor& rates) {
+  return positions.to(at::kDouble).unsqueeze(-1) * rates.to(at::kDouble);
 }
 
 }  // namespace
 
 at::Tensor sinusoids(const at::Tensor& positions, int64_t width, bool concatenate) {
-  const at::Tensor angle = angles(positions, width, (width + 1) / 2);
+  const at::Tensor angle = angles(positions, rates_of(width, (width + 1) / 2, 10000, positions.options()));
   if (concatenate) return at::cat({angle.sin(), angle.cos()}, -1).narrow(-1, 0, width);
   return at::stack({angle.sin(), angle.cos()}, -1).flatten(-2).narrow(-1, 0, width);
 }
 
-at::Tensor rotary_table(const at::Tensor& positions, int64_t head_size, at::ScalarType type) {
-  const at::Tensor angle = angles(positions, head_size, head_size / 2).unsqueeze(-2);
+at::Tensor rotary_rates(int64_t head_size, double base, at::TensorOptions options) {
+  return rates_of(head_size, head_size / 2, base, options);
+}
+
+at::Tensor rotary_table(const at::Tensor& positions, int64_t head_size, at::ScalarType type, double base) {
+  return rotary_table(positions, rotary_rates(head_size, base, positions.options()), type);
+}
+
+at::Tensor rotary_table(const at::Tensor& positions, const at::Tensor& rates, at::ScalarType type) {
+  const at::Tensor angle = angles(positions, rates).unsqueeze(-2);
   const at::Tensor table = at::complex(angle.cos(), angle.sin());
   return type == at::kDouble ? table : table.to(at::kComplexFloat);
 }

@@ -13,10 +13,16 @@ namespace performer::nn {
 // sines come before all cosines. Source: Vaswani et al. 2017, section 3.5; both orders as in protein_lm.
 at::Tensor sinusoids(const at::Tensor& positions, int64_t width, bool concatenate = false);
 
-// Rotary encodings: unit complex numbers exp(i p 10000^(-2i / head_size)) for positions [B, T]:
-// [B, T, 1, head_size / 2], complex in the precision that goes with `type` (double for float64, else float).
-// Source: Su et al. 2021, arXiv 2104.09864, section 3.4.2.
-at::Tensor rotary_table(const at::Tensor& positions, int64_t head_size, at::ScalarType type);
+// Angles by which the pairs of a head turn from one position to the next: base^(-2i / head_size) for
+// i = 0 .. head_size / 2 - 1, float64. Source: Su et al. 2021, arXiv 2104.09864, section 3.4.2.
+at::Tensor rotary_rates(int64_t head_size, double base, at::TensorOptions options = {});
+
+// Rotary encodings: unit complex numbers exp(i p rate) for positions [B, T] and rates [D / 2]:
+// [B, T, 1, D / 2], complex in the precision that goes with `type` (double for float64, else float).
+at::Tensor rotary_table(const at::Tensor& positions, const at::Tensor& rates, at::ScalarType type);
+// With the rates of a head size.
+at::Tensor rotary_table(const at::Tensor& positions, int64_t head_size, at::ScalarType type,
+                        double base = 10000);
 
 // Turns neighbouring pairs of x [B, T, H, D] by the table; same type as x.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& table);

@@ -238,9 +238,10 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
 at::Tensor activate(const std::string& name, const at::Tensor& x, const at::Tensor& bias,
                     const Dropping& dropping) {
   const auto fused = fused_activation(name);
-  if (fused && is_vector_type(x) && is_row_of(bias, x))
+  if (fused && bias.defined() && is_vector_type(x) && is_row_of(bias, x))
     return Activate::apply(x, bias, static_cast<int64_t>(*fused), dropping);
-  const at::Tensor y = activation(name, x + bias.to(x.scalar_type()));
+  const at::Tensor biased = bias.defined() ? x + bias.to(x.scalar_type()) : x;
+  const at::Tensor y = name == "silu" ? at::silu(biased) : activation(name, biased);
   return dropout(y, dropping.probability, dropping.window);
 }
 

@@ -19,7 +19,8 @@ struct Dropping {
   TokenWindow window = {};
 };
 
-// dropout(activation(name, x + bias)); x [..., N], bias [N].
+// dropout(activation(name, x + bias)); x [..., N], bias [N] or undefined. Names: those of feature functions,
+// and silu.
 at::Tensor activate(const std::string& name, const at::Tensor& x, const at::Tensor& bias,
                     const Dropping& dropping);
 

@@ -10,6 +10,9 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/nn/attention/segments.h"
+#include "performer/references/fast_transformers/convert.h"
+#include "performer/references/performer_pytorch/convert.h"
+#include "performer/references/protein_lm/convert.h"
 #include "performer/references/reference_kind.h"
 
 namespace performer::references {
@@ -128,6 +131,9 @@ void register_all() {
   static std::once_flag once;
   std::call_once(once, [] {
     for (const ReferenceKind& row : reference_kinds()) nn::register_kind(attention_kind(row));
+    convert::register_family(performer_pytorch::family());
+    convert::register_family(fast_transformers::family());
+    convert::register_family(protein_lm::family());
   });
 }
 

@@ -8,7 +8,8 @@
 
 namespace performer::references {
 
-// Registers every reference system's attention kinds (performer/nn/attention/kind.h). The program and the
+// Registers every reference system's attention kinds (performer/nn/attention/kind.h), and what reads their
+// weights (performer/models/convert/convert.h). The program and the
 // tests call it once at their start; further calls do nothing.
 void register_all();
 

@@ -78,6 +78,10 @@ LanguageModelTask::LanguageModelTask(const LanguageModelConfig& config, const da
   folder_.model->train();
 }
 
+void LanguageModelTask::start_from(const LanguageModel& model) {
+  set_model_state(folder_.model, model_state(model), "the model to start from");
+}
+
 // Learned positions end somewhere; better to know before the first step than in the first evaluation.
 void LanguageModelTask::check_corpora() const {
   check<InputError>(valid_ == nullptr || valid_->vocabulary() == train_.vocabulary(),

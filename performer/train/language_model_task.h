@@ -29,6 +29,10 @@ class LanguageModelTask final : public Task {
   LanguageModelTask(const LanguageModelConfig& config, const data::Corpus& train,
                     const data::Corpus* valid = nullptr);
 
+  // Begins with the weights of a model of the same configuration and vocabulary, before the first step.
+  // Throws InputError naming the first tensor that differs.
+  void start_from(const LanguageModel& model);
+
   // From now on an evaluation throws Interrupted soon after `stop` is set, and logs how far it is where it
   // takes long. `stop` may be null.
   void watch_evaluations(const std::atomic<bool>* stop) { stop_ = stop; }

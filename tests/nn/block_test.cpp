@@ -22,9 +22,7 @@ ModelConfig config(const std::string& norm, const std::string& activation) {
 // The block written out around its own attention layer.
 at::Tensor expected(Block& block, const ModelConfig& model, const at::Tensor& x, const SequenceBatch& batch) {
   auto children = block->named_children();
-  auto norm = [&](const char* name, const at::Tensor& y) {
-    return children[name]->as<torch::nn::LayerNorm>()->forward(y);
-  };
+  auto norm = [&](const char* name, const at::Tensor& y) { return children[name]->as<Norm>()->forward(y); };
   auto dense = [&](const char* name, const at::Tensor& y) {
     return children[name]->as<torch::nn::Linear>()->forward(y);
   };

@@ -78,7 +78,7 @@ Alphabet::Alphabet(const Vocabulary& vocabulary) : aliases(alias_groups(vocabula
       folds_case = true;
     }
   }
-  for (int64_t id = 0; id < vocabulary.symbols(); ++id) accepted += vocabulary.symbol_text(id);
+  for (int64_t id = 0; vocabulary.is_written(id); ++id) accepted += vocabulary.symbol_text(id);
   for (const auto& [letter, bit] : {std::pair('A', 1), {'C', 2}, {'G', 4}, {'T', 8}, {'U', 8}, {'N', 16}}) {
     const int token = vocabulary.token_of(letter);
     if (token >= 0) nucleotide[static_cast<size_t>(token)] = static_cast<uint8_t>(bit);

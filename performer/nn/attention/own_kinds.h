@@ -11,6 +11,8 @@ namespace performer::nn {
 std::vector<AttentionKind> favor_kinds();  // favor.cpp: favor-softmax, favor-relu and all other feature maps
 // auto.cpp; `linear_options` are those of the favor-* kinds, which it takes too.
 AttentionKind auto_kind(const std::vector<FieldInfo>& linear_options);
+// hybrid.cpp; likewise.
+AttentionKind hybrid_kind(const std::vector<FieldInfo>& linear_options);
 AttentionKind exact_kind();      // exact.cpp
 AttentionKind local_kind();      // local.cpp
 AttentionKind sparse_kind();     // sparse.cpp

@@ -20,6 +20,7 @@ class Registry {
     const std::vector<FieldInfo> options = favor.front().options;
     for (AttentionKind& kind : favor) add(std::move(kind));
     add(auto_kind(options));
+    add(hybrid_kind(options));
     add(exact_kind());
     add(local_kind());
     add(sparse_kind());

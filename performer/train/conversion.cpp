@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "performer/train/conversion.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/data/store.h"
+#include "performer/nn/attention/kind.h"
+#include "performer/train/attention_transfer.h"
+#include "performer/train/conversion_cost.h"
+#include "performer/train/evaluation.h"
+#include "performer/train/language_model_task.h"
+#include "performer/train/run_folder.h"
+
+namespace performer::train {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr double kTolerated =
+    0.02;  // points of accuracy that a conversion may cost and still be called worth it
+
+// The stages of one conversion on one split of the data.
+class Improvement {
+ public:
+  Improvement(const ModelFolder& original, const ModelFolder& swapped, const ConversionRequest& request,
+              const std::string& temporary)
+      : request_(request),
+        folder_(swapped),
+        exact_(original.model),
+        train_(request.files, temporary, swapped.data, split(data::HashSplit::Side::train),
+               swapped.vocabulary),
+        held_out_(request.files, temporary, swapped.data, split(data::HashSplit::Side::held_out),
+                  swapped.vocabulary) {}
+
+  ordered_json run() {
+    measure("original", exact_);
+    measure("swapped", folder_.model);
+    const HeadErrors before = head_errors(exact_, folder_.model, held_out_, folder_.data);
+    if (request_.transfer_steps > 0) transfer();
+    const HeadErrors after = head_errors(exact_, folder_.model, held_out_, folder_.data);
+    keep_exact_heads(after);
+    if (request_.finetune_steps > 0) {
+      finetune();
+    } else {
+      save_model(request_.output, folder_);
+    }
+    report_["heads"] = heads(before, after);
+    report_["speed"] = measure_speed(folder_.model);
+    report_["kept_mib"] = {{"exact", kept_memory(exact_)}, {"converted", kept_memory(folder_.model)}};
+    report_["longest_sequence"] = longest_;
+    report_["verdict"] = verdict();
+    write_file((std::filesystem::path(request_.output) / "conversion.json").string(), report_.dump(2) + "\n");
+    return report_;
+  }
+
+ private:
+  data::HashSplit split(data::HashSplit::Side side) const {
+    return {side, folder_.data.holdout, static_cast<uint64_t>(folder_.data.seed)};
+  }
+  void tell(const std::string& line) const {
+    if (request_.tell) request_.tell(line);
+  }
+
+  void measure(const std::string& stage, LanguageModel& model) {
+    const Evaluation found = evaluate(model, held_out_, folder_.data, folder_.baselines);
+    report_["stages"][stage] = {{"accuracy", found.model.accuracy()},
+                                {"perplexity", found.model.perplexity()},
+                                {"tokens", found.model.tokens}};
+    last_ = found.model.accuracy();
+    if (stage == "original") first_ = last_;
+    tell(fmt::format("{}: accuracy {:.4f}, perplexity {:.4f} on {} held-out sequences", stage,
+                     found.model.accuracy(), found.model.perplexity(), found.sequences));
+  }
+
+  void transfer() {
+    TransferOptions options;
+    options.steps = request_.transfer_steps;
+    options.progress = [&](int64_t step, double error) {
+      if (step % 50 == 0 || step == options.steps)
+        tell(fmt::format("attention transfer, step {} of {}: relative error {:.4f}", step, options.steps,
+                         error));
+    };
+    transfer_attention(exact_, folder_.model, train_, folder_.data, options);
+    measure("transferred", folder_.model);
+  }
+
+  void keep_exact_heads(const HeadErrors& errors) {
+    if (request_.threshold <= 0) return;
+    folder_.model = with_exact_heads(folder_.model, errors, request_.threshold);
+    if (folder_.model->attention_config().kind == "hybrid") measure("with_exact_heads", folder_.model);
+  }
+
+  void finetune() {
+    LanguageModelConfig config{folder_.model->model_config(), folder_.model->attention_config(), folder_.data,
+                               request_.train};
+    config.train.steps = request_.finetune_steps;
+    const RunFolder run_folder(request_.output, /*resume=*/false);
+    LanguageModelTask task(config, train_, &held_out_);
+    task.start_from(folder_.model);
+    const RunResult result = train::run(task, run_folder, config.train, request_.options);
+    report_["finetune"] = {{"steps", result.steps}, {"tokens", result.tokens}, {"seconds", result.seconds}};
+    folder_.model = task.folder().model;
+    folder_.model->eval();
+    measure("finetuned", folder_.model);
+  }
+
+  ordered_json heads(const HeadErrors& before, const HeadErrors& after) {
+    ordered_json rows = ordered_json::array();
+    int64_t exact = 0;
+    for (size_t layer = 0; layer < after.size(); ++layer) {
+      for (size_t head = 0; head < after[layer].size(); ++head) {
+        const bool stays = request_.threshold > 0 && !(after[layer][head] <= request_.threshold);
+        exact += stays ? 1 : 0;
+        rows.push_back({{"layer", layer},
+                        {"head", head},
+                        {"error_swapped", before[layer][head]},
+                        {"error_transferred", after[layer][head]},
+                        {"exact", stays}});
+      }
+    }
+    report_["exact_heads"] = exact;
+    return rows;
+  }
+
+  // In plain words, and plainly when it was not worth it.
+  std::string verdict() {
+    for (int64_t i = 0; i < held_out_.size(); ++i)
+      longest_ = std::max(longest_, static_cast<int64_t>(held_out_.tokens(i).size()));
+    for (int64_t i = 0; i < train_.size(); ++i)
+      longest_ = std::max(longest_, static_cast<int64_t>(train_.tokens(i).size()));
+    report_["longest_sequence"] = longest_;
+    const ordered_json& faster = report_["speed"]["faster_from"];
+    const double lost = first_ - last_;
+    const std::string price = fmt::format("accuracy went from {:.4f} to {:.4f}", first_, last_);
+    if (faster.is_null())
+      return "Not worth it: on this machine no measured length was faster than exact attention; " + price +
+             ".";
+    const auto from = faster.get<int64_t>();
+    if (from > longest_) {
+      return fmt::format(
+          "Not worth it for these sequences: they have up to {} tokens, and it is faster from {} on; {}.",
+          longest_, from, price);
+    }
+    if (lost > kTolerated) {
+      return fmt::format(
+          "Not worth it yet: faster from {} tokens on, but {}; train it further, or keep more heads "
+          "exact (--exact-threshold).",
+          from, price);
+    }
+    return fmt::format("Worth it for sequences of {} tokens and more: it is faster from there on, and {}.",
+                       from, price);
+  }
+
+  const ConversionRequest& request_;
+  ModelFolder folder_;
+  LanguageModel exact_;
+  data::SequenceStore train_, held_out_;
+  ordered_json report_ = ordered_json::object();
+  double first_ = 0, last_ = 0;  // accuracy of the original and of the last stage
+  int64_t longest_ = 0;
+};
+
+void check_request(const ModelFolder& swapped, const ConversionRequest& request) {
+  const std::string& kind = swapped.model->attention_config().kind;
+  check<UsageError>(!request.files.empty(), "attention transfer needs sequences: --transfer FILE");
+  check<UsageError>(
+      kind != "exact" && kind != "hybrid" && kind != "auto",
+      "attention transfer trains another kind in exact attention's place: choose one with --attention, "
+      "favor-hedgehog for example, not {}",
+      kind);
+  check<UsageError>(swapped.data.holdout > 0, "data.holdout = 0 leaves no sequences to measure on");
+  check<UsageError>(request.transfer_steps >= 0 && request.finetune_steps >= 0 && request.threshold >= 0,
+                    "steps and threshold of a conversion must be 0 or more");
+}
+
+}  // namespace
+
+ordered_json improve_conversion(const ModelFolder& original, const ModelFolder& swapped,
+                                const ConversionRequest& request) {
+  check_request(swapped, request);
+  make_directories(request.output);
+  const std::string temporary = std::filesystem::temp_directory_path().string();
+  return Improvement(original, swapped, request, temporary).run();
+}
+
+}  // namespace performer::train
