@@ -10,6 +10,7 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention.h"
 #include "performer/nn/block.h"
+#include "performer/nn/norm.h"
 #include "tests/errors.h"
 
 namespace performer::nn {
@@ -184,7 +185,7 @@ TEST(Block, PutsCrossAttentionBetweenItsParts) {
   const at::Tensor full = block(x, rows(2, 7), &context);
   auto children = block->named_children();
   const auto norm = [&](const char* name, const at::Tensor& y) {
-    return children[name]->as<torch::nn::LayerNorm>()->forward(y);
+    return children[name]->as<Norm>()->forward(y);
   };
   at::Tensor y =
       x + children["attention"]->as<MultiHeadAttention>()->forward(norm("attention_norm", x), rows(2, 7));
