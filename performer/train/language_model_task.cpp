@@ -90,17 +90,7 @@ void LanguageModelTask::check_corpora() const {
                     valid_ != nullptr ? valid_->vocabulary().name() : "", train_.vocabulary().name());
   const ModelConfig& model = config_.model;
   data::BatchStream(train_, config_.data, model.objective);  // throws for a sequence that must not be cropped
-  const std::optional<int64_t> longest_attended = nn::longest_of(config_.attention);
-  if (longest_attended) {
-    const int64_t evaluated = valid_ != nullptr ? longest_sequence(*valid_) + 2 : 0;
-    const int64_t needed = std::max(config_.data.length, evaluated);
-    check<UsageError>(
-        needed <= *longest_attended,
-        "{} takes {} tokens, but attention.kind = {} takes at most {}: raise attention.length, or "
-        "choose another kind",
-        needed == evaluated ? "the longest held-out sequence" : "a row of data.length", needed,
-        config_.attention.kind, *longest_attended);
-  }
+  check_attended_length();
   if (!limits_length(model)) return;
   const int64_t markers = model.objective == "masked" ? 2 : 1;
   check<UsageError>(config_.data.length <= model.max_length,
@@ -116,6 +106,22 @@ void LanguageModelTask::check_corpora() const {
                     "the longest sequence takes {} tokens, but model.positions = {} covers "
                     "model.max_length = {}: raise it, or use model.positions = rotary",
                     longest + markers, model.positions, model.max_length);
+}
+
+// The same of kinds that take sequences up to a length; an evaluation reads sequences whole.
+void LanguageModelTask::check_attended_length() const {
+  const std::optional<int64_t> longest = nn::longest_of(config_.attention);
+  if (!longest) return;
+  const auto check_length = [&](const char* what, int64_t tokens) {
+    check<UsageError>(
+        tokens <= *longest,
+        "{} takes {} tokens, but attention.kind = {} takes at most {}: raise attention.length, or "
+        "choose another kind",
+        what, tokens, config_.attention.kind, *longest);
+  };
+  check_length("a row of data.length", config_.data.length);
+  const int64_t markers = config_.model.objective == "masked" ? 2 : 1;
+  if (valid_ != nullptr) check_length("the longest held-out sequence", longest_sequence(*valid_) + markers);
 }
 
 std::vector<NamedParameter> LanguageModelTask::parameters() {

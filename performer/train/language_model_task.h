@@ -56,6 +56,7 @@ class LanguageModelTask final : public Task {
 
  private:
   void check_corpora() const;
+  void check_attended_length() const;
   void check_same_data(const nlohmann::json& fingerprints, const std::string& folder) const;
   nlohmann::json fingerprints() const;
 

@@ -74,24 +74,25 @@ Tensor project_length(const Tensor& weights, const Tensor& x) {
   const Tensor apart = x.permute({2, 1, 0, 3}).to(weights.scalar_type());  // [H, N, B, D]
   if (weights.size(0) == 1) {
     const Tensor columns = apart.transpose(0, 1).reshape({x.size(1), heads * batch * size});
-    return at::matmul(weights[0], columns).view({-1, heads, batch, size}).permute({2, 1, 0, 3});
+    return at::matmul(weights[0], columns).view({weights.size(1), heads, batch, size}).permute({2, 1, 0, 3});
   }
   const Tensor columns = apart.reshape({heads, x.size(1), batch * size});
-  return at::bmm(weights, columns).view({heads, -1, batch, size}).permute({2, 0, 1, 3});
+  return at::bmm(weights, columns).view({heads, weights.size(1), batch, size}).permute({2, 0, 1, 3});
 }
 
 // x [B, N, ...] -> [B, ceil(N / size), size, ...], filled up with zeros.
 Tensor pools_of(const Tensor& x, int64_t size) {
   std::vector<int64_t> missing = x.sizes().vec();
   missing[1] = (size - x.size(1) % size) % size;
-  return at::cat({x, at::zeros(missing, x.options())}, 1).unflatten(1, {-1, size});
+  return at::cat({x, at::zeros(missing, x.options())}, 1).unflatten(1, {(x.size(1) + size - 1) / size, size});
 }
 
 // weights [Hw, S D, D] and pools [B, k, S, H, D] -> [B, H, k, D].
 Tensor convolve(const Tensor& weights, const Tensor& pools) {
   const int64_t batch = pools.size(0), count = pools.size(1), heads = pools.size(3), size = pools.size(4);
-  const Tensor rows =
-      pools.permute({3, 0, 1, 2, 4}).reshape({heads, batch * count, -1}).to(weights.scalar_type());
+  const Tensor rows = pools.permute({3, 0, 1, 2, 4})
+                          .reshape({heads, batch * count, pools.size(2) * size})
+                          .to(weights.scalar_type());
   const Tensor made =
       weights.size(0) == 1 ? at::matmul(rows.flatten(0, 1), weights[0]) : at::bmm(rows, weights);
   return made.view({heads, batch, count, size}).transpose(0, 1);
@@ -225,7 +226,7 @@ class LinformerAttention final : public Attention {
     const Tensor blind = context.exists.any(-1).logical_not();  // [B]
     const Tensor allowed = context.exists.logical_or(blind.unsqueeze(-1)).unsqueeze(1).unsqueeze(1);
     return at::scaled_dot_product_attention(q, context.key, context.value, allowed)
-        .masked_fill(blind.view({-1, 1, 1, 1}), 0)
+        .masked_fill(blind.view({blind.size(0), 1, 1, 1}), 0)
         .transpose(1, 2);
   }
 
