@@ -16,6 +16,7 @@ from typing import BinaryIO
 from harness.experiment import ROOT, DataSet, Part, Problem
 
 SMOKE_SEQUENCES = 24
+SMOKE_PICTURES = 6
 SMOKE_LENGTH = 200
 RAW_NAME = re.compile(r"_(\d+)x(\d+)x(\d+)x(\d+)\.u8$")
 
@@ -102,17 +103,16 @@ def choose_pictures(source: pathlib.Path, sequences: int, stem: pathlib.Path) ->
     return made
 
 
-def smoke_pictures(stem: pathlib.Path) -> pathlib.Path:
-    """Colour gradients with a disc, 64 x 64: no photographs, but of their shape."""
-    made = stem.with_name(f"{stem.name}_{SMOKE_SEQUENCES}x64x64x3.u8")
+def smoke_pictures(shape: tuple[int, int, int], stem: pathlib.Path) -> pathlib.Path:
+    """Gradients of light with a disc: no photographs, but of their shape."""
+    height, width, channels = shape
+    made = stem.with_name(f"{stem.name}_{SMOKE_PICTURES}x{height}x{width}x{channels}.u8")
     with made.open("wb") as out:
-        for i in range(SMOKE_SEQUENCES):
-            radius, pixels = 8 + i % 16, bytearray()
-            for y in range(64):
-                for x in range(64):
-                    inside = (x - 20 - i) ** 2 + (y - 32) ** 2 < radius ** 2
-                    pixels += bytes((4 * x if inside else 255 - 4 * y, (2 * x + 2 * y + 9 * i) % 256, 200 if inside else 3 * y))
-            out.write(pixels)
+        for i in range(SMOKE_PICTURES):
+            for y in range(height):
+                for x in range(width):
+                    inside = (x - width // 3 - i) ** 2 + (y - height // 2) ** 2 < (height // 4) ** 2
+                    out.write(bytes(((3 * x + 50 * c if inside else 255 - 3 * y + 20 * i) % 256) for c in range(channels)))
     return made
 
 
@@ -124,7 +124,9 @@ def smoke_part(data: DataSet, name: str, stem: pathlib.Path) -> pathlib.Path:
     if data.kind == "text":
         source = ROOT / "docs" / ("mechanisms.md" if name == "train" else "notation.md")
         return cut_text(source, Part(str(source), cut=SMOKE_LENGTH), SMOKE_SEQUENCES, stem)
-    return smoke_pictures(stem)
+    raw = RAW_NAME.search(data.parts[name].file)
+    height, width, channels = (int(size) for size in raw.groups()[1:]) if raw else (64, 64, 3)
+    return smoke_pictures((height, width, channels), stem)
 
 
 class Corpora:

@@ -24,6 +24,12 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
+def stroke(i: int) -> str:
+    """Colour and dashes of line number i."""
+    dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"')[i // len(COLOURS) % 4]
+    return f'stroke="{COLOURS[i % len(COLOURS)]}"{dash}'
+
+
 def panel(lines: list[tuple[str, list[tuple[float, float]]]], title: str, offset: float) -> list[str]:
     xs = [x for _, points in lines for x, _ in points]
     ys = sorted(y for _, points in lines for _, y in points)
@@ -44,9 +50,8 @@ def panel(lines: list[tuple[str, list[tuple[float, float]]]], title: str, offset
         parts.append(f'<line class="grid" x1="{offset}" x2="{offset + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
                      f'<text x="{offset - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     for i, (name, points) in enumerate(lines):
-        dash = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"')[i // len(COLOURS) % 4]
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-        parts.append(f'<polyline fill="none" stroke-width="1.6" stroke="{COLOURS[i % len(COLOURS)]}"{dash} points="{path}">'
+        parts.append(f'<polyline fill="none" stroke-width="1.6" {stroke(i)} points="{path}">'
                      f"<title>{html.escape(name)}</title></polyline>")
     return parts
 
@@ -63,7 +68,7 @@ def curves(document: dict[str, Any], group: str) -> str:
     legend = TOP + HEIGHT + 58
     for i, (name, _) in enumerate(rows):
         x, y = LEFT + i % 4 * 220, legend + i // 4 * 18
-        parts.append(f'<rect x="{x}" y="{y - 8}" width="18" height="4" fill="{COLOURS[i % len(COLOURS)]}"/>'
+        parts.append(f'<path d="M{x} {y - 4}h20" stroke-width="2" {stroke(i)}/>'
                      f'<text x="{x + 24}" y="{y}">{html.escape(name)}</text>')
     title = f"{document['title']}: training loss (natural logarithm) of {group or 'all rows'}"
     width, height = offset + WIDTH + 30, legend + (len(rows) + 3) // 4 * 18
