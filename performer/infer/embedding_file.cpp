@@ -121,9 +121,9 @@ EmbeddingFile::EmbeddingFile(const std::string& path, const EmbeddingLayout& lay
   facts_["layers"] = fmt::format("{}", fmt::join(layout.layers, ","));
   facts_["dtype"] = type_name(layout.type);
   facts_["width"] = std::to_string(layout.width);
-  values_ = open_partial(partial());
+  values_.number = open_partial(partial());
   check(::flock(values_, LOCK_EX | LOCK_NB) == 0, "{} is being written by another process", partial());
-  index_ = open_partial(partial_index());
+  index_.number = open_partial(partial_index());
   if (resume) read_partial();
   cut(values_, partial(), rows() * row_bytes());
   // The index is written anew: what was damaged at its end is gone.
@@ -138,8 +138,10 @@ EmbeddingFile::~EmbeddingFile() {
     ::unlink(partial().c_str());
     ::unlink(partial_index().c_str());
   }
-  if (values_ >= 0) ::close(values_);
-  if (index_ >= 0) ::close(index_);
+}
+
+EmbeddingFile::Descriptor::~Descriptor() {
+  if (number >= 0) ::close(number);
 }
 
 std::string EmbeddingFile::head() const {

@@ -37,6 +37,16 @@ struct EmbeddedSequence {
 };
 
 class EmbeddingFile {
+  // Closed also where the constructor throws.
+  struct Descriptor {
+    int number = -1;
+    Descriptor() = default;
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+    ~Descriptor();
+    operator int() const { return number; }
+  };
+
  public:
   // `facts` tell runs apart that cannot be continued by each other: the model, the pooling. With `resume`
   // what an interrupted run has finished is kept; without it, it is removed. Throws UsageError when that run
@@ -84,7 +94,7 @@ class EmbeddingFile {
   std::vector<EmbeddedSequence> sequences_;
   size_t flushed_ = 0;  // sequences whose line is in the partial index
   EmbeddedSequence open_;
-  int values_ = -1, index_ = -1;  // descriptors of the partial files
+  Descriptor values_, index_;  // of the partial files
   bool done_ = false;
 };
 

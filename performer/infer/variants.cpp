@@ -72,8 +72,14 @@ class VariantScorer {
     for (size_t i = 0; i < variants_.size(); ++i) {
       (is_marginal(request_.kind) && variants_[i].aligned ? by_place : whole).push_back(i);
     }
-    // Work in passes over a sequence: masked-marginal has one a place at most.
-    work_ = static_cast<double>(by_place.empty() ? 0 : std::ssize(wild_)) + static_cast<double>(whole.size());
+    windows_ = std::ranges::any_of(whole, [&](size_t i) {
+      return std::max(std::ssize(wild_), std::ssize(variants_[i].tokens)) > room_;
+    });
+    // Work in passes over a sequence: marginal scores have one a place at most, scores of whole sequences one
+    // for the wild type, or in windows one for each variant's.
+    const auto sequences = static_cast<double>(whole.size());
+    work_ = static_cast<double>(by_place.empty() ? 0 : std::ssize(wild_)) +
+            (windows_ ? 2 * sequences : sequences + (whole.empty() ? 0 : 1));
     score_by_place(by_place);
     score_whole(whole);
     for (size_t i = 0; i < results_.size(); ++i) {
@@ -153,12 +159,9 @@ class VariantScorer {
 
   // Scores of whole sequences.
   void score_whole(const std::vector<size_t>& chosen) {
-    VariantScore kind = is_marginal(request_.kind) ? VariantScore::one_pass : request_.kind;
-    const bool windows = std::ranges::any_of(chosen, [&](size_t i) {
-      return std::max(std::ssize(wild_), std::ssize(variants_[i].tokens)) > room_;
-    });
+    const VariantScore kind = is_marginal(request_.kind) ? VariantScore::one_pass : request_.kind;
     if (chosen.empty()) return;
-    const double wild_sum = windows ? 0 : sum_of(log_probabilities({&wild_}, kind)[0]);
+    const double wild_sum = windows_ ? 0 : sums_of({wild_}, kind)[0];
     for (size_t first = 0; first < chosen.size();) {
       std::vector<Tokens> wild_parts, parts;
       size_t end = first;
@@ -166,15 +169,15 @@ class VariantScorer {
            ++end) {
         const Variant& variant = variants_[chosen[end]];
         const Span span = changed_span(wild_, variant.tokens);
-        wild_parts.push_back(windows ? part(wild_, span, span.wild_end, variant) : Tokens{});
-        parts.push_back(windows ? part(variant.tokens, span, span.variant_end, variant) : variant.tokens);
+        wild_parts.push_back(windows_ ? part(wild_, span, span.wild_end, variant) : Tokens{});
+        parts.push_back(windows_ ? part(variant.tokens, span, span.variant_end, variant) : variant.tokens);
         tokens += std::ssize(parts.back()) + std::ssize(wild_parts.back());
       }
       const std::vector<double> sums = sums_of(parts, kind);
       const std::vector<double> wild_sums =
-          windows ? sums_of(wild_parts, kind) : std::vector(parts.size(), wild_sum);
+          windows_ ? sums_of(wild_parts, kind) : std::vector(parts.size(), wild_sum);
       for (size_t i = first; i < end; ++i) {
-        const auto wild_length = static_cast<double>(windows ? wild_parts[i - first].size() : wild_.size());
+        const auto wild_length = static_cast<double>(windows_ ? wild_parts[i - first].size() : wild_.size());
         results_[chosen[i]] =
             compare(variants_[chosen[i]], kind, sums[i - first], static_cast<double>(parts[i - first].size()),
                     wild_sums[i - first], wild_length);
@@ -256,6 +259,7 @@ class VariantScorer {
   const VariantRequest& request_;
   int64_t room_;
   std::vector<VariantResult> results_;
+  bool windows_ = false;
   double work_ = 1, done_ = 0;
 };
 
