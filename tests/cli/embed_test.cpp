@@ -83,10 +83,9 @@ TEST_F(EmbedCommand, AKilledRunGoesOn) {
   make_fasta("in.fasta", 400);
   ASSERT_EQ(run({"embed", "model", "in.fasta", "-o", "whole.npy"}).code, 0);
   // A pipe that stays open after some hundred records: they are finished, and the run waits for more.
-  const Arguments arguments = {"embed", "model", "-", "-o", "out.npy", "--chunk", "10"};
   const std::string script =
-      "(head -n 200 in.fasta; sleep 600) | exec $PERFORMER embed model - -o out.npy --chunk 10";
-  Process process(directory_, {}, {.shell = "trap 'kill 0' TERM; " + script + " & wait"});
+      "exec $PERFORMER embed model - -o out.npy --chunk 10 < <(head -n 200 in.fasta; exec sleep 60)";
+  Process process(directory_, {}, {.shell = script});
   for (int i = 0;
        i < 1200 && !(exists("out.npy.partial.tsv") && lines_of(read("out.npy.partial.tsv")).size() > 50);
        ++i) {

@@ -167,6 +167,7 @@ AttentionKind hybrid_kind(const std::vector<FieldInfo>& linear_options) {
   AttentionKind kind;
   kind.name = "hybrid";
   kind.summary = "exact softmax attention of chosen heads beside linear attention of the others";
+  kind.cost = "of chosen heads as exact, of the others as the linear kind";
   kind.capabilities = {.streams = true, .redraws = true};
   kind.options = kind_options<HybridOptions>();
   kind.options.insert(kind.options.end(), linear_options.begin(), linear_options.end());
