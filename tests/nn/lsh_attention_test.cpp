@@ -41,11 +41,13 @@ std::shared_ptr<Attention> make(const AttentionConfig& config, bool causal) {
 std::vector<int64_t> buckets_of(const at::Tensor& query, const at::Tensor& rotations) {
   std::vector<int64_t> buckets;
   const int64_t half = rotations.size(0);
+  const at::Tensor rotated = at::mm(query, rotations.t());
+  const auto coordinates = rotated.accessor<double, 2>();
   for (int64_t t = 0; t < query.size(0); ++t) {
     double largest = -1e300;
     int64_t bucket = 0;
     for (int64_t n = 0; n < 2 * half; ++n) {
-      const double x = (n < half ? 1 : -1) * at::dot(query[t], rotations[n % half]).item<double>();
+      const double x = n < half ? coordinates[t][n] : -coordinates[t][n - half];
       if (x > largest) largest = x, bucket = n;
     }
     buckets.push_back(bucket);
