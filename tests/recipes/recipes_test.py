@@ -82,6 +82,15 @@ class Harness(unittest.TestCase):
         self.assertEqual(points[0], [10, 100, 9.0, 4.5, 0.5])
         self.assertEqual(points[-1][0], 600)
 
+    def test_the_last_tenth_is_weighted_by_its_targets(self):
+        targets = [10 * (i + 1) for i in range(18)] + [190, 220]  # of the last two steps 10 and 30
+        steps = [{"targets": count, "loss": 9.0, "accuracy": 0.9} for count in targets[:18]]
+        steps += [{"targets": 190, "loss": math.log(4), "accuracy": 0.2}, {"targets": 220, "loss": math.log(8), "accuracy": 0.4}]
+        found = runs.last_tenth(steps)
+        self.assertAlmostEqual(found["perplexity"], 4 ** 0.25 * 8 ** 0.75, places=4)
+        self.assertAlmostEqual(found["accuracy"], 0.35)
+        self.assertEqual(found["tokens"], 40)
+
     def test_spans_of_time(self):
         self.assertEqual([runs.seconds_of(text) for text in ("90", "90s", "1.5m", "2h")], [90, 90, 90, 7200])
         self.assertRaises(experiment.Problem, runs.seconds_of, "3 weeks")
