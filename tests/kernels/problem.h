@@ -231,6 +231,8 @@ class QuadraticHead {
     duq_.assign(qr_.count, std::vector<T>(s_.m));
     duk_.assign(kr_.count, std::vector<T>(s_.m));
     dlog_.assign(kr_.count, 0);
+    for (const auto& u : uq_) waves_q_.push_back(waves_of(u));
+    for (const auto& u : uk_) waves_k_.push_back(waves_of(u));
     for (const auto& x : xk) {
       T squares = 0;
       for (T value : x) squares += value * value;
@@ -321,8 +323,17 @@ class QuadraticHead {
     }
   }
 
+  // Cosines of arguments, then their sines.
+  std::vector<T> waves_of(const std::vector<T>& u) const {
+    std::vector<T> both;
+    for (T value : u) both.push_back(std::cos(value));
+    for (T value : u) both.push_back(std::sin(value));
+    return both;
+  }
+
   // The same in the trigonometric family, where a denominator may be replaced by the floor.
   void waves(int64_t i) {
+    const std::vector<T>& wq = waves_q_[i];
     T most = static_cast<T>(kEmptyLogScale), total = 0, weights = 0;
     for (int64_t j = 0; j < kr_.count; ++j) {
       if (sees(i, j)) most = std::max(most, log_[j]);
@@ -331,9 +342,8 @@ class QuadraticHead {
     for (int64_t j = 0; j < kr_.count; ++j) {
       if (!sees(i, j)) continue;
       w[j] = std::exp(log_[j] - most);
-      for (int64_t f = 0; f < s_.m; ++f)
-        pair[j] +=
-            w[j] * (std::cos(uq_[i][f]) * std::cos(uk_[j][f]) + std::sin(uq_[i][f]) * std::sin(uk_[j][f]));
+      const std::vector<T>& wk = waves_k_[j];
+      for (int64_t f = 0; f < s_.m; ++f) pair[j] += w[j] * (wq[f] * wk[f] + wq[s_.m + f] * wk[s_.m + f]);
       total += pair[j];
       weights += w[j];
       for (int64_t c = 0; c < s_.e; ++c) row[c] += pair[j] * static_cast<T>(problem_.v.at(k_row(j), c));
@@ -350,6 +360,7 @@ class QuadraticHead {
     }
     for (int64_t j = 0; j < kr_.count; ++j) {
       if (!sees(i, j)) continue;
+      const std::vector<T>& wk = waves_k_[j];
       T t = floored ? T(0) : -dot;
       for (int64_t c = 0; c < s_.e; ++c) {
         const T g = static_cast<T>(problem_.g.at(q_row(i), c));
@@ -359,9 +370,7 @@ class QuadraticHead {
       t /= total;
       dlog_[j] += pair[j] * t + (floored ? w[j] * sign * share * -dot / total : T(0));
       for (int64_t f = 0; f < s_.m; ++f) {
-        const T turn =
-            w[j] * t *
-            (std::sin(uk_[j][f]) * std::cos(uq_[i][f]) - std::cos(uk_[j][f]) * std::sin(uq_[i][f]));
+        const T turn = w[j] * t * (wk[s_.m + f] * wq[f] - wk[f] * wq[s_.m + f]);
         duq_[i][f] += turn;
         duk_[j][f] -= turn;
       }
@@ -389,6 +398,7 @@ class QuadraticHead {
   Answer& a_;
   Rows qr_, kr_;
   std::vector<std::vector<T>> uq_, uk_, duq_, duk_;
+  std::vector<std::vector<T>> waves_q_, waves_k_;
   std::vector<T> log_, dlog_;  // trigonometric: log-weights of keys and their gradients
 };
 

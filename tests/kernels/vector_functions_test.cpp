@@ -3,6 +3,8 @@
 // (every 16,381st of them) and on every target.
 #include "performer/kernels/function.h"
 
+// The targets that the kernels leave out (kernels/cpu/favor.cpp).
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "tests/kernels/vector_functions_test.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
