@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // performer embed as a user runs it.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <thread>
@@ -82,17 +86,21 @@ TEST_F(EmbedCommand, AKilledRunGoesOn) {
   make_model();
   make_fasta("in.fasta", 400);
   ASSERT_EQ(run({"embed", "model", "in.fasta", "-o", "whole.npy"}).code, 0);
-  // A pipe that stays open after some hundred records: they are finished, and the run waits for more.
-  const std::string script =
-      "exec $PERFORMER embed model - -o out.npy --chunk 10 < <(head -n 200 in.fasta; exec sleep 60)";
-  Process process(directory_, {}, {.shell = script});
-  for (int i = 0;
-       i < 1200 && !(exists("out.npy.partial.tsv") && lines_of(read("out.npy.partial.tsv")).size() > 50);
-       ++i) {
+  // A pipe that stays open behind some records: they are finished, and the run waits for more.
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  const int pipe = open(path("pipe").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(pipe, 0);
+  const std::string all = read("in.fasta"), some = all.substr(0, all.find(">protein_101 "));
+  ASSERT_EQ(::write(pipe, some.data(), some.size()), static_cast<ssize_t>(some.size()));
+  Process process(directory_, {"embed", "model", "pipe", "-o", "out.npy", "--chunk", "10"}, {});
+  const auto finished = [&] {
+    return exists("out.npy.partial.tsv") ? lines_of(read("out.npy.partial.tsv")).size() : 0;
+  };
+  for (int i = 0; i < 1200 && finished() < 50; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
   process.send(SIGTERM);
-  process.wait();
+  EXPECT_EQ(process.wait().signal, SIGTERM);
+  close(pipe);
   ASSERT_TRUE(exists("out.npy.partial"));
   EXPECT_FALSE(exists("out.npy"));
   const Result result = run({"embed", "model", "in.fasta", "-o", "out.npy", "--chunk", "10", "--resume"});
