@@ -276,7 +276,8 @@ class FastAttention:
         _check_rows(query, key, value, axes)
         rows = _arranged(query, key, value, axes)
         if self._reference:
-            return rows.restore(self._attend_as_reference(rows, causal, projection))
+            w = self._reference_projection(query) if projection is None else projection
+            return rows.restore(self._attend_as_reference(rows, causal, w))
         if dropout_rate > 0 and not deterministic:
             raise NotImplementedError(
                 f"dropout_rate={dropout_rate}: linear attention has no matrix of weights that could be dropped. "
@@ -348,7 +349,7 @@ class FastAttention:
     ) -> jax.Array:
         options = self._options
         softmax = options.kind != "generalized"
-        if options.kind == "positive" and options.renormalize or options.kind == "generalized" and options.renormalize:
+        if options.kind != "trigonometric" and options.renormalize:
             out = favor_attention(
                 rows.query,
                 rows.key,
@@ -390,10 +391,9 @@ class FastAttention:
             mapping = _ffi.Map("elementwise", options.function, epsilon=options.epsilon)
         return _composed.unnormalized(arrays, mapping, causal)
 
-    def _attend_as_reference(self, rows: _Rows, causal: bool, given: jax.Array | None) -> jax.Array:
+    def _attend_as_reference(self, rows: _Rows, causal: bool, w: jax.Array | None) -> jax.Array:
         options = self._options
         batch, tokens, heads, _ = rows.query.shape
-        w = self._reference_projection(rows.query) if given is None else given
 
         def heads_apart(x: jax.Array) -> jax.Array:
             return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3])
