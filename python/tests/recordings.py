@@ -56,7 +56,7 @@ class Case:
         if not double and output.get("f32_unreliable"):
             return
         np.testing.assert_allclose(
-            actual, expected, rtol=tolerance["rtol"], atol=tolerance["atol"], equal_nan=True, err_msg=f"{self}: {name}"
+            actual, expected, rtol=tolerance["rtol"] or 0, atol=tolerance["atol"] or 0, equal_nan=True, err_msg=f"{self}: {name}"
         )
 
 

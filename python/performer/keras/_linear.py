@@ -90,7 +90,7 @@ def _arguments(x: Tensor, features: FeatureMap, key: bool) -> Tensor:
         p = ops.broadcast_to(
             ops.cast(features.projection, x.dtype), (*x.shape[:2], *features.projection.shape[2:])
         )
-        u = ops.matmul(x, ops.transpose(p, (0, 1, 3, 2)))
+        u = ops.einsum("bhtd,bhmd->bhtm", x, p)
     if features.offset is not None:
         u = u + ops.cast(features.offset, x.dtype)[:, :, None, :]
     if not features.exponential:
@@ -264,8 +264,9 @@ def _by_torch(
     causal: bool,
     key_mask: Tensor | None,
     initial: State | None,
+    return_state: bool,
     operator: Any,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State | None]:
     projection = None if features.projection is None else ops.cast(features.projection, "float32")
     offset = None if features.offset is None else ops.cast(features.offset, "float32")
     results = operator(
@@ -287,9 +288,9 @@ def _by_torch(
         features.epsilon,
         causal,
         0,
-        True,
+        return_state,
     )
-    return results[0], State(results[2], results[3], results[4])
+    return results[0], State(results[2], results[3], results[4]) if return_state else None
 
 
 def _by_jax(
@@ -300,11 +301,12 @@ def _by_jax(
     causal: bool,
     key_mask: Tensor | None,
     initial: State | None,
-) -> tuple[Tensor, State]:
+    return_state: bool,
+) -> tuple[Tensor, State | None]:
     from performer.jax import favor
     from performer.jax.favor import favor_attention
 
-    out, state = favor_attention(
+    result = favor_attention(
         query,
         key,
         value,
@@ -318,9 +320,9 @@ def _by_jax(
         norm_weight=features.norm_weight,
         epsilon=features.epsilon,
         state=None if initial is None else favor.State(*initial),
-        return_state=True,
+        return_state=return_state,
     )
-    return out, State(*state)
+    return (result[0], State(*result[1])) if isinstance(result, tuple) else (result, None)
 
 
 def attend(
@@ -332,14 +334,15 @@ def attend(
     causal: bool = False,
     key_mask: Tensor | None = None,
     initial: State | None = None,
-) -> tuple[Tensor, State]:
-    """Linear attention ``[B, T, H, E]`` and the state after all keys."""
+    return_state: bool = False,
+) -> tuple[Tensor, State | None]:
+    """Linear attention ``[B, T, H, E]``, and the state after all keys if it was asked for."""
     if backend.backend() == "jax":
-        return _by_jax(query, key, value, features, causal, key_mask, initial)
+        return _by_jax(query, key, value, features, causal, key_mask, initial, return_state)
     if backend.backend() == "torch":
         operator = _torch_operator()
         if operator is not None:
-            return _by_torch(query, key, value, features, causal, key_mask, initial, operator)
+            return _by_torch(query, key, value, features, causal, key_mask, initial, return_state, operator)
     return _composed(query, key, value, features, causal, key_mask, initial)
 
 

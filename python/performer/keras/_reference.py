@@ -54,7 +54,13 @@ def _half_square(x: Tensor) -> Tensor:
     return ops.sum(ops.square(x), -1, keepdims=True) / 2
 
 
+def _project(x: Tensor, w: Tensor) -> Tensor:
+    return ops.einsum("bthd,md->bthm", x, w)
+
+
 def _shifted_exp(u: Tensor) -> Tensor:
+    if 0 in u.shape:  # no tokens: no maximum
+        return ops.exp(u)
     return ops.exp(u - ops.amax(u, (1, 2, 3), keepdims=True))
 
 
@@ -72,7 +78,7 @@ def _expplus(x: Tensor, other: Tensor, is_query: bool, w: Tensor) -> Tensor:
     rho = (root - 2 * moment - size) / (4 * moment)
     a = ops.stop_gradient((1 - 1 / rho) / 8)
     b, d = ops.sqrt(1 - 4 * a), ops.power(1 - 4 * a, size / 4)
-    u = ops.matmul(normalizer * x, ops.transpose(w))
+    u = _project(normalizer * x, w)
     shift = b * (ops.amax(u, -1, keepdims=True) if is_query else ops.amax(u, (0, 1, 2, 3), keepdims=True))
     exponent = b * u - shift - _half_square(x) * normalizer**2 + a * ops.sum(ops.square(w), -1)
     return d * (ops.exp(exponent) + _STABILIZER) / math.sqrt(w.shape[0])
@@ -85,7 +91,7 @@ def transform(name: str, x: Tensor, other: Tensor, is_query: bool, projection: T
     """
     if name == "expplus":
         return x if projection is None else _expplus(x, other, is_query, projection)
-    u = x if projection is None else ops.matmul(x, ops.transpose(projection))
+    u = x if projection is None else _project(x, projection)
     if name == "exp":
         features = ops.exp(-_half_square(x)) * _shifted_exp(u)
     elif name == "expmod":
@@ -110,7 +116,8 @@ def _moved(x: Tensor, by: int) -> Tensor:
 
 def rectangular_window_sum(x: Tensor, window: int) -> Tensor:
     """Sums of the last `window` entries of dimension 1, as differences of cumulative sums, which cancel."""
-    sums = ops.cumsum(x, 1)
+    # Not ops.cumsum and, above, not ops.matmul: on torch they turn float64 into float32.
+    sums = ops.einsum("st,bt...->bs...", ops.cast(ops.tril(ops.ones((x.shape[1],) * 2)), x.dtype), x)
     return sums - _moved(sums, window)
 
 

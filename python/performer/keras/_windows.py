@@ -153,7 +153,9 @@ def streamed(
         if window.sees_earlier_chunks:
             own = _linear.key_state(k, v, features, mask)
             stream.own = own if stream.own is None else _linear.merge_states(stream.own, own, features.exponential)
-        out, stream.seen = _linear.attend(q, k, v, features, causal=True, key_mask=mask, initial=stream.seen)
+        out, stream.seen = _linear.attend(
+            q, k, v, features, causal=True, key_mask=mask, initial=stream.seen, return_state=True
+        )
         outs.append(out)
         stream.tokens += end - begin
         begin = end

@@ -205,7 +205,7 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
             "bias_initializer": fresh("bias_initializer", keras.initializers),
             **{key: value for key, value in self._dense_options.items() if not key.endswith("initializer")},
         }
-        return keras.layers.EinsumDense(
+        dense = keras.layers.EinsumDense(
             equation,
             output_shape=shape,
             bias_axes=bias_axes if self.use_bias else None,
@@ -213,6 +213,8 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
             dtype=self.dtype_policy,
             **options,
         )
+        dense.supports_masking = True  # masks pass it by; Keras would warn that they are lost
+        return dense
 
     def build(
         self,
