@@ -88,8 +88,7 @@ def draw_projection(
     """
     if heads < 1 or features < 1 or head_size < 1:
         raise ValueError(
-            f"a projection needs at least 1 head, 1 feature and head size 1, found {heads}, {features} and "
-            f"{head_size}"
+            f"a projection needs at least 1 head, 1 feature and head size 1, found {heads}, {features} and {head_size}"
         )
     for name, value, bits in (("seed", seed, 64), ("layer", layer, 32), ("redraw", redraw, 32)):
         if not 0 <= value < 1 << bits:

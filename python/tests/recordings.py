@@ -56,7 +56,12 @@ class Case:
         if not double and output.get("f32_unreliable"):
             return
         np.testing.assert_allclose(
-            actual, expected, rtol=tolerance["rtol"] or 0, atol=tolerance["atol"] or 0, equal_nan=True, err_msg=f"{self}: {name}"
+            actual,
+            expected,
+            rtol=tolerance["rtol"] or 0,
+            atol=tolerance["atol"] or 0,
+            equal_nan=True,
+            err_msg=f"{self}: {name}",
         )
 
 
@@ -80,8 +85,6 @@ def cases(group: str, system: str = "") -> list[Case]:
     for folder in _folders():
         index = json.loads((folder / "index.json").read_text())
         found += [
-            Case(folder, entry)
-            for entry in index["cases"]
-            if entry["group"] == group and system in entry["reference"]
+            Case(folder, entry) for entry in index["cases"] if entry["group"] == group and system in entry["reference"]
         ]
     return found

@@ -9,13 +9,10 @@
 
 from performer._kernels_library import draw_projection
 from performer.jax._composed import FUNCTIONS
-from performer.jax.attention import (
-    FastAttention,
-    make_fast_generalized_attention,
-    make_fast_softmax_attention,
-    redraw_index,
-)
+from performer.jax.attention import FastAttention
+from performer.jax.factories import make_fast_generalized_attention, make_fast_softmax_attention
 from performer.jax.favor import State, favor_attention
+from performer.jax.redraw import redraw_index
 
 __all__ = [
     "FUNCTIONS",

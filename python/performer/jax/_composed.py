@@ -8,13 +8,14 @@ queries [B, H, T, D], features [B, H, T, M].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from performer.jax import _ffi
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-
-from performer.jax import _ffi
 
 #: Stands for minus infinity as a log-scale: differences of two of them are 0 (performer/kernels/favor.h).
 EMPTY = -1e30
@@ -126,9 +127,7 @@ class _Exponential:
         scale = _fixed(jnp.maximum(keys.max(-2, keepdims=True), EMPTY))
         of_queries = half(q, 1) + scale
         shift = _fixed(of_queries.max(-1))
-        weights = jnp.einsum(
-            "...tm,...sm->...ts", jnp.exp(of_queries - shift[..., None]), jnp.exp(keys - scale)
-        )
+        weights = jnp.einsum("...tm,...sm->...ts", jnp.exp(of_queries - shift[..., None]), jnp.exp(keys - scale))
         part = _Part(jnp.einsum("...ts,...se->...te", weights, half(value, 0)), weights.sum(-1), shift)
 
         def full(x: jax.Array, nothing: float, tail: int) -> jax.Array:
@@ -145,9 +144,7 @@ class _Elementwise:
 
     @staticmethod
     def absorb(sums: _Sums, phi: jax.Array, value: jax.Array) -> _Sums:
-        return _Sums(
-            sums.kv + jnp.einsum("...tm,...te->...me", phi, value), sums.key_sum + phi.sum(-2), sums.log_scale
-        )
+        return _Sums(sums.kv + jnp.einsum("...tm,...te->...me", phi, value), sums.key_sum + phi.sum(-2), sums.log_scale)
 
     @staticmethod
     def read(phi: jax.Array, sums: _Sums) -> _Part:
@@ -161,11 +158,11 @@ class _Elementwise:
         return _Part(jnp.einsum("...ts,...se->...te", weights, value), denominator, jnp.zeros_like(denominator))
 
 
-def _heads_first(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _heads_first(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
     return jnp.moveaxis(x, 2, 1).astype(dtype)
 
 
-def _scaled(x: jax.Array, scale: float, dtype: jnp.dtype) -> jax.Array:
+def _scaled(x: jax.Array, scale: float, dtype: np.dtype[Any]) -> jax.Array:
     return _heads_first(x, dtype) * jnp.asarray(scale, dtype)
 
 
@@ -180,12 +177,10 @@ def _spread(constant: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(constant.astype(x.dtype), (*x.shape[:2], *constant.shape[2:]))
 
 
-def _start(arrays: _ffi.Arrays, dtype: jnp.dtype, exponential: bool) -> _Sums:
+def _start(arrays: _ffi.Arrays, dtype: np.dtype[Any], exponential: bool) -> _Sums:
     if arrays.stateful:
         scale = arrays.initial_log_scale
-        return _Sums(
-            arrays.initial_kv, arrays.initial_key_sum, _fixed(scale) if exponential else jnp.zeros_like(scale)
-        )
+        return _Sums(arrays.initial_kv, arrays.initial_key_sum, _fixed(scale) if exponential else jnp.zeros_like(scale))
     batch, _, heads, _ = arrays.query.shape
     shape = (batch, heads, arrays.features)
     return _Sums(
@@ -258,7 +253,7 @@ def forward(arrays: _ffi.Arrays, mapping: _ffi.Map, causal: bool, return_state: 
     part, sums = sums_of(arrays, mapping, causal)
     exponential = mapping.family == "exponential"
     if exponential:
-        tiny = jnp.finfo(part.denominator.dtype).tiny
+        tiny = float(np.finfo(np.dtype(part.denominator.dtype)).tiny)
         empty = (part.shift < EMPTY / 2) | ~(part.denominator >= tiny)
     else:
         empty = part.denominator == 0
@@ -275,9 +270,7 @@ def forward(arrays: _ffi.Arrays, mapping: _ffi.Map, causal: bool, return_state: 
     return _ffi.Results(jnp.moveaxis(out, 1, 2).astype(arrays.value.dtype), jnp.moveaxis(normalizer, 1, 2), *sums)
 
 
-def sums_of_features(
-    phi_q: jax.Array, phi_k: jax.Array, value: jax.Array, causal: bool
-) -> tuple[jax.Array, jax.Array]:
+def sums_of_features(phi_q: jax.Array, phi_k: jax.Array, value: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
     """Numerators [N, T, E] and denominators [N, T] of given features [N, T, M], [N, S, M], values [N, S, E]."""
     q, k, v = phi_q[:, None], phi_k[:, None], value[:, None]
     sums = _Sums(

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import DTypeLike
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
 from performer import _kernels_library
 
 _TARGETS = ("performer_favor_forward", "performer_favor_backward", "performer_reduce_mask", "performer_projection")
@@ -21,7 +22,8 @@ def register() -> None:
     """Makes the handlers known to JAX, once. Raises ImportError when the shared library is missing."""
     library = _kernels_library.load()
     for name in _TARGETS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        capsule = jax.ffi.pycapsule(getattr(library, name))  # type: ignore[no-untyped-call]
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
 
 class Map(NamedTuple):
@@ -67,9 +69,9 @@ class Results(NamedTuple):
     log_scale: jax.Array
 
 
-def sum_type(query: jax.Array) -> jnp.dtype:
+def sum_type(query: jax.Array) -> np.dtype[Any]:
     """The type of sums, states and normalizers: float32, and float64 of float64 inputs."""
-    return jnp.dtype(jnp.float64 if query.dtype == jnp.float64 else jnp.float32)
+    return np.dtype(np.float64 if query.dtype == np.float64 else np.float32)
 
 
 def _attributes(mapping: Map, causal: bool, chunk: int) -> dict[str, object]:
@@ -84,8 +86,12 @@ def _attributes(mapping: Map, causal: bool, chunk: int) -> dict[str, object]:
     }
 
 
+def _struct(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def _shape(like: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(like.shape, like.dtype)
+    return _struct(like.shape, like.dtype)
 
 
 def forward(arrays: Arrays, mapping: Map, causal: bool, chunk: int, return_state: bool) -> Results:
@@ -97,11 +103,11 @@ def forward(arrays: Arrays, mapping: Map, causal: bool, chunk: int, return_state
     call = jax.ffi.ffi_call(
         "performer_favor_forward",
         (
-            jax.ShapeDtypeStruct((batch, tokens, heads, size), arrays.value.dtype),
-            jax.ShapeDtypeStruct((batch, tokens, heads), sums),
-            jax.ShapeDtypeStruct((*state, size if return_state else 0), sums),
-            jax.ShapeDtypeStruct(state, sums),
-            jax.ShapeDtypeStruct(state, sums),
+            _struct((batch, tokens, heads, size), arrays.value.dtype),
+            _struct((batch, tokens, heads), sums),
+            _struct((*state, size if return_state else 0), sums),
+            _struct(state, sums),
+            _struct(state, sums),
         ),
         vmap_method="expand_dims",
     )
@@ -152,7 +158,7 @@ def reduce_mask(codes: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
     batch, _, queries, keys = codes.shape
     call = jax.ffi.ffi_call(
         "performer_reduce_mask",
-        (jax.ShapeDtypeStruct((batch, keys), jnp.bool_), jax.ShapeDtypeStruct((batch, queries), jnp.bool_)),
+        (_struct((batch, keys), jnp.bool_), _struct((batch, queries), jnp.bool_)),
         vmap_method="expand_dims",
     )
     key_mask, query_mask = call(codes, causal=np.int64(causal))
@@ -166,7 +172,7 @@ def projection(
     register()
     call = jax.ffi.ffi_call(
         "performer_projection",
-        jax.ShapeDtypeStruct((heads, features, head_size), jnp.float32),
+        _struct((heads, features, head_size), jnp.float32),
         vmap_method="sequential",
     )
     return call(redraw, kind=kind, row_norm=row_norm, seed=np.int64(seed), layer=np.int64(layer))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from performer.jax import _ffi
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from performer.jax import _ffi
 
 #: A bias up to here hides a key, as flax of 2020 and others write masks.
 _HIDING = -1e9
@@ -30,7 +30,7 @@ def codes_of(mask: jax.Array | None, bias: jax.Array | None) -> jax.Array | None
         codes = (jnp.asarray(mask) != 0).astype(jnp.uint8)
     if bias is not None:
         bias = lax.stop_gradient(jnp.asarray(bias))
-        hides = bias <= jnp.maximum(_HIDING, jnp.finfo(bias.dtype).min)
+        hides = bias <= jnp.maximum(_HIDING, jnp.finfo(bias.dtype).min)  # type: ignore[no-untyped-call]
         of_bias = jnp.where(hides, 0, jnp.where(bias == 0, 1, 2)).astype(jnp.uint8)
         codes = of_bias if codes is None else jnp.where((codes == 0) | (of_bias == 0), 0, of_bias)
     return None if codes is None else lax.stop_gradient(codes)

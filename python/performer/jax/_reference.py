@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from performer.jax import _composed
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from performer.jax import _composed
 
 
 class ProjectionOptions(NamedTuple):
@@ -54,7 +54,8 @@ def draw_of_seed(options: ProjectionOptions, seed: int | jax.Array) -> jax.Array
 
 def redraw_seed(query: jax.Array) -> jax.Array:
     """The seed of a redraw: ceil(sum(query) 1e7) in float32, saturating at the ends of int32."""
-    return lax.convert_element_type(jnp.ceil(jnp.sum(lax.stop_gradient(query)) * 1e7), jnp.int32)
+    seed: jax.Array = lax.convert_element_type(jnp.ceil(jnp.sum(lax.stop_gradient(query)) * 1e7), jnp.int32)
+    return seed
 
 
 def positive_features(x: jax.Array, projection: jax.Array, is_query: bool, epsilon: float) -> jax.Array:

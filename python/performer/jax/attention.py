@@ -1,99 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make_fast_softmax_attention`` and ``make_fast_generalized_attention`` of google-research's Performer, rebuilt.
-
-Parameters have the original's names, order and defaults; what they return goes to ``attention_fn=`` of
-``flax.linen.MultiHeadDotProductAttention``, ``flax.nnx.MultiHeadAttention`` and the attention of flax's API of
-2020. By default they compute what the papers describe, by this project's kernels; ``reference=True`` gives the
-original's numbers.
-"""
+"""The attention function that flax calls."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from performer.jax import _composed, _ffi, _masks, _reference, redraw
+from performer.jax.favor import favor_attention
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-
-from performer._kernels_library import draw_projection
-from performer.jax import _composed, _ffi, _masks, _reference
-from performer.jax.favor import favor_attention
-
-_redraw: contextvars.ContextVar[int | jax.Array] = contextvars.ContextVar("performer_redraw", default=0)
-
-
-@contextlib.contextmanager
-def redraw_index(index: int | jax.Array) -> Iterator[None]:
-    """Within it, attentions with ``redraw_features=True`` use the draw number `index` of their projection.
-
-    Draws are named, not consumed: (seed, layer, head, index) gives the same matrix everywhere, so that a redraw
-    falls between steps of training and never between the passes of one step, and evaluation uses the draw of
-    its training. Without this context the index is 0::
-
-        @jax.jit
-        def train_step(params, batch, step):
-            with performer.jax.redraw_index(step // 1000):
-                return jax.value_and_grad(loss)(params, batch)
-
-    Args:
-        index: from 0 to 2^32 - 1; it may be traced.
-    """
-    token = _redraw.set(index)
-    try:
-        yield
-    finally:
-        _redraw.reset(token)
-
-
-class _Draw(NamedTuple):
-    """How a projection [heads, features, head_size] is drawn."""
-
-    features: int
-    kind: str
-    row_norm: str
-    seed: int
-    layer: int
-
-    def at(self, index: int | jax.Array, heads: int, head_size: int) -> jax.Array:
-        if isinstance(index, (int, np.integer)):
-            return jnp.asarray(_constant(self, int(index), heads, head_size))
-        return _traced(jnp.asarray(index, jnp.uint32), self, heads, head_size)
-
-
-@functools.lru_cache(maxsize=256)
-def _constant(draw: _Draw, index: int, heads: int, head_size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return draw_projection(
-        draw.features,
-        head_size,
-        heads,
-        kind=draw.kind,
-        row_norm=draw.row_norm,
-        seed=draw.seed,
-        layer=draw.layer,
-        redraw=index,
-    )
-
-
-@jax.jit(static_argnums=(1, 2, 3))
-def _traced(index: jax.Array, draw: _Draw, heads: int, head_size: int) -> jax.Array:
-    def kernel(index: jax.Array) -> jax.Array:
-        sizes = (heads, draw.features, head_size)
-        return _ffi.projection(index, *sizes, draw.kind, draw.row_norm, draw.seed, draw.layer)
-
-    def callback(index: jax.Array) -> jax.Array:
-        shape = jax.ShapeDtypeStruct((heads, draw.features, head_size), jnp.float32)
-        drawn: jax.Array = jax.pure_callback(
-            lambda i: _constant(draw, int(i), heads, head_size), shape, index, vmap_method="sequential"
-        )
-        return drawn
-
-    projection: jax.Array = lax.platform_dependent(index, cpu=kernel, default=callback)
-    return projection
 
 
 class _Rows(NamedTuple):
@@ -105,7 +23,8 @@ class _Rows(NamedTuple):
     restore: Callable[[jax.Array], jax.Array]
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError unless the condition holds."""
     if not condition:
         raise ValueError(f"fast attention: {message}")
 
@@ -115,7 +34,7 @@ def _attention_axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[
         return tuple(range(1, dimensions - 2))
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     axes = tuple(i + dimensions if i < 0 else i for i in given)
-    _check(
+    check(
         len(axes) > 0 and len(set(axes)) == len(axes) and all(1 <= i < dimensions - 2 for i in axes),
         f"axis must name different dimensions from 1 to {dimensions - 3}, between batch and heads; found {given}",
     )
@@ -143,13 +62,13 @@ def _arranged(query: jax.Array, key: jax.Array, value: jax.Array, axes: tuple[in
 
 
 def _check_rows(query: jax.Array, key: jax.Array, value: jax.Array, axes: tuple[int, ...]) -> None:
-    _check(
+    check(
         query.shape[-1] == key.shape[-1] and key.shape[:-1] == value.shape[:-1],
         "query and key must agree in the head size, key and value in all but the last dimension; found "
         f"{query.shape}, {key.shape} and {value.shape}",
     )
     for i in range(query.ndim - 1):
-        _check(
+        check(
             i in axes or query.shape[i] == key.shape[i],
             f"dimension {i} is not attended over, so query and key must agree in it; found {query.shape} and "
             f"{key.shape}",
@@ -158,14 +77,14 @@ def _check_rows(query: jax.Array, key: jax.Array, value: jax.Array, axes: tuple[
 
 def _with_as_many_heads(x: jax.Array, heads: int) -> jax.Array:
     """Keys or values of grouped heads, one for each head of the queries."""
-    _check(
+    check(
         x.shape[-2] > 0 and heads % x.shape[-2] == 0,
         f"the {heads} heads of the queries are no multiple of the {x.shape[-2]} of the keys and values",
     )
     return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], axis=-2)
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """What the two factories have in common."""
 
     head_size: int
@@ -173,7 +92,7 @@ class _Options(NamedTuple):
     stabilizer: float
     unidirectional: bool
     redraw: bool
-    draw: _Draw | None  # None: no projection
+    draw: redraw.Draw | None  # None: no projection
     reference_draw: _reference.ProjectionOptions | None
     kind: Literal["positive", "trigonometric", "generalized"]
     function: str | _composed.FunctionOfArrays
@@ -181,17 +100,15 @@ class _Options(NamedTuple):
 
 
 class FastAttention:
-    """An attention function for flax, made by :func:`make_fast_softmax_attention` or
-    :func:`make_fast_generalized_attention`.
-    """
+    """An attention function for flax; :mod:`performer.jax.factories` makes it."""
 
-    def __init__(self, options: _Options, projection: jax.Array | np.ndarray[Any, Any] | None, reference: bool) -> None:
+    def __init__(self, options: Options, projection: jax.Array | np.ndarray[Any, Any] | None, reference: bool) -> None:
         self._options = options
         self._projection = None if projection is None else np.asarray(projection, np.float32)
         self._reference = reference
         if self._projection is not None:
             shape, size = self._projection.shape, options.head_size
-            _check(
+            check(
                 self._projection.ndim in ((2,) if reference else (2, 3)) and shape[-1] == size,
                 f"the projection must be [features, {size}]"
                 + ("" if reference else f" or [heads, features, {size}]")
@@ -256,18 +173,17 @@ class FastAttention:
             NotImplementedError: dropout of attention weights.
         """
         query, key, value = (jnp.asarray(x) if dtype is None else jnp.asarray(x, dtype) for x in (query, key, value))
-        _check(
+        check(
             query.ndim == key.ndim == value.ndim and query.ndim >= 4,
-            "query, key and value need [B, tokens..., H, D], "
-            f"found {query.shape}, {key.shape} and {value.shape}",
+            f"query, key and value need [B, tokens..., H, D], found {query.shape}, {key.shape} and {value.shape}",
         )
-        _check(
+        check(
             query.shape[-1] == self._options.head_size,
             f"the head size is {query.shape[-1]}, and the attention was made for qkv_dim={self._options.head_size}",
         )
         axes = _attention_axes(axis, query.ndim)
         causal = self._options.unidirectional or is_causal
-        _check(
+        check(
             not causal or len(axes) == 1,
             "unidirectional attention needs an order of its tokens and so exactly one attention axis, found "
             f"{axes}; name one in `axis`",
@@ -316,7 +232,7 @@ class FastAttention:
             return jnp.asarray(self._projection if given is None else given)
         if options.draw is None:
             return None
-        index = _redraw.get() if options.redraw else 0
+        index = redraw.current() if options.redraw else 0
         return options.draw.at(index, rows.query.shape[2], options.head_size)
 
     @staticmethod
@@ -331,7 +247,7 @@ class FastAttention:
         codes = _masks.codes_of(mask, bias)
         if codes is None:
             return _masks.Masks()
-        _check(
+        check(
             axes == (query.ndim - 3,),
             f"a mask or bias needs the one attention axis {query.ndim - 3}, before the heads; found {axes}. Give "
             "key_mask, or name the axis",
@@ -364,7 +280,7 @@ class FastAttention:
             )
             assert isinstance(out, jax.Array)
             return out
-        _check(
+        check(
             not causal or rows.query.shape[1] == rows.key.shape[1],
             f"causal attention needs as many keys as queries, found {rows.query.shape[1]} and {rows.key.shape[1]}",
         )
@@ -435,160 +351,3 @@ def _both(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
 
 def _flat_mask(mask: jax.Array | None, rows: jax.Array) -> jax.Array | None:
     return None if mask is None else jnp.asarray(mask).reshape(rows.shape[:2])
-
-
-def make_fast_softmax_attention(
-    qkv_dim: int,
-    renormalize_attention: bool = True,
-    numerical_stabilizer: float = 0.000001,
-    nb_features: int = 256,
-    ortho_features: bool = True,
-    ortho_scaling: float = 0.0,
-    redraw_features: bool = True,
-    unidirectional: bool = False,
-    nonnegative_features: bool = True,
-    lax_scan_unroll: int = 1,
-    *,
-    reference: bool = False,
-    seed: int = 0,
-    layer: int = 0,
-    projection: jax.Array | np.ndarray[Any, Any] | None = None,
-) -> FastAttention:
-    """Attention that estimates the softmax's by random features (FAVOR+, arXiv 2009.14794).
-
-    Args:
-        qkv_dim: D, the size of a head's queries and keys.
-        renormalize_attention: whether to divide by the denominator.
-        numerical_stabilizer: the original adds it to features and, twice, to small denominators. Own features
-            have log-scales and need neither: it is used with ``reference=True`` only.
-        nb_features: M, the number of random features.
-        ortho_features: rows of orthogonal matrices, Haar-distributed; otherwise independent Gaussian rows.
-        ortho_scaling: 0: rows are as long as Gaussian ones; 1: all sqrt(D).
-        redraw_features: whether :func:`redraw_index` chooses the draw. Alone it changes nothing: the original
-            draws at every call by a seed that it makes of the data, in evaluation too, and so does
-            ``reference=True``.
-        unidirectional: causal.
-        nonnegative_features: positive features; otherwise trigonometric ones, whose denominators may vanish.
-            They are computed by JAX operations, as is ``renormalize_attention=False``.
-        lax_scan_unroll: of no effect: kernels choose their own chunks.
-        reference: the original's numbers instead, of JAX operations; then all heads share one projection, and
-            masks, biases and dropout are ignored, as they are there.
-        seed, layer: name the draw of the own projections, one for each head. Layers of one model should differ
-            in `layer`.
-        projection: ``[M, D]`` or (not as reference) ``[H, M, D]``, used instead of a draw.
-
-    Returns:
-        The attention function.
-
-    Raises:
-        ValueError: sizes or options that are not possible.
-    """
-    _check_sizes(qkv_dim, nb_features, lax_scan_unroll)
-    _check(ortho_scaling in (0, 1), f"ortho_scaling must be 0 or 1, found {ortho_scaling}")
-    options = _Options(
-        head_size=qkv_dim,
-        renormalize=renormalize_attention,
-        stabilizer=numerical_stabilizer,
-        unidirectional=unidirectional,
-        redraw=redraw_features,
-        draw=_draw_of(nb_features, ortho_features, ortho_scaling, seed, layer),
-        reference_draw=_reference.ProjectionOptions(nb_features, qkv_dim, ortho_features, ortho_scaling),
-        kind="positive" if nonnegative_features else "trigonometric",
-        function="exp",
-        epsilon=0.0,
-    )
-    return FastAttention(options, projection, reference)
-
-
-def make_fast_generalized_attention(
-    qkv_dim: int,
-    renormalize_attention: bool = True,
-    numerical_stabilizer: float = 0.0,
-    nb_features: int = 256,
-    features_type: str = "deterministic",
-    kernel_fn: str | _composed.FunctionOfArrays = jax.nn.relu,
-    kernel_epsilon: float = 0.001,
-    redraw_features: bool = False,
-    unidirectional: bool = False,
-    lax_scan_unroll: int = 1,
-    *,
-    reference: bool = False,
-    seed: int = 0,
-    layer: int = 0,
-    projection: jax.Array | np.ndarray[Any, Any] | None = None,
-) -> FastAttention:
-    """Attention of element-wise features f(W x) + epsilon (generalised attention, arXiv 2009.14794, section 2).
-
-    Args:
-        qkv_dim: D, the size of a head's queries and keys.
-        renormalize_attention: whether to divide by the denominator.
-        numerical_stabilizer: added, twice, to denominators up to it, with ``reference=True`` only. Otherwise a
-            row whose denominator is 0 is zero.
-        nb_features: M, the number of random features; not used when deterministic.
-        features_type: ``deterministic``: no projection, features f(x) + epsilon; ``ortho`` or ``iid``: W of
-            orthogonal or independent rows.
-        kernel_fn: f, a function of arrays, or a name of ``performer.jax.FUNCTIONS``. ``jax.nn.relu``,
-            ``jax.nn.sigmoid``, ``jnp.abs``, ``jnp.exp``, ``jnp.tanh``, ``jnp.square``, ``jnp.cos``, ``jnp.sin``
-            and the names run as kernels, other functions as JAX operations.
-        kernel_epsilon: epsilon.
-        redraw_features, unidirectional, lax_scan_unroll, reference, seed, layer, projection: as in
-            :func:`make_fast_softmax_attention`. A given projection makes the features those of ``ortho``.
-
-    Returns:
-        The attention function.
-
-    Raises:
-        ValueError: sizes, names or options that are not possible.
-    """
-    _check_sizes(qkv_dim, nb_features, lax_scan_unroll)
-    _check(
-        features_type in ("deterministic", "ortho", "iid"),
-        f"features_type must be deterministic, ortho or iid, found {features_type!r}",
-    )
-    function = _NAMES.get(kernel_fn, kernel_fn)
-    _check(
-        callable(function) or function in _composed.FUNCTIONS,
-        f"kernel_fn {kernel_fn!r} is unknown; known: {', '.join(_composed.FUNCTIONS)}, or a function of your own",
-    )
-    drawn = features_type != "deterministic"
-    orthogonal = features_type == "ortho"
-    options = _Options(
-        head_size=qkv_dim,
-        renormalize=renormalize_attention,
-        stabilizer=numerical_stabilizer,
-        unidirectional=unidirectional,
-        redraw=redraw_features,
-        draw=_draw_of(nb_features, orthogonal, 0, seed, layer) if drawn else None,
-        reference_draw=_reference.ProjectionOptions(nb_features, qkv_dim, orthogonal) if drawn else None,
-        kind="generalized",
-        function=function,
-        epsilon=kernel_epsilon,
-    )
-    return FastAttention(options, projection, reference)
-
-
-# Functions that have a kernel. jax.nn.gelu is not among them: by default it is the approximation by tanh.
-_NAMES: dict[Any, str] = {
-    jax.nn.relu: "relu",
-    jax.nn.sigmoid: "sigmoid",
-    jnp.abs: "abs",
-    jnp.square: "square",
-    jnp.exp: "exp",
-    jnp.tanh: "tanh",
-    jnp.cos: "cos",
-    jnp.sin: "sin",
-}
-
-
-def _check_sizes(head_size: int, features: int, unroll: int) -> None:
-    _check(
-        head_size >= 1 and features >= 1 and unroll >= 1,
-        "qkv_dim, nb_features and lax_scan_unroll must be at least 1, "
-        f"found {head_size}, {features} and {unroll}",
-    )
-
-
-def _draw_of(features: int, orthogonal: bool, scaling: float, seed: int, layer: int) -> _Draw:
-    kind = "orthogonal" if orthogonal else "iid"
-    # Independent rows keep the lengths of their own, as in the original, where scaling is one of orthogonal rows.
-    return _Draw(features, kind, "sqrt-d" if orthogonal and scaling == 1 else "chi", seed, layer)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from performer.jax import _composed, _ffi
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-
-from performer.jax import _composed, _ffi
 
 Implementation = Literal["auto", "kernel", "composed"]
 Function = str | Callable[[jax.Array], jax.Array]
@@ -64,15 +65,11 @@ _Tuple = tuple[jax.Array, ...]
 def _attend(statics: _Statics, arrays: _ffi.Arrays) -> _ffi.Results:
     def kernel(*given: jax.Array) -> _Tuple:
         return tuple(
-            _ffi.forward(
-                _ffi.Arrays(*given), statics.mapping, statics.causal, statics.chunk, statics.return_state
-            )
+            _ffi.forward(_ffi.Arrays(*given), statics.mapping, statics.causal, statics.chunk, statics.return_state)
         )
 
     def composed(*given: jax.Array) -> _Tuple:
-        return tuple(
-            _composed.forward(_ffi.Arrays(*given), statics.mapping, statics.causal, statics.return_state)
-        )
+        return tuple(_composed.forward(_ffi.Arrays(*given), statics.mapping, statics.causal, statics.return_state))
 
     return _ffi.Results(*_choose(statics, kernel, composed, *arrays))
 
@@ -84,7 +81,7 @@ class _Residuals(NamedTuple):
     constants_vary: tuple[()] | tuple[jax.Array]
 
 
-def _forward_rule(statics: _Statics, primals: _ffi.Arrays) -> tuple[_ffi.Results, _Residuals]:
+def _forward_rule(statics: _Statics, primals: Any) -> tuple[_ffi.Results, _Residuals]:
     arrays = _ffi.Arrays(*(p.value for p in primals))
     results = _attend(statics, arrays)
     vary = primals.projection.perturbed or primals.offset.perturbed
@@ -100,18 +97,12 @@ def _composed_outputs(statics: _Statics, arrays: _ffi.Arrays) -> _Tuple:
     return results.out, results.kv, results.key_sum
 
 
-def _backward_rule(
-    statics: _Statics, residuals: _Residuals, gradients: _ffi.Results
-) -> tuple[_ffi.Arrays]:
+def _backward_rule(statics: _Statics, residuals: _Residuals, gradients: _ffi.Results) -> tuple[_ffi.Arrays]:
     arrays, results = residuals.arrays, residuals.results
-    grad_out, grad_kv, grad_key_sum = (
-        _instantiated(g) for g in (gradients.out, gradients.kv, gradients.key_sum)
-    )
+    grad_out, grad_kv, grad_key_sum = (_instantiated(g) for g in (gradients.out, gradients.kv, gradients.key_sum))
 
     def kernel(out: jax.Array, kv: jax.Array, key_sum: jax.Array) -> _Tuple:
-        return _ffi.backward(
-            arrays, results, out, kv, key_sum, statics.mapping, statics.causal, statics.chunk
-        )
+        return _ffi.backward(arrays, results, out, kv, key_sum, statics.mapping, statics.causal, statics.chunk)
 
     def composed(out: jax.Array, kv: jax.Array, key_sum: jax.Array) -> _Tuple:
         def of_inputs(*x: jax.Array) -> _Tuple:
@@ -122,9 +113,7 @@ def _backward_rule(
         found: _Tuple = jax.vjp(of_inputs, *inputs)[1]((out, kv, key_sum))
         return found
 
-    query, key, value, initial_kv, initial_key_sum = _choose(
-        statics, kernel, composed, grad_out, grad_kv, grad_key_sum
-    )
+    query, key, value, initial_kv, initial_key_sum = _choose(statics, kernel, composed, grad_out, grad_kv, grad_key_sum)
     projection = offset = None
     if residuals.constants_vary:
 
@@ -159,9 +148,7 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(f"favor_attention: {message}")
 
 
-def _checked_constant(
-    x: jax.Array | None, name: str, query: jax.Array, rank: int, tail: tuple[int, ...]
-) -> jax.Array:
+def _checked_constant(x: jax.Array | None, name: str, query: jax.Array, rank: int, tail: tuple[int, ...]) -> jax.Array:
     """A constant [B or 1, H or 1, ...] in float32; leading dimensions may be left out."""
     if x is None:
         return jnp.zeros((1,) * 2 + (0,) * (rank - 2), jnp.float32)
@@ -188,7 +175,7 @@ def _checked_mask(x: jax.Array | None, name: str, shape: tuple[int, int]) -> jax
     return x
 
 
-def _checked_state(state: State | None, like: tuple[int, ...], dtype: jnp.dtype) -> State:
+def _checked_state(state: State | None, like: tuple[int, ...], dtype: np.dtype[Any]) -> State:
     if state is None:
         return State(*(jnp.zeros((0,) * n, dtype) for n in (4, 3, 3)))
     found = tuple(jnp.shape(x) for x in state)

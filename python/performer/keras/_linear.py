@@ -7,7 +7,9 @@ M features.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 from typing import Any, NamedTuple
 
 from keras import backend, ops
@@ -87,9 +89,7 @@ def _arguments(x: Tensor, features: FeatureMap, key: bool) -> Tensor:
     x = ops.transpose(ops.cast(x, _sum_type(x)), (0, 2, 1, 3)) * features.scale
     u = x
     if features.projection is not None:
-        p = ops.broadcast_to(
-            ops.cast(features.projection, x.dtype), (*x.shape[:2], *features.projection.shape[2:])
-        )
+        p = ops.broadcast_to(ops.cast(features.projection, x.dtype), (*x.shape[:2], *features.projection.shape[2:]))
         u = ops.einsum("bhtd,bhmd->bhtm", x, p)
     if features.offset is not None:
         u = u + ops.cast(features.offset, x.dtype)[:, :, None, :]
@@ -136,7 +136,7 @@ def empty_state(batch: int, heads: int, features: int, size: int, exponential: b
 def key_state(key: Tensor, value: Tensor, features: FeatureMap, key_mask: Tensor | None) -> State:
     """The state of keys ``[B, S, H, D]`` and values ``[B, S, H, E]``."""
     u, v = _keys(key, features, key_mask), _values(value)
-    empty = empty_state(*u.shape[:2], u.shape[-1], v.shape[-1], features.exponential, v.dtype)
+    empty = empty_state(u.shape[0], u.shape[1], u.shape[-1], v.shape[-1], features.exponential, v.dtype)
     return _absorb(empty, u, v, features.exponential)
 
 
@@ -207,7 +207,7 @@ def _composed_causal(q: Tensor, k: Tensor, value: Tensor, state: State, exponent
             power *= 2
         hidden = -float("inf") if exponential else 0.0
         padded = [_padded(x, power - count, fill) for x, fill in zip(rows, (0.0, hidden, 0.0), strict=True)]
-        own = _Part(*(x[:, :, :count] for x in _read_causal(*padded, exponential)))
+        own = _Part(*(x[:, :, :count] for x in _read_causal(padded[0], padded[1], padded[2], exponential)))
         parts.append(_merge(_read(rows[0], state, exponential), own))
         state = _absorb(state, rows[1], rows[2], exponential)
     return _Part(*(ops.concatenate(x, 2) for x in zip(*parts, strict=True))), state
@@ -224,7 +224,7 @@ def _composed(
 ) -> tuple[Tensor, State]:
     exponential = features.exponential
     q, k, v = _arguments(query, features, False), _keys(key, features, key_mask), _values(value)
-    state = initial or empty_state(*q.shape[:2], q.shape[-1], v.shape[-1], exponential, v.dtype)
+    state = initial or empty_state(q.shape[0], q.shape[1], q.shape[-1], v.shape[-1], exponential, v.dtype)
     if causal:
         part, state = _composed_causal(q, k, v, state, exponential)
     else:
@@ -242,14 +242,11 @@ def _composed(
 @functools.cache
 def _torch_operator() -> Any:
     """performer::favor_attention of the torch library, or None where that is not installed."""
-    import contextlib
-
     import torch
 
     with contextlib.suppress(ImportError, AttributeError):
-        import performer
-
-        performer.favor_attention  # noqa: B018  # loads the library
+        loads_the_library = "favor_attention"
+        getattr(importlib.import_module("performer"), loads_the_library)
     try:
         return torch.ops.performer.favor_attention.default
     except AttributeError:

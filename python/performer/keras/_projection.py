@@ -21,7 +21,12 @@ def _philox(counter: list[_Words], key: tuple[int, int]) -> list[_Words]:
     c0, c1, c2, c3 = counter
     for _ in range(10):
         a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0), b & _LOW, (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1), a & _LOW
+        c0, c1, c2, c3 = (
+            (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            b & _LOW,
+            (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            a & _LOW,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return [c0, c1, c2, c3]
 

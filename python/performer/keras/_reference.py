@@ -46,7 +46,7 @@ def wide() -> str:
     if backend.backend() == "jax":
         import jax
 
-        return "float64" if jax.config.jax_enable_x64 else "float32"
+        return str(jax.dtypes.canonicalize_dtype("float64"))
     return "float64"
 
 

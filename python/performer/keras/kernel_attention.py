@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
-
 from performer._kernels_library import draw_projection
-from performer.keras import _linear, _projection, _reference, _windows
+from performer.keras import _features, _linear, _projection, _reference, _windows
+from performer.keras._options import check, check_options
+
+import keras
+from keras import ops
 
 Tensor = Any
 
@@ -37,11 +38,6 @@ class KernelAttentionCache:
     @property
     def tokens(self) -> int:
         return self._stream.tokens
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(f"KernelAttention: {message}")
 
 
 @keras.saving.register_keras_serializable(package="performer")
@@ -152,44 +148,9 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         self.causal_padding = causal_padding
         self.reference = reference
         self.projection: Any = None
-        self._check_options()
-
-    def _check_options(self) -> None:
-        for name in ("num_heads", "key_dim", "value_dim", "causal_chunk_length", "causal_window_length"):
-            value = getattr(self, name)
-            _check(isinstance(value, int) and value >= 1, f"{name} must be at least 1, found {value!r}")
-        _check(
-            self.attention_axes in (None, 1, (1,), [1]),
-            f"attention_axes {self.attention_axes} are not possible: attention is over the tokens, dimension 1",
-        )
-        _check(
-            self.feature_transform in _reference.TRANSFORMS,
-            f"feature_transform {self.feature_transform!r} is unknown; known: {', '.join(_reference.TRANSFORMS)}",
-        )
-        projected = self.num_random_features > 0
-        _check(not self.redraw or projected, "redraw needs a projection: num_random_features must be at least 1")
-        _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), found {self.dropout}")
-        _check(self.begin_kernel >= 0, f"begin_kernel must not be negative, found {self.begin_kernel}")
-        _check(
-            not (self.use_causal_windowed and self.is_short_seq),
-            "use_causal_windowed and is_short_seq exclude each other",
-        )
-        _check(
-            self.causal_padding in (None, "left", "right"),
-            f"causal_padding {self.causal_padding!r} is unknown; known: None, left, right",
-        )
-        limit = 2**31
-        _check(-limit <= self.seed < limit - 1, f"seed and seed + 1 must fit int32, found {self.seed}")
-        if self.reference:
-            return
-        _check(self.seed >= 0, f"seed must not be negative, found {self.seed}")
-        _check(self.scale is None or self.scale >= 0, f"scale must not be negative, found {self.scale}")
-        decay = self.causal_window_decay
-        _check(decay is None or 0 <= decay <= 1, f"causal_window_decay must be from 0 to 1, found {decay}")
-        _check(
-            self.feature_transform != "expplus" or projected,
-            "feature_transform expplus needs random features: num_random_features must be at least 1",
-        )
+        self._output_dense_softmax: Any = None
+        self._moments: Any = None
+        check_options(self)
 
     # Weights.
 
@@ -225,7 +186,7 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         """Makes the weights for inputs ``[B, T, width]``, ``[B, S, width]`` and ``[B, S, width]``."""
         key_shape = value_shape if key_shape is None else key_shape
         for name, shape in (("query", query_shape), ("value", value_shape), ("key", key_shape)):
-            _check(len(shape) == 3, f"{name} must be [batch, tokens, width], found {tuple(shape)}")
+            check(len(shape) == 3, f"{name} must be [batch, tokens, width], found {tuple(shape)}")
         heads = (None, self.num_heads)
         self._query_dense = self._dense("abc,cde->abde", (*heads, self.key_dim), "de", "query")
         self._key_dense = self._dense("abc,cde->abde", (*heads, self.key_dim), "de", "key")
@@ -236,7 +197,6 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         attended = (query_shape[0], query_shape[1], self.num_heads, self.value_dim)
         self._output_dense = self._dense(*output, "attention_output")
         self._output_dense.build(attended)
-        self._output_dense_softmax = None
         if self.begin_kernel > 0:
             self._output_dense_softmax = self._dense(*output, "attention_output_softmax")
             self._output_dense_softmax.build(attended)
@@ -271,7 +231,6 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         else:
             drawn = draw_projection(self.num_random_features, self.key_dim, self.num_heads, seed=self.seed)
         self.projection = constant("projection", drawn)
-        self._moments = None
         if self.feature_transform == "expplus" and not self.reference:
             # Sums over the dimensions of |q|^2 + |k|^2 and the product of means: all that expplus needs.
             self._moments = constant("moments", np.zeros((self.num_heads,), np.float32))
@@ -315,20 +274,20 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         key = value if key is None else key
         training = bool(training)
         if cache is not None:
-            _check(
+            check(
                 isinstance(cache, KernelAttentionCache),
                 "cache must be a performer.keras.KernelAttentionCache() (Keras 3 gives a layer a copy of a dict, "
                 f"which it cannot change for the caller); found {type(cache).__name__}",
             )
-            _check(self.use_causal_windowed, "a cache needs use_causal_windowed")
-            _check(not training, "there is no cache while training")
+            check(self.use_causal_windowed, "a cache needs use_causal_windowed")
+            check(not training, "there is no cache while training")
         if self.reference:
             return self._call_reference(query, key, value, attention_mask, cache, training, use_causal_mask)
-        keys = self._key_mask(value_mask, key_mask, attention_mask)
-        _check(not self.scale_by_length or keys is not None, "scale_by_length needs an attention_mask")
+        keys = _features.joined_key_mask(value_mask, key_mask, attention_mask)
+        check(not self.scale_by_length or keys is not None, "scale_by_length needs an attention_mask")
         q, k, v = self._query_dense(query), self._key_dense(key), self._value_dense(value)
         causal = use_causal_mask or self.use_causal_windowed
-        _check(not causal or q.shape[1] == k.shape[1], "causal attention needs as many keys as queries")
+        check(not causal or q.shape[1] == k.shape[1], "causal attention needs as many keys as queries")
         if self.redraw and training:
             self.projection.assign(self._drawn())
         # A stream moves its cache on: the first tokens are looked at before.
@@ -349,25 +308,6 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         if first is None or out.shape[1] > 0:
             parts.append(self._output_dense(self._dropout_layer(out, training=training)))
         return parts[0] if len(parts) == 1 else ops.concatenate(parts, 1)
-
-    @staticmethod
-    def _key_mask(
-        value_mask: Tensor | None, key_mask: Tensor | None, attention_mask: Tensor | None
-    ) -> Tensor | None:
-        keep = None
-        if attention_mask is not None and len(attention_mask.shape) == 3:
-            _check(
-                attention_mask.shape[1] == 1,
-                "attention_mask must be one of keys, [batch, keys] or [batch, 1, keys]: linear attention has no "
-                f"matrix of queries and keys to mask; found {tuple(attention_mask.shape)}. For a causal mask pass "
-                "use_causal_mask=True",
-            )
-            attention_mask = attention_mask[:, 0]
-        for mask in (value_mask, key_mask, attention_mask):
-            if mask is not None:
-                mask = ops.not_equal(mask, ops.cast(0, mask.dtype)) if _is_number(mask) else mask
-                keep = mask if keep is None else ops.logical_and(keep, mask)
-        return keep
 
     def _scale(self) -> float:
         return self.key_dim**-0.5 if self.scale is None else self.scale
@@ -395,7 +335,7 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         if cache is not None:
             if cache._first is not None:
                 before = cache._first
-                _check(
+                check(
                     (before[2] is None) == (keys is None), "pass an attention_mask in all calls of a cache or in none"
                 )
                 k, v = ops.concatenate([before[0], k], 1), ops.concatenate([before[1], v], 1)
@@ -445,22 +385,10 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
     ) -> _linear.FeatureMap:
         name = self.feature_transform
         projection = None if self.projection is None else ops.convert_to_tensor(self.projection)[None]
-        if name == "exp":
-            return _linear.FeatureMap("exponential", scale=scale, projection=projection)
-        if name == "expmod":
-            return _linear.FeatureMap("exponential", scale=scale, norm_weight=0.0, projection=projection)
         if name != "expplus":
-            function = "elu+1" if name == "elu" else name
-            epsilon = 1e-3 if name == "relu" else 0.0
-            return _linear.FeatureMap("elementwise", function, scale, epsilon=epsilon, projection=projection)
+            return _features.fixed_map(name, scale, projection)
         a = ops.stop_gradient(self._optimal_a(q, k, query_mask, keys, scale, causal, training))
-        a = a[:, :, None]
-        return _linear.FeatureMap(
-            "exponential",
-            scale=scale,
-            projection=projection * ops.sqrt(1 - 4 * a)[..., None],
-            offset=a * ops.sum(ops.square(projection), -1),
-        )
+        return _features.optimal_map(a, scale, projection)
 
     def _optimal_a(
         self,
@@ -472,11 +400,8 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         causal: bool,
         training: bool,
     ) -> Tensor:
-        """A of optimal positive features for E|q + k|^2 (arXiv 2205.15317, theorem 4), ``[B or 1, H]``.
-
-        With s = E|q + k|^2 / D, A = (1 - 2s - sqrt((2s + 1)^2 + 8s)) / 16.
-        """
-        moment = ops.stop_gradient(self._moment_of_sums(q, k, query_mask, keys, scale))
+        """A of optimal positive features, ``[B or 1, H]``."""
+        moment = ops.stop_gradient(_features.moment_of_sums(q, k, query_mask, keys, scale))
         if causal:
             # A causal model must not look ahead: it uses what earlier training steps saw.
             known = ops.convert_to_tensor(self._moments)
@@ -485,42 +410,14 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
                 updated = ops.where(known == 0, seen, _MOMENT_DECAY * known + (1 - _MOMENT_DECAY) * seen)
                 self._moments.assign(updated)
             moment = known[None]
-        s = moment / self.key_dim
-        return (1 - 2 * s - ops.sqrt(ops.square(2 * s + 1) + 8 * s)) / 16
-
-    @staticmethod
-    def _moment_of_sums(
-        q: Tensor, k: Tensor, query_mask: Tensor | None, keys: Tensor | None, scale: float
-    ) -> Tensor:
-        """E|q + k|^2 over all pairs of queries and keys that are not masked, ``[B, H]``."""
-
-        def moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-            x = ops.cast(x, "float32") * scale
-            if mask is None:
-                return ops.mean(x, 1), ops.mean(ops.sum(ops.square(x), -1), 1)
-            weight = ops.cast(mask, "float32")[:, :, None, None]
-            x, count = x * weight, ops.maximum(ops.sum(weight, (1, 2, 3)), 1.0)
-            return (
-                ops.sum(x, 1) / count[:, None, None],
-                ops.sum(ops.square(x), (1, 3)) / count[:, None],
-            )
-
-        (mean_q, square_q), (mean_k, square_k) = moments(q, query_mask), moments(k, keys)
-        return ops.maximum(square_q + square_k + 2 * ops.sum(mean_q * mean_k, -1), 0.0)
+        return _features.optimal_a(moment / self.key_dim)
 
     def _drawn(self) -> Tensor:
-        """A fresh projection, with the backend's generator: own, or of the original, whose lengths stay."""
-        size, rows = self.key_dim, self.num_random_features
-        heads = 1 if self.reference else self.num_heads
-        shape = (heads, -(-rows // size), size, size)
-        q, r = ops.qr(keras.random.normal(shape, dtype="float32", seed=self._redraw_generator))
+        """A fresh projection, ``[H, M, D]``, or ``[M, D]`` as the original's."""
+        sizes = (self.num_random_features, self.key_dim)
         if self.reference:
-            norms = ops.convert_to_tensor(_projection.redrawn_norms(rows, size))[:, None]
-            return ops.reshape(ops.swapaxes(q, -1, -2), (-1, size))[:rows] * norms
-        q = q * ops.sign(ops.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
-        directions = ops.reshape(ops.swapaxes(q, -1, -2), (heads, -1, size))[:, :rows]
-        gaussian = keras.random.normal((heads, rows, size), dtype="float32", seed=self._redraw_generator)
-        return directions * ops.sqrt(ops.sum(ops.square(gaussian), -1, keepdims=True))
+            return _features.draw_as_reference(*sizes, self._redraw_generator)
+        return _features.draw(self.num_heads, *sizes, self._redraw_generator)
 
     # The original's numbers.
 
@@ -534,16 +431,16 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         training: bool,
         use_causal_mask: bool,
     ) -> Tensor:
-        _check(not use_causal_mask, "the original has no causal mask: use windows")
-        _check(
+        check(not use_causal_mask, "the original has no causal mask: use windows")
+        check(
             self.begin_kernel == 0 or not self.use_causal_windowed,
             "begin_kernel with use_causal_windowed always raises in the original: leave one of them out",
         )
-        _check(
+        check(
             cache is None or self.feature_transform != "expplus",
             "there is no cache with feature_transform expplus in the original",
         )
-        _check(
+        check(
             mask is None or "float" in keras.backend.standardize_dtype(mask.dtype),
             "attention_mask must be floating: the original refuses bool and integers",
         )
@@ -603,7 +500,3 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
             for name in ("kernel", "bias"):
                 config[f"{name}_{kind}"] = module.serialize(self._dense_options[f"{name}_{kind}"])
         return config
-
-
-def _is_number(mask: Tensor) -> bool:
-    return bool(keras.backend.standardize_dtype(mask.dtype) != "bool")

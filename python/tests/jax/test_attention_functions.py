@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-
 from performer.jax import (
     favor_attention,
     make_fast_generalized_attention,

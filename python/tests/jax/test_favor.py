@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from performer.jax import State, draw_projection, favor_attention
 
 B, T, H, D, E, M = 2, 37, 3, 8, 5, 16
@@ -73,7 +72,15 @@ def test_gradients_are_those_of_the_composed_operations(family, causal, dtype):
 
     def loss(implementation, q, k, v):
         out = favor_attention(
-            q, k, v, projection=projection, causal=causal, family=family, epsilon=1e-3, key_mask=mask, implementation=implementation
+            q,
+            k,
+            v,
+            projection=projection,
+            causal=causal,
+            family=family,
+            epsilon=1e-3,
+            key_mask=mask,
+            implementation=implementation,
         )
         assert out.dtype == dtype
         return (out.astype(jnp.float32) * weights).sum()
@@ -185,7 +192,15 @@ def test_projections_and_offsets_have_gradients_where_they_are_asked_for(family,
 
     def loss(implementation, projection, offset):
         out = favor_attention(
-            q, k, v, projection=projection, offset=offset, causal=causal, family=family, epsilon=1e-3, implementation=implementation
+            q,
+            k,
+            v,
+            projection=projection,
+            offset=offset,
+            causal=causal,
+            family=family,
+            epsilon=1e-3,
+            implementation=implementation,
         )
         return jnp.square(out).sum()
 
@@ -202,7 +217,12 @@ def test_inputs_of_any_size_are_safe():
     for implementation in ("kernel", "composed"):
         for causal in (False, True):
             f = lambda q, k, v: favor_attention(  # noqa: E731
-                q, k, v, projection=projection, causal=causal, implementation=implementation  # noqa: B023
+                q,
+                k,
+                v,
+                projection=projection,
+                causal=causal,
+                implementation=implementation,  # noqa: B023
             )
             expected = by_definition(q, k, v, projection, causal, "exponential")
             np.testing.assert_allclose(f(q, k, v), expected, rtol=2e-2, atol=2.0)
@@ -216,7 +236,11 @@ def test_rows_without_keys_are_zero(causal):
     mask = jnp.zeros((B, T), bool).at[1, 5:].set(True)
     for implementation in ("kernel", "composed"):
         f = lambda *x: favor_attention(  # noqa: E731
-            *x, projection=draw_projection(M, D, H), causal=causal, key_mask=mask, implementation=implementation  # noqa: B023
+            *x,
+            projection=draw_projection(M, D, H),
+            causal=causal,
+            key_mask=mask,
+            implementation=implementation,  # noqa: B023
         )
         out = f(q, k, v)
         assert (out[0] == 0).all()
@@ -292,7 +316,9 @@ def test_types_that_are_not_taken_are_named():
 def test_projections_are_orthogonal_and_the_same_everywhere():
     drawn = draw_projection(12, 8, 2, seed=5, layer=3)
     directions = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
-    np.testing.assert_allclose(directions[:, :8] @ directions[:, :8].swapaxes(1, 2), np.eye(8)[None].repeat(2, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        directions[:, :8] @ directions[:, :8].swapaxes(1, 2), np.eye(8)[None].repeat(2, 0), atol=1e-6
+    )
     np.testing.assert_array_equal(drawn, draw_projection(12, 8, 2, seed=5, layer=3))
     np.testing.assert_array_equal(drawn[:, :8], draw_projection(8, 8, 2, seed=5, layer=3))
     assert not np.allclose(drawn, draw_projection(12, 8, 2, seed=5, layer=3, redraw=1))

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from performer.jax import _reference, attention, factories
 from recordings import Case, cases
-
-from performer.jax import _reference, attention
 
 TYPES = pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 
@@ -34,12 +33,15 @@ def attention_of(case: Case, projection):
     if o["m"]:
         common["nb_features"] = o["m"]
     if o["family"] == "softmax":
-        return attention.make_fast_softmax_attention(
+        return factories.make_fast_softmax_attention(
             nonnegative_features=o["nonnegative"], ortho_scaling=o.get("ortho_scaling", 0), **common
         )
     name = {"shiftedelu": "elu+1"}.get(o["kernel_fn"], o["kernel_fn"])
-    return attention.make_fast_generalized_attention(
-        kernel_fn=name, kernel_epsilon=o["kernel_epsilon"], features_type="ortho" if o["m"] else "deterministic", **common
+    return factories.make_fast_generalized_attention(
+        kernel_fn=name,
+        kernel_epsilon=o["kernel_epsilon"],
+        features_type="ortho" if o["m"] else "deterministic",
+        **common,
     )
 
 
@@ -113,7 +115,7 @@ def test_projection(case):
         assert int(_reference.redraw_seed(q)) == case.tensor("seed")
         options = _reference.ProjectionOptions(o["m"], o["d"])
         case.check("W_drawn", _reference.draw_of_seed(options, _reference.redraw_seed(q)))
-        fn = attention.make_fast_softmax_attention(o["d"], nb_features=o["m"], reference=True)
+        fn = factories.make_fast_softmax_attention(o["d"], nb_features=o["m"], reference=True)
         case.check("out", fn(q, k, v))
         return
     options = _reference.ProjectionOptions(o["m"], o["d"], o["type"] == "ortho", o.get("scaling", 0))
@@ -125,7 +127,7 @@ def test_attention_within_the_module(case):
     """The original's module multiplies values by its mask; keys that it masks stay in the denominator."""
     o = case.options
     t = {name: jnp.asarray(case.tensor(name)) for name in case.entry["inputs"]}
-    fn = attention.make_fast_softmax_attention(
+    fn = factories.make_fast_softmax_attention(
         o["d_head"], nb_features=o["m"], unidirectional=o["unidirectional"], projection=t["W"], reference=True
     )
 

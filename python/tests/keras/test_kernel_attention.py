@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from gradients import gradients, numpy
 from keras import ops
-
 from performer.keras import KernelAttention, KernelAttentionCache, _linear
 
 B, T, H, D, WIDTH = 2, 12, 2, 8, 10
@@ -75,7 +74,9 @@ def test_masked_keys_do_not_exist(options):
     np.testing.assert_allclose(out, floats, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"scale_by_length": True}, {"is_short_seq": True}, {"feature_transform": "expplus"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale_by_length": True}, {"is_short_seq": True}, {"feature_transform": "expplus"}]
+)
 def test_a_fully_masked_example_has_zero_attention_and_finite_gradients(options):
     layer = layer_of(**options)
     x = tokens()
@@ -97,7 +98,9 @@ def test_scale_by_length_is_a_scale():
     out = numpy(layer_of(scale_by_length=True)(x, x, attention_mask=ops.convert_to_tensor(mask)))
     for i, length in enumerate((12, 7)):
         scaled = layer_of(scale=D**-0.5 * np.log(length) / np.log(512))
-        np.testing.assert_allclose(out[i : i + 1], numpy(scaled(x[i : i + 1], x[i : i + 1, :length])), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            out[i : i + 1], numpy(scaled(x[i : i + 1], x[i : i + 1, :length])), rtol=1e-4, atol=1e-5
+        )
     with pytest.raises(ValueError, match="scale_by_length needs"):
         layer_of(scale_by_length=True)(x, x)
 
@@ -123,7 +126,9 @@ def window_options(chunk, length, decay, transform):
 def test_windows_are_their_definition(chunk, length, decay, transform):
     layer = layer_of(**window_options(chunk, length, decay, transform))
     x = tokens()
-    q, k, v = (numpy(dense(x)).astype(np.float64) for dense in (layer._query_dense, layer._key_dense, layer._value_dense))
+    q, k, v = (
+        numpy(dense(x)).astype(np.float64) for dense in (layer._query_dense, layer._key_dense, layer._value_dense)
+    )
     w, scale = numpy(layer.projection.value), D**-0.25
     u_q, u_k = (np.einsum("bthd,hmd->bhtm", scale * y, w) for y in (q, k))
     if transform == "exp":
@@ -160,7 +165,9 @@ def test_a_window_that_is_masked_is_a_zero_row():
     layer = layer_of(**window_options(2, 2, None, "relu"))
     mask = ops.convert_to_tensor(np.arange(T)[None].repeat(B, 0) < 2)
     out = numpy(layer(tokens(), tokens(), attention_mask=mask))
-    np.testing.assert_allclose(out[:, 4:], np.broadcast_to(numpy(layer._output_dense.bias), out[:, 4:].shape), atol=1e-6)
+    np.testing.assert_allclose(
+        out[:, 4:], np.broadcast_to(numpy(layer._output_dense.bias), out[:, 4:].shape), atol=1e-6
+    )
 
 
 def test_windows_see_nothing_of_the_future():
@@ -182,7 +189,12 @@ def test_the_first_tokens_are_exact_and_have_their_own_output_projection():
     x = tokens()
     exact = layer._output_dense_softmax(exact_heads(layer, x))
     plain = layer_of()
-    for a, b in ((plain._query_dense, layer._query_dense), (plain._key_dense, layer._key_dense), (plain._value_dense, layer._value_dense), (plain._output_dense, layer._output_dense)):
+    for a, b in (
+        (plain._query_dense, layer._query_dense),
+        (plain._key_dense, layer._key_dense),
+        (plain._value_dense, layer._value_dense),
+        (plain._output_dense, layer._output_dense),
+    ):
         a.set_weights(b.get_weights())
     out = layer(x, x)
     close(out[:, :3], exact[:, :3])

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from gradients import gradients, numpy
 from keras import ops
-from recordings import cases
-
 from performer.keras import KernelAttention, KernelAttentionCache, _projection, _reference
+from recordings import cases
 
 
 def of(group):
@@ -143,10 +142,10 @@ def test_streaming(case):
 
 
 LAYER_OPTIONS = (
-    "num_heads key_dim value_dim feature_transform num_random_features seed use_bias output_shape is_short_seq scale "
-    "scale_by_length use_causal_windowed causal_chunk_length causal_window_length causal_window_decay causal_padding "
-    "begin_kernel redraw"
-).split()
+    *("num_heads", "key_dim", "value_dim", "feature_transform", "num_random_features", "seed", "use_bias"),
+    *("output_shape", "is_short_seq", "scale", "scale_by_length", "use_causal_windowed", "causal_chunk_length"),
+    *("causal_window_length", "causal_window_decay", "causal_padding", "begin_kernel", "redraw"),
+)
 
 
 @of("layer")
@@ -176,9 +175,7 @@ def test_layer(case, dtype, monkeypatch):
         redrawn = optional(case, "W_redrawn", dtype)
         monkeypatch.setattr(KernelAttention, "_drawn", lambda self: redrawn)
     mask = optional(case, "mask", dtype)
-    check(
-        case, lambda *x: layer(*x, attention_mask=mask, training=o.get("training", False)), names, dtype
-    )
+    check(case, lambda *x: layer(*x, attention_mask=mask, training=o.get("training", False)), names, dtype)
 
 
 def test_redraws_keep_their_row_lengths():
