@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from performer.jax import _ffi
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 #: Stands for minus infinity as a log-scale: differences of two of them are 0 (performer/kernels/favor.h).

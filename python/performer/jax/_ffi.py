@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.typing import DTypeLike
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from performer import _kernels_library
 
 _TARGETS = ("performer_favor_forward", "performer_favor_backward", "performer_reduce_mask", "performer_projection")

@@ -44,7 +44,8 @@ def draw(options: ProjectionOptions, key: jax.Array) -> jax.Array:
     directions = jnp.concatenate(blocks)[: options.rows]
     if options.scaling == 1:
         return directions * math.sqrt(options.columns)
-    return directions * jnp.linalg.norm(gaussian, axis=1, keepdims=True)
+    lengths: jax.Array = jnp.linalg.norm(gaussian, axis=1, keepdims=True)
+    return directions * lengths
 
 
 def draw_of_seed(options: ProjectionOptions, seed: int | jax.Array) -> jax.Array:

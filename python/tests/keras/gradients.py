@@ -9,8 +9,12 @@ def gradients(function, inputs, cotangent):
     if backend.backend() == "jax":
         import jax
 
-        value, pull = jax.vjp(function, *inputs)
-        return value, pull(ops.cast(cotangent, value.dtype))
+        @jax.jit
+        def both(*inputs):
+            value, pull = jax.vjp(function, *inputs)
+            return value, pull(ops.cast(cotangent, value.dtype))
+
+        return both(*inputs)
     import torch
 
     leaves = [x.detach().clone().requires_grad_(True) for x in inputs]

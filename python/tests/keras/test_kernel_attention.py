@@ -144,9 +144,16 @@ def test_windows_are_their_definition(chunk, length, decay, transform):
     close(layer(x, x), layer._output_dense(ops.convert_to_tensor(heads.astype(np.float32))), 1e-3, 1e-4)
 
 
-@WINDOWS
-@TRANSFORMS
-@pytest.mark.parametrize("begin_kernel", [0, 5])
+@pytest.mark.parametrize(
+    ("chunk", "length", "decay", "transform", "begin_kernel"),
+    [
+        (1, 3, None, "exp", 0),
+        (4, 3, 0.5, "exp", 5),
+        (5, 9, 0.9, "relu", 0),
+        (4, 2, 0.0, "relu", 5),
+        (3, 1, None, "exp", 5),
+    ],
+)
 def test_streams_are_their_batch_form(chunk, length, decay, transform, begin_kernel):
     layer = layer_of(**window_options(chunk, length, decay, transform), begin_kernel=begin_kernel)
     x = tokens()
