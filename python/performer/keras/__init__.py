@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Performers for Keras 3, on its torch and jax backends."""
+
+from performer.keras.kernel_attention import KernelAttention, KernelAttentionCache
+
+__all__ = ["KernelAttention", "KernelAttentionCache"]
