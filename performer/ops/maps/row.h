@@ -44,7 +44,7 @@ struct MapRow {
   // The epsilon that -1 stands for; below 0: the map has none.
   double default_epsilon = -1;
   bool fused = true;  // the features have a form in the kernels' contract
-  // Fills a PreparedMap whose log_constant is 0.
+  // Fills a PreparedMap without constants.
   void (*prepare)(PreparedMap&, const MapProblem&) = nullptr;
   // The learned weights at their start; null: nothing is learned.
   MapWeights (*start)(const FeatureMapOptions&, int64_t heads, int64_t head_size) = nullptr;
@@ -66,7 +66,5 @@ std::span<const MapRow> elementwise_maps();        // maps/elementwise.cpp
 // What the exponential families share: inputs scaled by D^(-1/4), and the projection as it was drawn, with
 // its constant 1/sqrt(rows). `columns` is the size of what the projection is applied to.
 void prepare_projected(PreparedMap& result, const MapProblem& problem, int64_t columns);
-// A number as a log_constant.
-at::Tensor log_constant_of(double value);
 
 }  // namespace performer::ops
