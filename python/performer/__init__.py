@@ -31,6 +31,19 @@ _HOMES = {
         "feature_map_traits",
         "measure_statistics",
     ),
+    "performer.modules": ("FavorAttention", "MultiheadAttention"),
+    "performer.models": (
+        "AttentionConfig",
+        "LanguageModel",
+        "ModelConfig",
+        "PerformerDecoder",
+        "PerformerEncoder",
+        "Vocabulary",
+        "embed",
+        "generate",
+        "read_fasta",
+        "score",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -53,22 +66,47 @@ if TYPE_CHECKING:
         feature_map_traits,
         measure_statistics,
     )
+    from performer.models import (
+        AttentionConfig,
+        LanguageModel,
+        ModelConfig,
+        PerformerDecoder,
+        PerformerEncoder,
+        Vocabulary,
+        embed,
+        generate,
+        read_fasta,
+        score,
+    )
+    from performer.modules import FavorAttention, MultiheadAttention
 
 __all__ = [
+    "AttentionConfig",
+    "FavorAttention",
     "FeatureMap",
+    "LanguageModel",
     "MapStatistics",
     "MapWeights",
+    "ModelConfig",
+    "MultiheadAttention",
+    "PerformerDecoder",
+    "PerformerEncoder",
     "State",
+    "Vocabulary",
+    "embed",
     "empty_state",
     "favor_attention",
     "favor_step",
     "feature_map_names",
     "feature_map_traits",
+    "generate",
     "key_state",
     "mapped_attention",
     "measure_statistics",
     "merge_states",
+    "read_fasta",
     "scaled_dot_product_attention",
+    "score",
 ]
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator performer::mapped_attention as torch.func's transforms see it.
 
-Plain calls, torch.compile and torch.export take the operator itself, whose derivative is in C++. Inside torch.func.grad,
-vmap and their like C++ derivatives are not allowed; there a torch.autograd.Function stands in for it. It costs some
-40 us more a call, and its backward pass computes the forward pass once more. vmap folds the mapped dimension into the
-batch; with mapped projections, learned matrices or packed segments it runs one call after the other.
+Plain calls, torch.compile and torch.export take the operator itself, whose derivative is in C++. Inside torch.func's
+transforms no C++ derivative is allowed; there a torch.autograd.Function stands in for it. Its backward pass
+computes the forward pass once more. vmap folds the mapped dimension into the batch; with mapped projections, learned
+matrices or packed segments it runs one call after the other.
 """
 
 from __future__ import annotations
