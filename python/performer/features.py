@@ -192,14 +192,14 @@ def measure_statistics(
     return MapStatistics(*ops.map_statistics(query, key, map_name(map), key_mask, query_mask, cu, cu))
 
 
-_drawn: dict[tuple[FeatureMap, int, int, int, torch.device], Tensor | None] = {}
-_MOST_DRAWN = 64
+_drawn: dict[tuple[FeatureMap, int, int, int, torch.device, int], Tensor | None] = {}
+_MOST_DRAWN = 256
 
 
 def _default_projection(
-    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device
+    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
 ) -> Tensor | None:
-    key = (feature_map, heads, head_size, seed, device)
+    key = (feature_map, heads, head_size, seed, device, layer)
     try:
         return _drawn[key]
     except KeyError:
@@ -207,25 +207,25 @@ def _default_projection(
     while len(_drawn) >= _MOST_DRAWN:
         _drawn.pop(next(iter(_drawn)), None)
     with torch.inference_mode(False), torch.no_grad():
-        drawn = feature_map.draw(heads, head_size, seed=seed)
+        drawn = feature_map.draw(heads, head_size, seed=seed, layer=layer)
         _drawn[key] = None if drawn is None else drawn.to(device)
     return _drawn[key]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_projection(
-    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device
+    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
 ) -> Tensor | None:
-    return _default_projection(feature_map, heads, head_size, seed, device)
+    return _default_projection(feature_map, heads, head_size, seed, device, layer)
 
 
 def default_projection(
-    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device
+    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
 ) -> Tensor | None:
-    """The projection of a call that was given none: of layer 0 and redraw 0. The last 64 are kept.
+    """The projection of a call that was given none: of redraw 0. The last 256 are kept.
 
     Under torch.compile it becomes a constant of the graph.
     """
     if torch.compiler.is_compiling():
-        return _constant_projection(feature_map, heads, head_size, seed, device)  # type: ignore[no-any-return]
-    return _default_projection(feature_map, heads, head_size, seed, device)
+        return _constant_projection(feature_map, heads, head_size, seed, device, layer)  # type: ignore[no-any-return]
+    return _default_projection(feature_map, heads, head_size, seed, device, layer)
