@@ -16,7 +16,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 
 def causal_linear_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for queries that see keys up to their own place: chunk by chunk, so that nothing of L x M x E is kept."""
+    """The same for queries that see keys up to their own place, by chunks: nothing of size L x M x E is kept."""
     q, k, v = query.double(), key.double(), value.double()
     length = q.shape[-2]
     sums = k.new_zeros(*k.shape[:-2], k.shape[-1], v.shape[-1])

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,4 +62,4 @@ class LocalAttention(Local):
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         out = (weights @ v).transpose(2, 3).flatten(1, 2)[:, :tokens]
-        return cast(Tensor, out.transpose(1, 2))
+        return out.transpose(1, 2)

@@ -4,9 +4,10 @@
     from performer.compat.performer_pytorch import PerformerLM, AutoregressiveWrapper
 
 Outputs equal recordings of that package, its epsilons, shifts and quirks included: a padding mask hides values and not
-keys, causal attention adds 1e-6 to each feature of the key sum, softmax features are shifted by a maximum over the whole
-sequence. Attention takes memory in proportion to the length. For new models, performer.LanguageModel is faster and its
-causal attention never sees the future. Sums are taken in float64. Projections come from torch's global generator.
+keys, causal attention adds 1e-6 to each feature of the key sum, softmax features are shifted by a maximum over the
+whole sequence. Attention takes memory in proportion to the length; sums are taken in float64. For new models,
+performer.LanguageModel is faster, and its causal attention never sees the future. Projections come from
+torch's global generator.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def softmax_kernel(
     u = x @ projection_matrix.to(x.dtype).transpose(-1, -2)
     shift = u.amax(-1, keepdim=True) if is_query else u.amax((-1, -2), keepdim=True)
     half = x.square().sum(-1, keepdim=True) / 2
-    return cast(Tensor, projection_matrix.shape[0] ** -0.5 * (torch.exp(u - half - shift.detach()) + eps))
+    ratio: float = projection_matrix.shape[0] ** -0.5
+    return (torch.exp(u - half - shift.detach()) + eps) * ratio
 
 
 def generalized_kernel(
@@ -382,7 +384,8 @@ class CrossAttention(Attention):
         """x [B, L, D] -> same; raises ValueError without a context."""
         if context is None:
             raise ValueError("cross attention needs a context")
-        return super().forward(*args, context=context, **kwargs)
+        kwargs["context"] = context
+        return super().forward(*args, **kwargs)
 
 
 class FixedPositionalEmbedding(nn.Module):
@@ -441,7 +444,9 @@ class SequentialSequence(nn.Module):
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         """[B, L, D] -> same."""
-        for layer, (f_args, g_args) in zip(self.layers, _routed(self.args_route, kwargs, len(self.layers)), strict=True):
+        for layer, (f_args, g_args) in zip(
+            self.layers, _routed(self.args_route, kwargs, len(self.layers)), strict=True
+        ):
             f, g = cast(nn.ModuleList, layer)
             x = x + f(x, **f_args)
             x = x + g(x, **g_args)
@@ -488,7 +493,9 @@ class ReversibleSequence(nn.Module):
         """[B, L, D] -> same."""
         first = second = x
         recompute = self.training and torch.is_grad_enabled()
-        for block, (f_args, g_args) in zip(self.blocks, _routed(self.args_route, kwargs, len(self.blocks)), strict=True):
+        for block, (f_args, g_args) in zip(
+            self.blocks, _routed(self.args_route, kwargs, len(self.blocks)), strict=True
+        ):
             args = (first, second, f_args, g_args)
             if recompute:
                 first, second = torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
@@ -545,7 +552,9 @@ class Performer(nn.Module):
         local = (local_attn_heads,) * depth if isinstance(local_attn_heads, int) else tuple(local_attn_heads)
         local = local * depth if len(local) == 1 else local
         if len(local) != depth or not all(0 <= n <= heads for n in local):
-            raise ValueError(f"local_attn_heads {local} must be one number from 0 to {heads} for each of {depth} layers")
+            raise ValueError(
+                f"local_attn_heads {local} must be one number from 0 to {heads} for each of {depth} layers"
+            )
 
         def wrapped(module: nn.Module) -> nn.Module:
             if use_scalenorm:
@@ -820,7 +829,9 @@ class PerformerEncDec(nn.Module):
         dec = {name[4:]: value for name, value in kwargs.items() if name.startswith("dec_")}
         unknown = [name for name in kwargs if name[:4] not in ("enc_", "dec_")]
         if unknown or "dim" in enc or "dim" in dec:
-            raise ValueError(f"unknown arguments {unknown or 'enc_dim, dec_dim'}: give dim, and others as enc_ and dec_")
+            raise ValueError(
+                f"unknown arguments {unknown or 'enc_dim, dec_dim'}: give dim, and others as enc_ and dec_"
+            )
         dec |= {"causal": True, "cross_attend": True}
         self.enc = PerformerLM(**{**shared, **enc})
         decoder = PerformerLM(**{**shared, **dec})

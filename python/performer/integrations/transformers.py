@@ -164,7 +164,9 @@ def _key_mask(mask: Tensor | None, keys: int, packed: bool) -> Tensor | None:
 
 def _check_arguments(kwargs: dict[str, Any]) -> None:
     if kwargs.get("output_attentions"):
-        raise ValueError("output_attentions: linear attention never forms attention weights; load the model with 'eager'")
+        raise ValueError(
+            "output_attentions: linear attention never forms attention weights; load the model with 'eager'"
+        )
     for name, why in _REFUSED.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"{name}: {why}")
@@ -193,7 +195,9 @@ class _Function:
         """Attention of query [B, H, L, D]; gives ([B, L, H, E], None)."""
         _check_arguments(kwargs)
         if dropout > 0 and module.training:
-            _warn_once("linear attention has no attention weights to drop: the dropout of attention weights is not applied")
+            _warn_once(
+                "linear attention has no attention weights to drop: the dropout of attention weights is not applied"
+            )
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         bounds = kwargs.get("cu_seq_lens_q")
         mask = _key_mask(attention_mask, key.shape[2], bounds is not None)
@@ -309,7 +313,9 @@ def register(name: str | None = None, features: Features = "softmax", *, seed: i
         chosen = {name: feature_map(features)}
     for each, described in chosen.items():
         if any(word in each for word in ("flash", "sdpa", "flex_attention", "paged|", "/")):
-            raise ValueError(f"{each!r} cannot be registered: transformers reserves flash, sdpa, flex_attention, paged| and /")
+            raise ValueError(
+                f"{each!r} cannot be registered: transformers reserves flash, sdpa, flex_attention, paged| and /"
+            )
         if described.traits.learned:
             raise ValueError(f"feature map {described.map} needs learned weights, which a model of transformers lacks")
         AttentionInterface.register(each, cast(Any, _Function(described, seed)))
