@@ -40,7 +40,7 @@ def gaussian_orthogonal_random_matrix(
     """
     rows = _arithmetic.orthogonal_rows(nb_rows, nb_columns)
     if scaling == 0:
-        lengths = torch.randn(nb_rows, nb_columns).norm(dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(torch.randn(nb_rows, nb_columns), dim=1)
     elif scaling == 1:
         lengths = torch.full((nb_rows,), math.sqrt(nb_columns))
     else:
