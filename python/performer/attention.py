@@ -52,16 +52,13 @@ _NO_STATE = (None, None, None)
 _NAMED = {name: FeatureMap(name) for name in ["softmax", *feature_map_names()]}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _described(features: str | int) -> FeatureMap:
-    return FeatureMap(features=features) if isinstance(features, int) else FeatureMap(features)
-
-
 def feature_map(features: Features) -> FeatureMap:
     """The description that an argument `features` stands for: a name, a number of softmax features, or itself."""
     if isinstance(features, FeatureMap):
         return features
-    return _NAMED[features] if features in _NAMED else _described(features)  # type: ignore[no-any-return, index]
+    if isinstance(features, int):
+        return FeatureMap(features=features)
+    return _NAMED[features] if features in _NAMED else FeatureMap(features)
 
 
 def _check_layout(layout: str) -> None:

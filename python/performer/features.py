@@ -116,10 +116,9 @@ class FeatureMap:
     epsilon: float | None = None
     shared_projection: bool = False
 
-    # What each call needs, made once: the arguments of the operators that name the map, and the hash.
+    # What each call needs, made once: the arguments of the operators that name the map, and whether it is random.
     arguments: tuple[str, int, str, str, float] = dataclasses.field(init=False, repr=False, compare=False)
     default_drawn: bool = dataclasses.field(init=False, repr=False, compare=False)
-    _hash: int = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         store = object.__setattr__
@@ -128,10 +127,6 @@ class FeatureMap:
         arguments = (self.map, self.features, self.projection, self.row_norm, epsilon)
         store(self, "arguments", arguments)
         store(self, "default_drawn", self.projection not in ("auto", "none") or self.traits.projected)
-        store(self, "_hash", hash((*arguments, self.shared_projection)))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @property
     def traits(self) -> Traits:
@@ -192,14 +187,15 @@ def measure_statistics(
     return MapStatistics(*ops.map_statistics(query, key, map_name(map), key_mask, query_mask, cu, cu))
 
 
-_drawn: dict[tuple[FeatureMap, int, int, int, torch.device, int], Tensor | None] = {}
+_Arguments = tuple[str, int, str, str, float]
+_drawn: dict[tuple[_Arguments, bool, int, int, int, torch.device, int], Tensor | None] = {}
 _MOST_DRAWN = 256
 
 
-def _default_projection(
-    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
+def _kept_projection(
+    arguments: _Arguments, shared: bool, heads: int, head_size: int, seed: int, device: torch.device, layer: int
 ) -> Tensor | None:
-    key = (feature_map, heads, head_size, seed, device, layer)
+    key = (arguments, shared, heads, head_size, seed, device, layer)
     try:
         return _drawn[key]
     except KeyError:
@@ -207,16 +203,16 @@ def _default_projection(
     while len(_drawn) >= _MOST_DRAWN:
         _drawn.pop(next(iter(_drawn)), None)
     with torch.inference_mode(False), torch.no_grad():
-        drawn = feature_map.draw(heads, head_size, seed=seed, layer=layer)
-        _drawn[key] = None if drawn is None else drawn.to(device)
+        drawn = ops.draw_map_projection(*arguments, shared, heads, head_size, seed, layer, 0)
+        _drawn[key] = drawn.to(device) if drawn.numel() else None
     return _drawn[key]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_projection(
-    feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
+    arguments: _Arguments, shared: bool, heads: int, head_size: int, seed: int, device: torch.device, layer: int
 ) -> Tensor | None:
-    return _default_projection(feature_map, heads, head_size, seed, device, layer)
+    return _kept_projection(arguments, shared, heads, head_size, seed, device, layer)
 
 
 def default_projection(
@@ -226,6 +222,10 @@ def default_projection(
 
     Under torch.compile it becomes a constant of the graph.
     """
-    if torch.compiler.is_compiling():
-        return _constant_projection(feature_map, heads, head_size, seed, device, layer)  # type: ignore[no-any-return]
-    return _default_projection(feature_map, heads, head_size, seed, device, layer)
+    named = (feature_map.arguments, feature_map.shared_projection)
+    if not torch.compiler.is_compiling():
+        return _kept_projection(*named, heads, head_size, seed, device, layer)
+    # Sizes may be symbols here; the length of a tuple is a number, so the graph is one of this number of heads.
+    heads, head_size = len((0,) * heads), len((0,) * head_size)
+    constant: Tensor | None = _constant_projection(*named, heads, head_size, seed, device, layer)
+    return constant
