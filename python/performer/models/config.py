@@ -153,11 +153,35 @@ class AttentionConfig:
         return {**common, **own}
 
 
+# Keys of the program, most of them for imported models, that Python has with these values only.
+_FIXED: dict[str, Any] = {
+    "norm_type": "layer",
+    "embedding_norm": False,
+    "final_norm": True,
+    "axial_axes": "64",
+    "added_positions": False,
+    "rotary_base": 10000,
+    "rotary_stored": False,
+    "embedding_scale": 1,
+    "token_dropout": False,
+    "ffn_gate": False,
+    "ffn_bias": True,
+    "kv_heads": 0,
+    "output_head": "linear",
+    "output_scale": 0,
+}
+
+
 def read_model(section: dict[str, Any]) -> ModelConfig:
-    """A [model] section; raises ValueError naming an unknown key."""
+    """A [model] section; raises ValueError naming an unknown key, or a value without a form in Python."""
     known = [field.name for field in dataclasses.fields(ModelConfig)]
-    _check_keys("model", section, known)
-    return ModelConfig(**section)
+    _check_keys("model", section, known + list(_FIXED))
+    for name, value in _FIXED.items():
+        if section.get(name, value) != value:
+            raise ValueError(
+                f"model.{name} = {section[name]} has no form in Python, only {value}; such models run with the program"
+            )
+    return ModelConfig(**{name: value for name, value in section.items() if name in known})
 
 
 def read_attention(section: dict[str, Any]) -> AttentionConfig:
