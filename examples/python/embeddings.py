@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embeds the sequences of two FASTA files and tells them apart with scikit-learn: embeddings.py FOLDER A.fasta B.fasta."""
+"""Embeds the proteins of two FASTA files and tells them apart by scikit-learn: embeddings.py FOLDER A.fasta B.fasta."""
 
 import sys
 
