@@ -56,7 +56,8 @@ def data(tmp_path_factory):
 def test_scores_are_the_programs(name, data, tmp_path):
     train, few = data
     settings = [part for option in CONFIGURATIONS[name].split() for part in ("--set", option)]
-    run("train", "-o", tmp_path / "m", "--train", train, "--preset", "tiny", "--steps", 3, *settings)
+    small = ["--set", "data.batch_tokens=256", "--set", "data.length=64"]
+    run("train", "-o", tmp_path / "m", "--train", train, "--preset", "tiny", "--steps", 2, *small, *settings)
     run("score", "--per-token", tmp_path / "m", few, "-o", tmp_path / "scores.tsv")
     with (tmp_path / "scores.tsv").open() as file:
         expected = [(row["id"], float(row["log_probability"])) for row in csv.DictReader(file, delimiter="\t")]
