@@ -117,7 +117,9 @@ struct PreparedMap {
   at::Tensor query_matrix, key_matrix;
   at::Tensor bias;                      // [H, R], added then
   at::Tensor query_factor, key_factor;  // ... or a factor for each coordinate [H, D] or [N, H, D]
-  // Log of the constants of one side that cancel in attention: [1], [H] or [N, H], float64.
+  // Log of the constants of one side that cancel in attention: a number, and where statistics give more of
+  // it, [H] or [N, H] float64, else undefined.
+  double log_number = 0;
   at::Tensor log_constant;
   bool trigonometric = false;  // `map` then holds scale and projection for ops/trigonometric.h
 };

@@ -165,7 +165,9 @@ LogFeatures log_features(const Tensor& x, bool query, const FeatureMapOptions& o
     const Tensor offset = prepared.map.offset->to(type);
     u = u + (offset.dim() == 3 ? offset.unsqueeze(1) : offset);
   }
-  Tensor common = prepared.log_constant.to(x.device(), type).unsqueeze(-1);  // [..., H or 1, 1]
+  Tensor common = at::full({1}, prepared.log_number, x.options().dtype(at::kDouble));
+  if (prepared.log_constant.defined()) common = common + prepared.log_constant.to(x.device());
+  common = common.to(type).unsqueeze(-1);  // [..., H or 1, 1]
   if (common.dim() == 3) common = common.unsqueeze(1);
   if (prepared.trigonometric) {
     const Tensor waves = at::cat({u.cos(), u.sin()}, -1);

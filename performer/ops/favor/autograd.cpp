@@ -115,12 +115,27 @@ struct FavorAttention : torch::autograd::Function<FavorAttention> {
   }
 };
 
+// Recording a call costs as much as a small one takes.
+bool wants_gradient(const Tensor& query, const Tensor& key, const Tensor& value,
+                    const OptionalTensor& initial_kv, const OptionalTensor& initial_key_sum) {
+  if (!at::GradMode::is_enabled()) return false;
+  const auto asks = [](const OptionalTensor& t) { return t.has_value() && t->requires_grad(); };
+  return query.requires_grad() || key.requires_grad() || value.requires_grad() || asks(initial_kv) ||
+         asks(initial_key_sum);
+}
+
 Results favor_attention_autograd(PERFORMER_FAVOR_PARAMETERS) {
   for (const auto* constant : {&projection, &offset}) {
     TORCH_CHECK_VALUE(!constant->has_value() || !(*constant)->requires_grad(),
                       "favor_attention: projection and offset are constants and get no gradient; apply "
                       "learned maps to query and key "
                       "before the call, or detach");
+  }
+  if (!wants_gradient(query, key, value, initial_kv, initial_key_sum)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return find_forward().call(query, key, value, projection, offset, key_mask, query_mask, cu_query, cu_key,
+                               initial_kv, initial_key_sum, initial_log_scale, family, scale, norm_weight,
+                               epsilon, causal, chunk, return_state, backend);
   }
   auto results = FavorAttention::apply(query, key, value, projection, offset, key_mask, query_mask, cu_query,
                                        cu_key, initial_kv, initial_key_sum, initial_log_scale, family, scale,

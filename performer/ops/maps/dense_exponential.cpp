@@ -167,7 +167,7 @@ void prepare_tuned(PreparedMap& result, const MapProblem& problem) {
   result.key_matrix = dense.key_matrix;
   result.query_factor = dense.query_factor;
   result.key_factor = dense.key_factor;
-  result.log_constant = result.log_constant + dense.log_constant;
+  result.log_constant = dense.log_constant;
 }
 
 struct DenseMap {

@@ -16,7 +16,7 @@ void prepare_elementwise(PreparedMap& result, const MapProblem& problem) {
   if (!draws_projection(problem.options)) return;
   problem.check_projection(problem.head_size);
   result.map.projection = problem.weights.projection;
-  result.log_constant = log_constant_of(-0.5 * std::log(static_cast<double>(problem.options.features)));
+  result.log_number = -0.5 * std::log(static_cast<double>(problem.options.features));
 }
 
 // Without an epsilon exp is summed with log-scales, as the exponential family is.

@@ -17,14 +17,14 @@ void prepare_favor_plus(PreparedMap& result, const MapProblem& problem) {
 void prepare_hyperbolic(PreparedMap& result, const MapProblem& problem) {
   prepare_projected(result, problem, problem.head_size);
   result.map.projection = at::cat({problem.weights.projection, -problem.weights.projection}, 1);
-  result.log_constant = log_constant_of(-0.5 * std::log(static_cast<double>(problem.options.features)));
+  result.log_number = -0.5 * std::log(static_cast<double>(problem.options.features));
 }
 
 // As if every input had the squared norm sqrt(D).
 void prepare_expmod(PreparedMap& result, const MapProblem& problem) {
   prepare_projected(result, problem, problem.head_size);
   result.map.norm_weight = 0;
-  result.log_constant = result.log_constant - std::sqrt(static_cast<double>(problem.head_size)) / 2;
+  result.log_number -= std::sqrt(static_cast<double>(problem.head_size)) / 2;
 }
 
 constexpr FeatureMapTraits kRandomExponential{.exponential = true, .projected = true};
@@ -48,8 +48,7 @@ void prepare_projected(PreparedMap& result, const MapProblem& problem, int64_t c
   problem.check_projection(columns);
   result.map.scale = std::pow(static_cast<double>(problem.head_size), -0.25);
   result.map.projection = problem.weights.projection;
-  result.log_constant = log_constant_of(-0.5 * std::log(static_cast<double>(problem.drawn_rows())))
-                            .to(problem.weights.projection.device());
+  result.log_number = -0.5 * std::log(static_cast<double>(problem.drawn_rows()));
 }
 
 }  // namespace performer::ops

@@ -45,7 +45,7 @@ struct MapRow {
   double default_epsilon = -1;
   // Attention is favor_attention of mapped queries and keys, with as many features in a state as count says.
   bool fused = true;
-  // Fills a PreparedMap whose log_constant is 0.
+  // Fills a PreparedMap without constants.
   void (*prepare)(PreparedMap&, const MapProblem&) = nullptr;
   // The learned weights at their start; null: nothing is learned.
   MapWeights (*start)(const FeatureMapOptions&, int64_t heads, int64_t head_size) = nullptr;
@@ -67,7 +67,5 @@ std::span<const MapRow> elementwise_maps();        // maps/elementwise.cpp
 // What the exponential families share: inputs scaled by D^(-1/4), and the projection as it was drawn, with
 // its constant 1/sqrt(rows). `columns` is the size of what the projection is applied to.
 void prepare_projected(PreparedMap& result, const MapProblem& problem, int64_t columns);
-// A number as a log_constant.
-at::Tensor log_constant_of(double value);
 
 }  // namespace performer::ops

@@ -139,7 +139,6 @@ PreparedMap prepare_feature_map(const FeatureMapOptions& options, const MapWeigh
                                 const MapStatistics& statistics, int64_t heads, int64_t head_size) {
   validate(options, head_size);
   PreparedMap result;
-  result.log_constant = log_constant_of(0);
   map_row(options.map).prepare(result, {options, weights, statistics, heads, head_size});
   return result;
 }
@@ -163,10 +162,6 @@ void MapProblem::check_shape(const Tensor& tensor, const char* name, const std::
                     at::IntArrayRef(expected), shared_heads ? " (or one head for all)" : "", ", found ",
                     tensor.defined() ? fmt::format("[{}]", fmt::join(tensor.sizes(), ", ")) : "none",
                     "; see draw_map_projection and initial_map_weights");
-}
-
-Tensor log_constant_of(double value) {
-  return at::full({1}, value, at::kDouble);
 }
 
 }  // namespace performer::ops

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
