@@ -126,7 +126,7 @@ void tell_spearman(const VariantTable& table, const std::vector<VariantResult>& 
 
 // Single substitutions by position and residue; what was scored twice has its last score.
 studies::VariantMap heat_map_of(const VariantTable& table, const std::vector<VariantResult>& results,
-                             const WildType& wild, const ModelFolder& folder, int64_t offset) {
+                                const WildType& wild, const ModelFolder& folder, int64_t offset) {
   studies::VariantMap map;
   map.title = fmt::format("{}: predicted effects of substitutions", wild.id);
   map.rows = replacing_letters(folder.vocabulary);

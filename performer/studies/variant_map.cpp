@@ -77,7 +77,7 @@ std::string draw_band(const VariantMap& map, int64_t first, int64_t end, double 
   for (size_t row = 0; row < map.rows.size(); ++row) {
     const double y = top + kCell * static_cast<double>(row);
     drawn += svg_text(kMapLeft - 6, y + kCell - 1, std::string(1, map.rows[row]),
-                          "font-size=\"8\" text-anchor=\"end\"");
+                      "font-size=\"8\" text-anchor=\"end\"");
     for (int64_t place = first; place < end; ++place) {
       drawn += draw_cell(map, row, place, kMapLeft + kCell * static_cast<double>(place - first), y, scale);
     }
@@ -87,7 +87,7 @@ std::string draw_band(const VariantMap& map, int64_t first, int64_t end, double 
     const int64_t number = place + map.first_position;
     if (place != first && number % 10 != 0) continue;
     drawn += svg_text(kMapLeft + kCell * (static_cast<double>(place - first) + 0.5), below,
-                          std::to_string(number), "font-size=\"9\" text-anchor=\"middle\"");
+                      std::to_string(number), "font-size=\"9\" text-anchor=\"middle\"");
   }
   return drawn;
 }

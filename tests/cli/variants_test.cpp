@@ -21,7 +21,7 @@ class VariantsCommand : public ProgramTest {
 };
 
 TEST_F(VariantsCommand, ScoresATableAndComparesIt) {
-  write("dms.csv", "mutant,DMS_score,other\nA4P,0.5,3\nK2W:Y5D,-1,2\nG27A,0.1,1\nA4del,NA,\n");
+  write("dms.csv", "mutant,DMS_score,other\nA4P,0.5,3\nK2W:Y5D,-1,2\nG28A,0.1,1\nA4del,NA,\n");
   const Result result = run({"variants", "model", "wild.fasta", "--table", "dms.csv"});
   ASSERT_EQ(result.code, 0) << result.err;
   const auto lines = lines_of(result.out);

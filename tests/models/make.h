@@ -42,7 +42,9 @@ inline ModelConfig small_model(const Variant& variant = {"favor-relu"}) {
 inline AttentionConfig small_attention(const Variant& variant = {"favor-relu"}) {
   AttentionConfig attention;
   attention.kind = variant.kind;
-  if (nn::has_option(nn::find_kind(variant.kind), "features")) attention.set("features", 16);
+  // The sums of few trigonometric features, which have signs, may cancel: then rounding decides.
+  const int64_t features = variant.kind == std::string("favor-trigonometric") ? 512 : 16;
+  if (nn::has_option(nn::find_kind(variant.kind), "features")) attention.set("features", features);
   attention.qk_norm = attention.learned_temperature = variant.options;
   return attention;
 }

@@ -13,7 +13,7 @@ using testing::HasSubstr;
 
 TEST(VariantMap, HasACellForEachReplacementAndAMarkForTheOwn) {
   VariantMap map{"a <title>", "score", {'A', 'C'},
-              "ACA",       11,      {{0, -2, 0}, {1, 0, std::numeric_limits<double>::quiet_NaN()}}};
+                 "ACA",       11,      {{0, -2, 0}, {1, 0, std::numeric_limits<double>::quiet_NaN()}}};
   const std::string svg = to_svg(map);
   EXPECT_THAT(svg, HasSubstr("a &lt;title&gt;"));
   EXPECT_THAT(svg, HasSubstr("A11C 1.000"));

@@ -101,6 +101,7 @@ bool is_of_kind(const std::string& name) {
 void choose_attention(Imported& imported, const std::string& kind) {
   if (kind.empty() || kind == imported.attention.kind) return;
   set_field("attention", imported.attention, "kind", kind);
+  if (std::ranges::find(imported.kinds, kind) != imported.kinds.end()) return;
   std::erase_if(imported.tensors, [](const auto& item) { return is_of_kind(item.first); });
 }
 

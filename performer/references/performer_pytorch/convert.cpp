@@ -60,6 +60,7 @@ void read_lm_sizes(const Source& source, const SourceWeights& weights, Imported&
   made.attention.redraw_every = 0;
   if (weights.has(projection)) {
     made.attention.kind = "performer-pytorch-softmax";
+    made.kinds = {"performer-pytorch-generalised"};  // with the same projections
     made.attention.set("features", weights.size(projection, 0));
     model.head_size = weights.size(projection, 1);
     model.heads = inner / model.head_size;
