@@ -30,6 +30,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--training-tokens", type=int, default=1024, help="of the training step (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="cores to run on; 0: all")
     parser.add_argument("--output", help="write the results there, too (JSON)")
     return parser.parse_args()
@@ -46,6 +47,7 @@ def load_original(path: str):
 def median_seconds(function, arguments, repeats: int) -> float:
     import jax
 
+    print(".", end="", file=sys.stderr, flush=True)  # one point for each thing that is timed
     jax.block_until_ready(function(*arguments))
     times = []
     for _ in range(repeats):
@@ -117,7 +119,7 @@ def time_training_step(args, original) -> list[dict]:
     import jax
     import optax
 
-    length, width, rows = 1024, args.heads * args.head_size, []
+    length, width, rows = args.training_tokens, args.heads * args.head_size, []
     tokens = jax.random.randint(jax.random.PRNGKey(0), (args.batch, length), 0, 32)
     for name, attention in attentions(args, original, causal=True).items():
 
@@ -167,6 +169,7 @@ def main() -> None:
     original = load_original(args.original) if args.original else None
     check(args)
     rows = time_attention(args, original) + time_training_step(args, original)
+    print(file=sys.stderr)
     report(rows)
     if args.output:
         with open(args.output, "w") as file:
