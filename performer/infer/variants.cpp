@@ -12,6 +12,7 @@
 
 #include "performer/base/error.h"
 #include "performer/infer/likelihood.h"
+#include "performer/infer/shared_prefix.h"
 
 namespace performer {
 namespace {
@@ -161,6 +162,7 @@ class VariantScorer {
   void score_whole(const std::vector<size_t>& chosen) {
     const VariantScore kind = is_marginal(request_.kind) ? VariantScore::one_pass : request_.kind;
     if (chosen.empty()) return;
+    if (kind == VariantScore::log_ratio && !windows_ && shares_prefixes(model_)) return score_along(chosen);
     const double wild_sum = windows_ ? 0 : sums_of({wild_}, kind)[0];
     for (size_t first = 0; first < chosen.size();) {
       std::vector<Tokens> wild_parts, parts;
@@ -183,6 +185,21 @@ class VariantScorer {
                     wild_sums[i - first], wild_length);
       }
       first = end;
+    }
+  }
+
+  // Log-ratios of variants that begin like the wild type, of which only the rest is read.
+  void score_along(const std::vector<size_t>& chosen) {
+    TokenSequences sequences = {&wild_};
+    for (const size_t i : chosen) sequences.push_back(&variants_[i].tokens);
+    const std::vector<double> sums =
+        log_likelihoods_along(model_, vocabulary_, wild_, sequences, request_.batch_tokens,
+                              [&](int64_t done) { tell(static_cast<double>(done)); });
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      const Variant& variant = variants_[chosen[i]];
+      results_[chosen[i]] =
+          compare(variant, VariantScore::log_ratio, sums[i + 1], static_cast<double>(variant.tokens.size()),
+                  sums[0], static_cast<double>(wild_.size()));
     }
   }
 

@@ -87,6 +87,7 @@ class LanguageModelImpl : public torch::nn::Module {
   at::Tensor rotary(const at::Tensor& positions) const;  // [B, T, 1, D / 2]
   const std::vector<nn::Block>& blocks() const { return blocks_; }
   at::Tensor normalized(const at::Tensor& x) const;
+  at::Tensor logits(const at::Tensor& hidden) const;  // of what normalized() gives
 
   // Draw number `index` of every layer's projection; called at optimizer-step boundaries only.
   void redraw(int64_t index);
@@ -122,7 +123,6 @@ class LanguageModelImpl : public torch::nn::Module {
   void check_context(const nn::Context* context) const;
   at::Tensor next_hidden(const at::Tensor& tokens, DecodeState& state, std::vector<at::Tensor>* layers) const;
   double output_scale() const;
-  at::Tensor logits(const at::Tensor& hidden) const;
 
   ModelConfig model_;
   AttentionConfig attention_;

@@ -108,9 +108,13 @@ double normalized(double sum, size_t length, double wild_sum) {
 TEST(VariantScores, WholeSequencesAreComparedByTheirMeans) {
   const VariantTable table = table_of(kVariantTable);
   const Tokens wild = residues_of(kWildType);
-  for (const char* objective : {"causal", "masked"}) {
-    LanguageModel model = make_model({.kind = "favor-softmax", .objective = objective});
-    const bool is_causal = std::string(objective) == "causal";
+  for (const auto& [kind, objective] :
+       std::vector<std::pair<std::string, std::string>>{{"favor-softmax", "causal"},
+                                                        {"exact", "causal"},
+                                                        {"local", "causal"},
+                                                        {"favor-softmax", "masked"}}) {
+    LanguageModel model = make_model({.kind = kind, .objective = objective});
+    const bool is_causal = objective == "causal";
     const auto sum = [&](const Tokens& tokens) {
       return is_causal ? causal_sum(model, tokens) : pseudo_sum(model, tokens);
     };
