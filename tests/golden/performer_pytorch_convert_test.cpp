@@ -31,6 +31,7 @@ convert::Conversion converted(const Case& item, const PerformerLMOptions& lm) {
   request.settings = {std::string("model.objective=") + (lm.stack.causal ? "causal" : "masked"),
                       "model.heads=" + std::to_string(lm.stack.heads)};
   if (lm.stack.generalized) request.attention = "performer-pytorch-generalised";
+  if (lm.stack.no_projection) request.attention = "performer-pytorch-no-projection";
   return convert::convert(request);
 }
 

@@ -184,7 +184,7 @@ TEST(Block, PutsCrossAttentionBetweenItsParts) {
   const at::Tensor full = block(x, rows(2, 7), &context);
   auto children = block->named_children();
   const auto norm = [&](const char* name, const at::Tensor& y) {
-    return children[name]->as<torch::nn::LayerNorm>()->forward(y);
+    return children[name]->as<Norm>()->forward(y);
   };
   at::Tensor y =
       x + children["attention"]->as<MultiHeadAttention>()->forward(norm("attention_norm", x), rows(2, 7));

@@ -145,6 +145,7 @@ void load_tensors(LanguageModel& model, const Tensors& tensors, const std::strin
 Conversion convert(const Request& request) {
   Source source = read_source(request.source);
   source.hints = hints_of(request.settings);
+  if (!request.attention.empty()) source.hints["attention.kind"] = request.attention;
   const Family& family = family_of(source);
   Imported imported = family.import(source);
   if (!request.tokenizer_files.empty())

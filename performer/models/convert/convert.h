@@ -22,7 +22,7 @@ struct Source {
   SourceConfig config;    // config.json, or the values beside the tensors; empty when there are none
   Tensors tensors;
   std::string format;  // "safetensors", "torch", "flax", "llama2.c", "ctranslate2"
-  // What the user says about it, "section.key": value. Some files do not hold all sizes.
+  // What the user says about it, "section.key": value; attention.kind too. Some files do not hold everything.
   std::map<std::string, std::string> hints = {};
 
   // A whole number that only the user knows. Throws InputError asking for it.

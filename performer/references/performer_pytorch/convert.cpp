@@ -7,6 +7,7 @@
 
 #include "performer/base/error.h"
 #include "performer/models/convert/blocks.h"
+#include "performer/nn/attention/kind.h"
 
 namespace performer::references::performer_pytorch {
 namespace {
@@ -41,6 +42,13 @@ BlockNames lm_names(const SourceWeights& weights, int64_t layer) {
           attention + "norm",    ffn + "norm",          ffn + "fn.fn.w1",      ffn + "fn.fn.w2"};
 }
 
+// The file does not say which of the reference's kinds it was trained with; the user may.
+std::string kind_of(const Source& source) {
+  const auto hint = source.hints.find("attention.kind");
+  const bool given = hint != source.hints.end() && hint->second.starts_with("performer-pytorch-");
+  return given ? hint->second : "performer-pytorch-softmax";
+}
+
 void read_lm_sizes(const Source& source, const SourceWeights& weights, Imported& made) {
   ModelConfig& model = made.model;
   model.layers = weights.count("performer.net.layers.");
@@ -59,8 +67,9 @@ void read_lm_sizes(const Source& source, const SourceWeights& weights, Imported&
   const std::string projection = part_of(weights, 0, true) + "fn.fast_attention.projection_matrix";
   made.attention.redraw_every = 0;
   if (weights.has(projection)) {
-    made.attention.kind = "performer-pytorch-softmax";
-    made.attention.set("features", weights.size(projection, 0));
+    made.attention.kind = kind_of(source);
+    if (nn::has_option(nn::find_kind(made.attention.kind), "features"))
+      made.attention.set("features", weights.size(projection, 0));
     model.head_size = weights.size(projection, 1);
     model.heads = inner / model.head_size;
   } else {
@@ -107,8 +116,9 @@ Imported import_lm(const Source& source) {
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     const std::string projection = part_of(weights, layer, true) + "fn.fast_attention.projection_matrix";
     if (weights.has(projection)) {
-      made.tensors[fmt::format("blocks_{}.attention.kind.projection", layer)] =
-          weights.take(projection, {weights.size(projection, 0), model.head_size});
+      const at::Tensor rows = weights.take(projection, {weights.size(projection, 0), model.head_size});
+      if (nn::has_option(nn::find_kind(made.attention.kind), "features"))
+        made.tensors[fmt::format("blocks_{}.attention.kind.projection", layer)] = rows;
     }
     take_block(weights, model, layer, lm_names(weights, layer), made.tensors);
   }
