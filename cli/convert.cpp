@@ -146,7 +146,7 @@ Action convert_command(CLI::App& app) {
   options->common.add_to(app);
   std::vector<std::string> known;
   for (const convert::Family& family : convert::families())
-    known.push_back(fmt::format("  {:<16} {}", family.name, family.summary));
+    known.push_back(fmt::format("  {:<18} {}", family.name, family.summary));
   app.footer(
       fmt::format("Sources:\n{}\nWith exact attention logits are those of the source. Another kind keeps "
                   "every weight and changes what\nattention computes: such a model needs more training "

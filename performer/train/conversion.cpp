@@ -137,6 +137,8 @@ class Improvement {
     for (int64_t i = 0; i < train_.size(); ++i)
       longest_ = std::max(longest_, static_cast<int64_t>(train_.tokens(i).size()));
     report_["longest_sequence"] = longest_;
+    if (report_["exact_heads"] == std::ssize(report_["heads"]))
+      return "Not worth it: with this threshold all heads stay exact, so that nothing is faster.";
     const ordered_json& faster = report_["speed"]["faster_from"];
     const double lost = first_ - last_;
     const std::string price = fmt::format("accuracy went from {:.4f} to {:.4f}", first_, last_);

@@ -11,8 +11,9 @@ namespace performer::train {
 // One layer and one sequence, forward, float32, with LibTorch's threads as they are set; the fastest of
 // three:
 // {"lengths", "exact_ms", "converted_ms", "faster_from"}. faster_from is the first of the lengths from which
-// the converted layer stays faster, null when there is none. Lengths double from 128 to `longest`.
-nlohmann::ordered_json measure_speed(const LanguageModel& model, int64_t longest = 8192);
+// the converted layer stays faster by a tenth at least, null when there is none. Lengths double from 128 to
+// `longest`. Of kind hybrid the first layer is measured.
+nlohmann::ordered_json measure_speed(const LanguageModel& model, int64_t longest = 4096);
 
 // MiB of float32 that attention keeps of a sequence of 1024, 8192 and 65536 tokens while it is read token by
 // token, over all layers: keys and values of exact heads, and of linear ones a state that does not grow. Null

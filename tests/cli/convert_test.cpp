@@ -89,7 +89,7 @@ TEST_F(Convert, RecordsWhatTransferWasWorth) {
   const json report = json::parse(read("model/conversion.json"));
   EXPECT_EQ(report["stages"].size(), 5U);
   EXPECT_EQ(report["exact_heads"], 8);
-  EXPECT_THAT(made.err, HasSubstr("orth it"));
+  EXPECT_THAT(made.err, HasSubstr("Not worth it: with this threshold all heads stay exact"));
   EXPECT_EQ(json::parse(read("model/config.json"))["attention"]["kind"], "hybrid");
 }
 

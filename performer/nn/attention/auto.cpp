@@ -57,8 +57,10 @@ AttentionConfig linear_config(const AttentionConfig& config) {
   return linear;
 }
 
+// chosen [B] or [B, T], yes and no [B, T, H, D].
 at::Tensor per_row(const at::Tensor& chosen, const at::Tensor& yes, const at::Tensor& no) {
-  return at::where(chosen.view({chosen.size(0), -1, 1, 1}), yes, no.to(yes.scalar_type()));
+  const at::Tensor rows = chosen.dim() == 1 ? chosen.unsqueeze(1) : chosen;
+  return at::where(rows.unsqueeze(-1).unsqueeze(-1), yes, no.to(yes.scalar_type()));
 }
 
 struct AutoCache final : Cache {
