@@ -13,10 +13,10 @@ namespace {
 // States take memory beside tokens: so many side by side at most.
 constexpr int64_t kMostSideBySide = 64;
 
-class PrefixReader {
+class SharedPrefixReader {
  public:
-  PrefixReader(LanguageModel& model, const data::Vocabulary& vocabulary,
-               const std::vector<data::Token>& common)
+  SharedPrefixReader(LanguageModel& model, const data::Vocabulary& vocabulary,
+                     const std::vector<data::Token>& common)
       : model_(model), vocabulary_(vocabulary), common_(common), state_(model->begin(1)) {
     sums_.push_back(0);
     for (const float value : causal_log_probabilities(model, vocabulary, {&common})[0]) {
@@ -82,7 +82,7 @@ std::vector<double> log_likelihoods_along(LanguageModel& model, const data::Voca
                                           const TokenSequences& sequences, int64_t batch_tokens,
                                           const std::function<void(int64_t)>& progress) {
   const at::NoGradGuard no_gradients;
-  PrefixReader reader(model, vocabulary, common);
+  SharedPrefixReader reader(model, vocabulary, common);
   std::map<std::pair<int64_t, int64_t>, std::vector<size_t>> groups;  // by place of leaving, and length
   for (size_t i = 0; i < sequences.size(); ++i) {
     const int64_t place = std::ranges::mismatch(common, *sequences[i]).in1 - common.begin();
