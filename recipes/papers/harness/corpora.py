@@ -35,7 +35,9 @@ def open_unpacked(path: pathlib.Path) -> BinaryIO:
         return path.open("rb")
     if shutil.which("zstd") is None:
         raise Problem(f"{path} is packed with zstd, which is not installed: apt-get install zstd")
-    process = subprocess.Popen(["zstd", "-dc", "--long=27", str(path)], stdout=subprocess.PIPE)
+    # Through standard input: zstd ignores files that are links.
+    with path.open("rb") as packed:
+        process = subprocess.Popen(["zstd", "-dc", "--long=27"], stdin=packed, stdout=subprocess.PIPE)
     assert process.stdout is not None
     return process.stdout  # type: ignore[return-value]
 
@@ -52,8 +54,9 @@ def fasta_records(path: pathlib.Path) -> Iterator[tuple[bytes, bytes]]:
                 header, lines = line.rstrip(), []
             else:
                 lines.append(line.strip())
-    if header:
-        yield header, b"".join(lines)
+    if not header:
+        raise Problem(f"{path} holds no FASTA record: it is empty, damaged or of another format")
+    yield header, b"".join(lines)
 
 
 def evenly(count: int, wanted: int) -> list[int]:
