@@ -153,6 +153,7 @@ AttentionKind global_kind() {
       "and values";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
+  kind.capabilities.rows = true;
   kind.options = kind_options<GlobalOptions>();
   kind.validate = validate_global;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {

@@ -9,6 +9,7 @@
 #include "performer/nn/attention/exact.h"
 #include "performer/nn/attention/lsh_pattern.h"
 #include "performer/nn/attention/own_kinds.h"
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 #include "performer/ops/projection.h"
 
@@ -72,6 +73,19 @@ class LshAttention final : public Attention {
     // A token attends to itself where it sees nothing else.
     const at::Tensor rows = at::where(found.seen.unsqueeze(-1), found.rows, inputs.value);
     return hide_rows(hide_rows(rows, inputs.key_mask), inputs.query_mask);
+  }
+
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
+    return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& sequence, const RowRange& some) {
+      ops::AttentionInputs one = sequence;
+      one.key = keys_of(one.query);
+      const at::Tensor visible = visible_pairs(*lsh_pattern(one, projection_, sizes_), one, some);
+      const at::Tensor alone = visible.any(-1, /*keepdim=*/true).logical_not();
+      const at::Tensor itself =
+          at::eye(one.value.size(1), visible.options()).narrow(0, some.first, some.count);
+      const at::Tensor seen = visible.logical_or(alone.logical_and(itself));
+      return without_hidden_tokens(score_rows(one, some, seen), one, some);
+    });
   }
 
   std::unique_ptr<Cache> begin(int64_t) const override {
@@ -165,6 +179,7 @@ AttentionKind lsh_kind() {
       "a stream keeps all keys and values";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
+  kind.capabilities.rows = true;
   kind.capabilities.own_keys = false;
   kind.capabilities.continuous = false;
   kind.capabilities.redraws = true;

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "performer/nn/attention/rows.h"
 #include "performer/nn/attention/segments.h"
 
 namespace performer::nn {
@@ -152,6 +153,13 @@ at::Tensor PositionAttention::forward(const ops::AttentionInputs& inputs) {
   const auto pattern = std::make_shared<SpansPattern>(layout_, inputs);
   const Tensor rows = block_softmax(inputs.query, inputs.key, inputs.value, scale, pattern).rows;
   return hide_rows(hide_rows(rows, inputs.key_mask), inputs.query_mask);
+}
+
+at::Tensor PositionAttention::rows(const ops::AttentionInputs& inputs, const RowRange& range) {
+  return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
+    const Tensor visible = visible_pairs(SpansPattern(layout_, one), one, some);
+    return without_hidden_tokens(score_rows(one, some, visible), one, some);
+  });
 }
 
 std::unique_ptr<Cache> PositionAttention::begin(int64_t) const {

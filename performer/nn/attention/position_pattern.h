@@ -49,6 +49,7 @@ class PositionAttention final : public Attention {
   explicit PositionAttention(std::shared_ptr<const PositionLayout> layout) : layout_(std::move(layout)) {}
 
   at::Tensor forward(const ops::AttentionInputs& inputs) override;
+  at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override;
   std::unique_ptr<Cache> begin(int64_t batch) const override;
   at::Tensor step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   Cache& cache) const override;

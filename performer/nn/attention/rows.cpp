@@ -119,11 +119,36 @@ Tensor visible_keys(const ops::AttentionInputs& inputs, const RowRange& range) {
   return visible;
 }
 
+Tensor visible_pairs(const BlockPattern& pattern, const ops::AttentionInputs& inputs, const RowRange& range) {
+  const int64_t batch = inputs.value.size(0), tokens = inputs.value.size(1), heads = inputs.value.size(2);
+  Tensor visible = at::zeros({batch, heads, range.count, tokens}, inputs.value.options().dtype(at::kBool));
+  for (int64_t row = 0; row < batch; ++row) {
+    for (int64_t head = 0; head < heads; ++head) {
+      Tensor of_head = visible[row][head];
+      pattern.visit(row, head, [&](const BlockTile& tile) {
+        const Tensor query = (tile.query_rows - range.first).unsqueeze(2), key = tile.key_rows.unsqueeze(1);
+        const Tensor pairs = tile.hidden.logical_not()
+                                 .logical_and(query.ge(0).logical_and(query.lt(range.count)))
+                                 .logical_and(key.lt(tokens));
+        const auto chosen = [&](const Tensor& x) { return x.expand_as(pairs).masked_select(pairs); };
+        of_head.index_put_({chosen(query), chosen(key)}, at::ones({}, of_head.options()));
+      });
+    }
+  }
+  return visible;
+}
+
+Tensor without_hidden_tokens(const Tensor& rows, const ops::AttentionInputs& inputs, const RowRange& range) {
+  if (!inputs.key_mask) return rows;
+  const Tensor kept = inputs.key_mask->narrow(1, range.first, range.count);
+  return rows.masked_fill(kept.logical_not().unsqueeze(1).unsqueeze(-1), 0);
+}
+
 Tensor score_rows(const ops::AttentionInputs& inputs, const RowRange& range, const Tensor& visible) {
   const double scale = 1 / std::sqrt(static_cast<double>(inputs.query.size(3)));
   const Tensor query = inputs.query.narrow(1, range.first, range.count).to(at::kDouble).transpose(1, 2);
   const Tensor key = inputs.key.to(at::kDouble).permute({0, 2, 3, 1});
-  const Tensor seen = visible.unsqueeze(1);
+  const Tensor seen = visible.dim() == 3 ? visible.unsqueeze(1) : visible;
   const Tensor scores = (at::matmul(query, key) * scale).masked_fill(seen.logical_not(), -kInfinity);
   return scores.softmax(-1).masked_fill(seen.any(-1, /*keepdim=*/true).logical_not(), 0);
 }

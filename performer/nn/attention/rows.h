@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "performer/nn/attention/block_softmax.h"
 #include "performer/nn/attention/kind.h"
 
 namespace performer::nn {
@@ -14,7 +15,16 @@ namespace performer::nn {
 // S].
 at::Tensor visible_keys(const ops::AttentionInputs& inputs, const RowRange& range);
 
-// softmax(q k / sqrt(D)) over the visible keys, float64 [B, H, R, S]; rows that see nothing are 0.
+// Of a batch of single sequences of T tokens: which pairs of the pattern lie in the range, bool [B, H, R, T].
+at::Tensor visible_pairs(const BlockPattern& pattern, const ops::AttentionInputs& inputs,
+                         const RowRange& range);
+
+// rows [B, H, R, S] of self-attention, with 0 in those of tokens that key_mask hides.
+at::Tensor without_hidden_tokens(const at::Tensor& rows, const ops::AttentionInputs& inputs,
+                                 const RowRange& range);
+
+// softmax(q k / sqrt(D)) over the visible keys, float64 [B, H, R, S]; rows that see nothing are 0. `visible`
+// as visible_keys() or visible_pairs() gives it.
 at::Tensor score_rows(const ops::AttentionInputs& inputs, const RowRange& range, const at::Tensor& visible);
 
 // Rows of linear attention: sum_f phi_f(q_i) phi_f(k_j), divided by the sum of the row.

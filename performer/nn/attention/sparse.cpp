@@ -149,6 +149,7 @@ AttentionKind sparse_kind() {
       "stride); memory of a training step in proportion to T; a stream keeps all keys and values";
   kind.group = KindGroup::baseline;
   kind.capabilities.streams = true;
+  kind.capabilities.rows = true;
   kind.options = kind_options<SparseOptions>();
   kind.validate = validate_sparse;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) -> std::shared_ptr<Attention> {
