@@ -29,6 +29,7 @@ WITHOUT_TORCH = {"base", "kernels", "data"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60  # lines
 LONGEST_DOCUMENT_LINE = 159  # characters
+CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( |$)")  # what a merge left undecided
 # The first line of a function's body, as clang-format leaves it: at most two levels deep, ending with the brace.
 FUNCTION = re.compile(r"^(  )?(?! |namespace\b|class\b|struct\b|enum\b|extern\b|union\b|#|//|\}).*\{$")
 
@@ -115,6 +116,7 @@ class Checker:
     def check_file(self, path):
         text = (self.root / path).read_text()
         lines = text.splitlines()
+        self.check_conflicts(path, lines)
         if not any("SPDX-License-Identifier: Apache-2.0" in line for line in lines[:3]):
             self.report(path, 1, "the line SPDX-License-Identifier: Apache-2.0 is missing at the top")
         if len(lines) > LONGEST_FILE:
@@ -129,6 +131,11 @@ class Checker:
                 self.report(path, number, "OpenMP pragma: parallel work goes through performer/base/executor.h")
             if match := INCLUDE.match(line):
                 self.check_include(path, number, *match.groups())
+
+    def check_conflicts(self, path, lines):
+        for number, line in enumerate(lines, 1):
+            if CONFLICT.match(line):
+                self.report(path, number, "a conflict of a merge that nobody decided: keep one side or both")
 
     # A list of configuration fields has a line or two for each and nothing to split.
     def check_functions(self, path, lines):
@@ -157,7 +164,9 @@ class Checker:
                 self.check_file(path)
                 checked += 1
         for path in sorted([*self.root.glob("*.md"), *self.root.glob("docs/*.md")]):
-            for number, line in enumerate(path.read_text().splitlines(), 1):
+            lines = path.read_text().splitlines()
+            self.check_conflicts(path.relative_to(self.root), lines)
+            for number, line in enumerate(lines, 1):
                 if len(line) > LONGEST_DOCUMENT_LINE:
                     self.report(path.relative_to(self.root), number, f"a line of {len(line)} characters: break it")
         return checked
