@@ -3,6 +3,7 @@
 #include "performer/models/convert/convert.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -168,6 +169,38 @@ TEST(Convert, ReadsIdsAsNumbers) {
   EXPECT_EQ(gpt2.source_ids()[ids[2]], 25);
   EXPECT_THROW(gpt2.encode("26"), InputError) << "the end marker is no symbol";
   EXPECT_EQ(gpt2.decode(std::span<const data::Token>(ids)), "7 0 25");
+}
+
+// A model of llama2.c of zeros with these tokens.
+std::string llama2c_model(const std::vector<std::string>& tokens) {
+  const std::filesystem::path folder = std::filesystem::path(::testing::TempDir()) / "Convert_llama2c";
+  std::filesystem::create_directories(folder);
+  const auto bytes_of = [](const auto& value) {
+    return std::string(reinterpret_cast<const char*>(&value), sizeof(value));
+  };
+  std::string spelled = bytes_of(int32_t{8});
+  for (const std::string& token : tokens)
+    spelled += bytes_of(0.0F) + bytes_of(static_cast<int32_t>(token.size())) + token;
+  write_file((folder / fmt::format("tok{}.bin", tokens.size())).string(), spelled);
+  std::string model;
+  for (const int32_t size : {4, 6, 1, 2, 1, static_cast<int32_t>(tokens.size()), 3}) model += bytes_of(size);
+  const size_t numbers = tokens.size() * 4 + 4 + 16 + 8 + 8 + 16 + 4 + 24 + 24 + 24 + 4 + 3 + 3;
+  model.resize(model.size() + numbers * sizeof(float));
+  write_file((folder / "model.bin").string(), model);
+  return (folder / "model.bin").string();
+}
+
+// Sentencepiece has a token for each byte, and pieces of one letter beside them, which a text is made of.
+TEST(Convert, SpellsLettersByPiecesRatherThanBytes) {
+  Request request;
+  request.source = llama2c_model({"<unk>", "<s>", "</s>", "<0x61>", "<0x62>", "b", "bb"});
+  const data::Vocabulary vocabulary = convert(request).folder.vocabulary;
+  const auto ids = vocabulary.encode("abbb");
+  ASSERT_EQ(ids.size(), 3U);
+  EXPECT_EQ(vocabulary.source_ids()[ids[0]], 3) << "no piece spells a";
+  EXPECT_EQ(vocabulary.source_ids()[ids[1]], 6);
+  EXPECT_EQ(vocabulary.source_ids()[ids[2]], 5);
+  EXPECT_EQ(vocabulary.decode(std::span<const data::Token>(ids)), "abbb");
 }
 
 // What a source does not have is never predicted, whatever the model thinks.

@@ -4,7 +4,10 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <filesystem>
+#include <set>
 
 #include "performer/base/error.h"
 #include "performer/models/convert/blocks.h"
@@ -115,7 +118,19 @@ Imported import_llama(const Source& source) {
   return made;
 }
 
-// Pieces as llama2.c prints them: raw bytes are written <0xHH>, and a line end begins BOS and EOS.
+// Raw bytes are written <0xHH>. They spell what no piece does: of a letter that is a piece too, the piece is
+// the token, as in the source's own tokenizer, and the byte's token keeps its name.
+void spell_bytes(std::vector<std::string>& texts) {
+  const std::set<std::string> pieces(texts.begin(), texts.end());
+  for (std::string& text : texts) {
+    unsigned int byte = 0;
+    if (text.size() != 6 || std::sscanf(text.c_str(), "<0x%02X>", &byte) != 1) continue;
+    const std::string spelled(1, static_cast<char>(byte));
+    if (!pieces.contains(spelled)) text = spelled;
+  }
+}
+
+// Pieces as llama2.c prints them; a line end begins BOS and EOS there.
 SourceTokens llama2c_tokens(const std::string& directory, int64_t size) {
   SourceTokens tokens;
   tokens.size = size;
@@ -127,12 +142,9 @@ SourceTokens llama2c_tokens(const std::string& directory, int64_t size) {
     const fs::path path = fs::path(directory.empty() ? "." : directory) / name;
     if (!fs::exists(path)) continue;
     tokens.texts = read_llama2c_tokens(path.string(), size);
-    for (size_t id = 0; id < tokens.texts.size(); ++id) {
-      unsigned int byte = 0;
-      if (id < 3) tokens.texts[id] = id == 0 ? "<unk>" : "";
-      if (tokens.texts[id].size() == 6 && std::sscanf(tokens.texts[id].c_str(), "<0x%02X>", &byte) == 1)
-        tokens.texts[id] = std::string(1, static_cast<char>(byte));
-    }
+    for (size_t id = 0; id < std::min<size_t>(3, tokens.texts.size()); ++id)
+      tokens.texts[id] = id == 0 ? "<unk>" : "";
+    spell_bytes(tokens.texts);
     tokens.spelling = SourceTokens::Spelling::pieces;
     return tokens;
   }
