@@ -72,6 +72,9 @@ std::string nearest(const std::string& word, const std::vector<std::string>& kno
   std::string best;
   size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
   for (const auto& candidate : known) {
+    // The distance is at least the difference in size, which is all that a word of any size costs here.
+    const size_t sizes = std::max(word.size(), candidate.size()) - std::min(word.size(), candidate.size());
+    if (sizes >= best_distance) continue;
     const size_t distance = edit_distance(word, candidate);
     if (distance < best_distance) {
       best_distance = distance;
