@@ -159,25 +159,32 @@ HWY_INLINE void WithFunction(Function function, const Body& body) {
   }
 }
 
+// The loops are functions, since clang forgets the target of a generic lambda when it instantiates it.
+template <class G>
+void ApplyEach(float epsilon, const float* u, float* phi, int64_t padded) {
+  const Tag d;
+  const Vec eps = hn::Set(d, epsilon);
+  for (int64_t i = 0; i < padded; i += kLanes)
+    hn::Store(hn::Add(G::Value(hn::Load(d, u + i)), eps), d, phi + i);
+}
+
+template <class G>
+void MultiplyEach(const float* u, float* gradient, int64_t padded) {
+  const Tag d;
+  for (int64_t i = 0; i < padded; i += kLanes)
+    hn::Store(G::Chain(hn::Load(d, u + i), hn::Load(d, gradient + i)), d, gradient + i);
+}
+
 // phi = g(u) + eps over `padded` elements; u and phi may be the same memory.
 inline HWY_NOINLINE void ApplyFunction(Function function, float epsilon, const float* u, float* phi,
                                        int64_t padded) {
-  WithFunction(function, [&](auto g) HWY_ATTR {
-    const Tag d;
-    const Vec eps = hn::Set(d, epsilon);
-    for (int64_t i = 0; i < padded; i += kLanes)
-      hn::Store(hn::Add(decltype(g)::Value(hn::Load(d, u + i)), eps), d, phi + i);
-  });
+  WithFunction(function, [&](auto g) { ApplyEach<decltype(g)>(epsilon, u, phi, padded); });
 }
 
 // gradient *= g'(u)
 inline HWY_NOINLINE void MultiplyDerivative(Function function, const float* u, float* gradient,
                                             int64_t padded) {
-  WithFunction(function, [&](auto g) HWY_ATTR {
-    const Tag d;
-    for (int64_t i = 0; i < padded; i += kLanes)
-      hn::Store(decltype(g)::Chain(hn::Load(d, u + i), hn::Load(d, gradient + i)), d, gradient + i);
-  });
+  WithFunction(function, [&](auto g) { MultiplyEach<decltype(g)>(u, gradient, padded); });
 }
 
 }  // namespace PERFORMER_TARGET
