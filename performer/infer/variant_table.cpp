@@ -227,7 +227,7 @@ std::vector<char> replacing_letters(const data::Vocabulary& vocabulary) {
                     "variants are written in letters, which the vocabulary {} of this model does not have",
                     vocabulary.name());
   std::string letters;
-  if (vocabulary.name() == "protein") {
+  if (vocabulary.unit() == "residues") {  // imported ones too, which may have letters for gaps
     letters = "ACDEFGHIKLMNPQRSTVWY";
   } else if (vocabulary.name() == "dna") {
     letters = "ACGT";

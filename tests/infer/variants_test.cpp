@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "performer/base/error.h"
+#include "performer/data/vocabulary_text.h"
 #include "performer/infer/variant_table.h"
 #include "tests/errors.h"
 #include "tests/infer/tiny_model.h"
@@ -256,6 +257,16 @@ TEST(VariantTables, AllSinglesAreTheOtherResidues) {
   EXPECT_EQ(all[0].tokens, residues_of("AX"));
   EXPECT_EQ(all_single_variants(data::Vocabulary::dna().encode("A"), data::Vocabulary::dna(), 0).size(), 3u);
   EXPECT_THROW(all_single_variants({1}, data::Vocabulary::pixels(), 0), UsageError);
+}
+
+TEST(VariantTables, AllSinglesLeaveOutGapsAndUnknownsOfImportedResidues) {
+  data::VocabularyText parts;
+  parts.name = "esm";
+  parts.unit = "residues";
+  for (const char letter : std::string_view("LAGVSERTIDPKQNFYMHWCXBUZO.-"))
+    parts.symbols.emplace_back(1, letter);
+  const data::Vocabulary esm = data::Vocabulary::from_parts(parts);
+  EXPECT_EQ(all_single_variants(esm.encode("MK"), esm, 0).size(), 2u * 19u);
 }
 
 }  // namespace
