@@ -23,8 +23,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from performer.attention import Features, State, empty_state, favor_step, feature_map, key_state, mapped_attention
+from performer._arguments import Features, feature_map
+from performer.attention import mapped_attention
 from performer.features import FeatureMap, MapWeights, default_projection, feature_map_names, feature_map_traits
+from performer.state import State, empty_state, favor_step, key_state
 
 _log = logging.getLogger(__name__)
 _STREAM = "performer_stream"

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from performer.attention import State, mapped_attention
+from performer.attention import mapped_attention
 from performer.models.config import AttentionConfig, ModelConfig
 from performer.models.kinds import Batch, Exact, Favor, Local, exact_attention, make_kind
+from performer.state import State
 
 _QK_NORM_EPSILON = 1e-6
 _DENSE_BIAS_STD = 1e-6

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from performer.attention import State
 from performer.models.config import AttentionConfig
 from performer.modules import FavorAttention
+from performer.state import State
 
 
 @dataclasses.dataclass
