@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from performer.models.blocks import shift_tokens
 from performer.models.kinds import Batch
+from performer.models.positions import shift_tokens
 
 
 class ReZero(nn.Module):
