@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -123,8 +123,8 @@ class ModelCache(Cache):  # type: ignore[misc, unused-ignore]
     @property
     def state(self) -> Any:
         """The model's state."""
-        return self.layers[0].state
+        return cast(StateLayer, self.layers[0]).state
 
     def read(self, tokens: int) -> None:
         """Counts tokens that the state has taken in."""
-        self.layers[0].tokens += tokens
+        cast(StateLayer, self.layers[0]).tokens += tokens

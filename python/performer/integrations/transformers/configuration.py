@@ -9,14 +9,14 @@ import pathlib
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from performer.models.config import FORMAT, AttentionConfig, ModelConfig, read_attention, read_model
 from performer.models.folder import TOKENIZER, sections
 from performer.models.vocabulary import Vocabulary
 
 MODEL_TYPE = "performer"
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def read_tokenizer(folder: str | os.PathLike[str], **options: Any) -> Vocabulary | None:
@@ -25,7 +25,7 @@ def read_tokenizer(folder: str | os.PathLike[str], **options: Any) -> Vocabulary
     Raises:
         ValueError: for a tokenizer.json that is of another kind.
     """
-    known = {name: value for name, value in options.items() if name in _HUB_OPTIONS}
+    known = {name: value for name, value in options.items() if name in HUB_OPTIONS}
     found = cached_file(
         str(folder),
         TOKENIZER,

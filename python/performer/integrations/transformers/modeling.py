@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import pathlib
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class _Performer(LanguageModel, PreTrainedModel):  # type: ignore[misc, unused-i
     config_class = PerformerConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[Any] = ["Block"]
-    _keep_in_fp32_modules_strict: ClassVar[Any] = ["projection", "query_mean", "key_mean", "query_moment", "key_moment"]
+    _no_split_modules = ["Block"]  # noqa: RUF012 (as transformers declares it)
+    _keep_in_fp32_modules_strict = ["projection", "query_mean", "key_mean", "query_moment", "key_moment"]  # noqa: RUF012
 
     def __init__(self, config: PerformerConfig, *inputs: Any, **kwargs: Any) -> None:
         PreTrainedModel.__init__(self, config, *inputs, **kwargs)
@@ -73,8 +73,9 @@ class _Performer(LanguageModel, PreTrainedModel):  # type: ignore[misc, unused-i
     def _filled(self) -> nn.Module:
         """A model of the same configuration on the CPU, made once while a checkpoint is loaded."""
         if "_template" not in self.__dict__:
+            config = cast(PerformerConfig, copy.deepcopy(self.config))
             with torch.device("cpu"):
-                self.__dict__["_template"] = [type(self)(copy.deepcopy(self.config))]  # a list: no submodule
+                self.__dict__["_template"] = [type(self)(config)]  # a list: no submodule
         return cast(nn.Module, self.__dict__["_template"][0])
 
     @classmethod
@@ -155,7 +156,7 @@ def _key_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
 class PerformerModel(_Performer):
     """The model without its output layer: hidden states."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[Any] = _OUTPUT_LAYER
+    _keys_to_ignore_on_load_unexpected = _OUTPUT_LAYER
 
     def _add_head(self, config: PerformerConfig) -> None:
         _drop_output(self)
@@ -285,12 +286,12 @@ class PerformerForCausalLM(_Performer, GenerationMixin):  # type: ignore[misc, u
 class PerformerForSequenceClassification(_Performer):
     """A linear layer on the mean of the hidden states: logits [B, labels] of whole sequences."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[Any] = _OUTPUT_LAYER
+    _keys_to_ignore_on_load_unexpected = _OUTPUT_LAYER
 
     def _add_head(self, config: PerformerConfig) -> None:
         _drop_output(self)
         self.num_labels = config.num_labels
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
 
     def forward(  # type: ignore[override]
         self,

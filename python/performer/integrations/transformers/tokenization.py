@@ -10,9 +10,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
-from performer.integrations.transformers.configuration import read_tokenizer
+from performer.integrations.transformers.configuration import HUB_OPTIONS, read_tokenizer
 from performer.integrations.transformers.hub import AUTO_TOKENIZER, write_code
 from performer.models.folder import CONFIG, TOKENIZER, write_aside
 from performer.models.vocabulary import Vocabulary
@@ -87,7 +87,7 @@ class PerformerTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc, unused-
 
     def __init__(self, vocabulary: Vocabulary, objective: str = "masked", **kwargs: Any) -> None:
         self.vocabulary, self.objective = vocabulary, objective
-        names = zip(("bos_token", "eos_token", "pad_token", "mask_token"), _MARKERS, strict=True)
+        names: Any = zip(("bos_token", "eos_token", "pad_token", "mask_token"), _MARKERS, strict=True)
         options = {"padding_side": "right" if objective == "masked" else "left", **dict(names), **kwargs}
         super().__init__(
             tokenizer_object=_backend(vocabulary, objective == "masked"), clean_up_tokenization_spaces=False, **options
@@ -102,12 +102,8 @@ class PerformerTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc, unused-
         Raises:
             FileNotFoundError: without a tokenizer.json.
         """
-        hub = {
-            name: kwargs.pop(name)
-            for name in ("cache_dir", "force_download", "local_files_only", "token")
-            if name in kwargs
-        }
-        hub |= {name: kwargs.pop(name) for name in ("revision", "subfolder", "proxies") if kwargs.get(name) is not None}
+        hub: dict[str, Any] = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        hub = {name: value for name, value in hub.items() if value is not None}
         vocabulary = read_tokenizer(pretrained_model_name_or_path, **hub)
         if vocabulary is None:
             raise FileNotFoundError(f"{pretrained_model_name_or_path} has no {TOKENIZER}")
@@ -120,13 +116,13 @@ class PerformerTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc, unused-
 
         settings = content(_SETTINGS)
         objective = settings.get("objective") or content(CONFIG).get("model", {}).get("objective", "masked")
-        kept = {
+        kept: dict[str, Any] = {
             name: settings[name] for name in ("padding_side", "truncation_side", "model_max_length") if name in settings
         }
         asked = {
             name: value for name, value in kwargs.items() if not name.startswith("_") and name != "trust_remote_code"
         }
-        options = {"name_or_path": str(pretrained_model_name_or_path), **kept, **asked}
+        options: dict[str, Any] = {"name_or_path": str(pretrained_model_name_or_path), **kept, **asked}
         return cls(vocabulary, options.pop("objective", objective), **options)
 
     def save_pretrained(
