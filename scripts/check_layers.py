@@ -26,6 +26,8 @@ MAY_INCLUDE = {
     "cli": {"references", "bench", "train", "infer", "studies", "models", "nn", "ops", "kernels", "data", "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
+# The kernels as JAX calls them (python/performer/jax/ffi), which no layer includes.
+PYTHON_MAY_INCLUDE = {"python", "kernels", "base"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60  # lines
 LONGEST_DOCUMENT_LINE = 159  # characters
@@ -38,18 +40,18 @@ TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 OPENMP = re.compile(r'#\s*pragma\s+omp\b|_Pragma\s*\(\s*"omp\b')
 CALL = re.compile(r"^\s*performer_(layer|tests)\(\s*(\w+)([^)]*)\)", re.MULTILINE)
 
-FOLDERS = ("performer", "cli", "tests", "benchmarks", "recipes", "examples", "scripts", "cmake", ".ci")
+FOLDERS = ("performer", "cli", "python", "tests", "benchmarks", "recipes", "examples", "scripts", "cmake", ".ci")
 CODE = {".cpp", ".h"}
 RECORDINGS = "tests/models/pretrained/"  # as other programs wrote them
 NEEDS_LICENCE = CODE | {".py", ".sh", ".cmake", ".txt", ""}
 
 
 def layer_of(path):
-    """The layer that a file belongs to: performer/LAYER/..., cli/..., tests/LAYER/...; None elsewhere."""
+    """The layer that a file belongs to: performer/LAYER/..., cli/..., python/..., tests/LAYER/...; None elsewhere."""
     parts = path.parts
     if parts[0] in ("performer", "tests") and len(parts) > 2:
         return parts[1]
-    return "cli" if parts[0] == "cli" else None
+    return parts[0] if parts[0] in ("cli", "python") else None
 
 
 def links_of(cmake_text, kind):
@@ -92,6 +94,8 @@ class Checker:
 
     def allowed_for(self, path, layer):
         """Tests may include what their link line reaches; test folders without one (shared helpers) everything."""
+        if path.parts[0] == "python":
+            return PYTHON_MAY_INCLUDE
         if path.parts[0] != "tests":
             return MAY_INCLUDE.get(layer, set()) | {layer}
         direct = self.test_links.get(layer, MAY_INCLUDE.keys())
@@ -105,12 +109,12 @@ class Checker:
                 self.report(path, number, f"includes {included}: {layer} must not know LibTorch")
             elif included in ("torch/torch.h", "torch/all.h"):
                 self.report(path, number, f"includes {included}: include the narrow header of what is used")
-        elif included.startswith(("performer/", "cli/")) and layer:
+        elif included.startswith(("performer/", "cli/", "python/")) and layer:
             target = layer_of(pathlib.PurePosixPath(included))
             allowed = self.allowed_for(path, layer)
             if target not in allowed:
                 self.report(path, number, f"includes {included}: {path.parent} may include only {sorted(allowed)}")
-        elif quote == '"' and not included.startswith(("performer/", "cli/", "tests/")):
+        elif quote == '"' and not included.startswith(("performer/", "cli/", "python/", "tests/")):
             self.report(path, number, f'includes "{included}": own headers are named from the root of the tree')
 
     def check_file(self, path):

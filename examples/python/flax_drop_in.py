@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
 import performer.jax
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40

@@ -12,6 +12,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 import numpy as np
+
 from performer.keras import KernelAttention
 
 

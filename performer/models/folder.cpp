@@ -129,7 +129,13 @@ void check_format(const json& root, const std::string& path) {
 Configuration read_configuration(const std::string& text, const std::string& path) {
   const json root = parse_json(text, path);
   check_format(root, path);
-  check_known_keys(root, {"format", "model", "attention", "data", "provenance"}, "", path);
+  // The folders that transformers writes (python/performer/integrations/transformers) have its keys, too.
+  if (!root.contains("transformers_version")) {
+    check_known_keys(
+        root,
+        {"format", "model", "attention", "data", "provenance", "model_type", "architectures", "vocab_size"},
+        "", path);
+  }
   Configuration configuration;
   read_section(root, "model", configuration.model, path);
   read_section(root, "attention", configuration.attention, path);
@@ -236,7 +242,12 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
   if (folder.has_baselines) {
     write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
   }
+  const bool causal = folder.model->model_config().objective == "causal";
   const json config = {
+      // What transformers asks of a configuration.
+      {"model_type", "performer"},
+      {"architectures", {causal ? "PerformerForCausalLM" : "PerformerForMaskedLM"}},
+      {"vocab_size", folder.vocabulary.size()},
       {"format", kModelFormat},
       {"model", write_section(folder.model->model_config())},
       {"attention", write_section(folder.model->attention_config())},

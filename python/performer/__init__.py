@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "performer.attention": (
-        "State",
-        "empty_state",
-        "favor_attention",
-        "favor_step",
-        "key_state",
-        "mapped_attention",
-        "merge_states",
-        "scaled_dot_product_attention",
-    ),
+    "performer.attention": ("favor_attention", "mapped_attention"),
+    "performer.dot_product": ("scaled_dot_product_attention",),
+    "performer.state": ("State", "empty_state", "favor_step", "key_state", "merge_states"),
     "performer.features": (
         "FeatureMap",
         "MapStatistics",
@@ -48,16 +41,8 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from performer.attention import (
-        State,
-        empty_state,
-        favor_attention,
-        favor_step,
-        key_state,
-        mapped_attention,
-        merge_states,
-        scaled_dot_product_attention,
-    )
+    from performer.attention import favor_attention, mapped_attention
+    from performer.dot_product import scaled_dot_product_attention
     from performer.features import (
         FeatureMap,
         MapStatistics,
@@ -79,6 +64,7 @@ if TYPE_CHECKING:
         score,
     )
     from performer.modules import FavorAttention, MultiheadAttention
+    from performer.state import State, empty_state, favor_step, key_state, merge_states
 
 __all__ = [
     "AttentionConfig",

@@ -15,15 +15,17 @@ import pathlib
 import numpy as np
 import numpy.typing as npt
 
+import performer
+
 #: Environment variable with the path of the shared library, for builds that lie elsewhere.
 LIBRARY_VARIABLE = "PERFORMER_JAX_LIBRARY"
 _NAMES = ("libperformer_jax.so", "libperformer_jax.dylib", "performer_jax.dll")
 
 
 def _candidates() -> list[pathlib.Path]:
-    package = pathlib.Path(__file__).resolve().parent
-    folders = [package / "lib", package]
-    source_tree = package.parent.parent
+    # An editable install has the sources in one folder and the library in another.
+    folders = [pathlib.Path(folder) / "lib" for folder in performer.__path__]
+    source_tree = pathlib.Path(__file__).resolve().parents[2]
     if (source_tree / "CMakePresets.json").exists():
         folders += sorted((source_tree / "build").glob("*"))
     return [folder / name for folder in folders for name in _NAMES]

@@ -6,6 +6,8 @@ import pathlib
 
 import torch
 
+import performer
+
 _NAME = "libperformer_ops.so"
 
 
@@ -16,7 +18,9 @@ def library_path() -> pathlib.Path:
         ImportError: when there is no such file.
     """
     named = os.environ.get("PERFORMER_OPS_LIBRARY", "")
-    path = pathlib.Path(named) if named else pathlib.Path(__file__).parent / "lib" / _NAME
+    # An editable install has the sources in one folder and the library in another.
+    candidates = [pathlib.Path(folder) / "lib" / _NAME for folder in performer.__path__]
+    path = pathlib.Path(named) if named else next((path for path in candidates if path.is_file()), candidates[0])
     if not path.is_file():
         origin = "named by PERFORMER_OPS_LIBRARY" if named else "of the installed package"
         raise ImportError(

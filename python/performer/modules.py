@@ -10,17 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from performer.attention import (
-    Features,
-    Layout,
-    State,
-    empty_state,
-    favor_step,
-    feature_map,
-    key_state,
-    mapped_attention,
-)
+from performer._arguments import Features, Layout, feature_map
+from performer.attention import mapped_attention
 from performer.features import MapStatistics, MapWeights, measure_statistics
+from performer.state import State, empty_state, favor_step, key_state
 
 _MOMENT_DECAY = 0.99  # of the running moments, a training step
 

@@ -212,6 +212,18 @@ TEST_F(Checkpoint, NamesWhatIsWrongInTheConfiguration) {
   EXPECT_THAT(message([](json& c) { c["provenance"] = 3; }), HasSubstr("provenance must be an object"));
 }
 
+TEST_F(Checkpoint, LoadsInTransformersAndFromIt) {
+  save();
+  const json config = json::parse(read_file(file("config.json")));
+  EXPECT_EQ(config["model_type"], "performer");
+  EXPECT_EQ(config["architectures"][0], "PerformerForCausalLM");
+  EXPECT_EQ(config["vocab_size"], load_model(folder_.string()).vocabulary.size());
+  edit_config([](json& c) { c["hidden_size"] = 24; });
+  EXPECT_THAT(load_message(), HasSubstr("unknown key 'hidden_size'"));
+  edit_config([](json& c) { c["transformers_version"] = "5.24.0"; });
+  EXPECT_EQ(load_message(), "loaded");
+}
+
 TEST_F(Checkpoint, NamesTheFirstTensorOfAnotherArchitecture) {
   save();
   edit_config([](json& c) { c["model"]["ffn"] = 40; });

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-from performer.jax import _ffi
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from performer.jax import _ffi
 
 #: Stands for minus infinity as a log-scale: differences of two of them are 0 (performer/kernels/favor.h).
 EMPTY = -1e30

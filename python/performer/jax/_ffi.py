@@ -7,11 +7,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+
 from performer import _kernels_library
 
 _TARGETS = ("performer_favor_forward", "performer_favor_backward", "performer_reduce_mask", "performer_projection")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from performer.jax import _ffi
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from performer.jax import _ffi
 
 #: A bias up to here hides a key, as flax of 2020 and others write masks.
 _HIDING = -1e9

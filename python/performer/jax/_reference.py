@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from performer.jax import _composed
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from performer.jax import _composed
 
 
 class ProjectionOptions(NamedTuple):

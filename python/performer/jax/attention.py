@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from performer.jax import _composed, _ffi, _masks, _reference, redraw
-from performer.jax.favor import favor_attention
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from performer.jax import _composed, _ffi, _masks, _reference, redraw
+from performer.jax.favor import favor_attention
 
 
 class _Rows(NamedTuple):

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from performer.jax import _composed, _reference, redraw
-from performer.jax.attention import FastAttention, Options, check
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from performer.jax import _composed, _reference, redraw
+from performer.jax.attention import FastAttention, Options, check
 
 
 def make_fast_softmax_attention(

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from performer.jax import _composed, _ffi
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from performer.jax import _composed, _ffi
 
 Implementation = Literal["auto", "kernel", "composed"]
 Function = str | Callable[[jax.Array], jax.Array]

@@ -9,13 +9,13 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-from performer._kernels_library import draw_projection
-from performer.jax import _ffi
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from performer._kernels_library import draw_projection
+from performer.jax import _ffi
 
 _current: contextvars.ContextVar[int | jax.Array] = contextvars.ContextVar("performer_redraw", default=0)
 
@@ -53,6 +53,7 @@ class Draw(NamedTuple):
     layer: int
 
     def at(self, index: int | jax.Array, heads: int, head_size: int) -> jax.Array:
+        """The projection ``[heads, features, head_size]`` of redraw number ``index``, which may be traced."""
         if isinstance(index, (int, np.integer)):
             return jnp.asarray(_constant(self, int(index), heads, head_size))
         drawn: jax.Array = _traced(jnp.asarray(index, jnp.uint32), self, heads, head_size)

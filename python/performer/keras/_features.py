@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from performer.keras import _linear, _projection
-
 import keras
 from keras import ops
+
+from performer.keras import _linear, _projection
 
 Tensor = Any
 

@@ -12,10 +12,10 @@ import dataclasses
 import math
 from typing import Any
 
+from keras import ops
+
 from performer.keras import _linear
 from performer.keras._linear import FeatureMap, State
-
-from keras import ops
 
 Tensor = Any
 

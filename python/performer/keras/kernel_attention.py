@@ -7,37 +7,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from performer._kernels_library import draw_projection
-from performer.keras import _features, _linear, _projection, _reference, _windows
-from performer.keras._options import check, check_options
-
 import keras
+import numpy as np
 from keras import ops
+
+from performer._kernels_library import draw_projection
+from performer.keras import _features, _linear, _projection, _windows
+from performer.keras._options import check, check_options
+from performer.keras._original import call_reference
+from performer.keras.cache import KernelAttentionCache
 
 Tensor = Any
 
 _MOMENT_DECAY = 0.99  # of the running moments, a training step
-
-
-class KernelAttentionCache:
-    """What a streamed call continues from; start with an empty one for each batch of sequences.
-
-    Attributes:
-        kv, k_sum: the state of ``reference=True``, ``[B, H, E, M]`` and ``[B, H, M]``; None at first.
-        tokens: how many tokens were seen.
-    """
-
-    def __init__(self) -> None:
-        self.kv: Tensor | None = None
-        self.k_sum: Tensor | None = None
-        self._stream = _windows.Stream()
-        # The first keys, values and masks, which begin_kernel reads exactly.
-        self._first: tuple[Tensor, Tensor, Tensor | None] | None = None
-
-    @property
-    def tokens(self) -> int:
-        return self._stream.tokens
 
 
 @keras.saving.register_keras_serializable(package="performer")
@@ -282,7 +264,7 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
             check(self.use_causal_windowed, "a cache needs use_causal_windowed")
             check(not training, "there is no cache while training")
         if self.reference:
-            return self._call_reference(query, key, value, attention_mask, cache, training, use_causal_mask)
+            return call_reference(self, query, key, value, attention_mask, cache, training, use_causal_mask)
         keys = _features.joined_key_mask(value_mask, key_mask, attention_mask)
         check(not self.scale_by_length or keys is not None, "scale_by_length needs an attention_mask")
         q, k, v = self._query_dense(query), self._key_dense(key), self._value_dense(value)
@@ -333,14 +315,14 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         k, v = k[:, :count], v[:, :count]
         keys = None if keys is None else keys[:, :count]
         if cache is not None:
-            if cache._first is not None:
-                before = cache._first
+            if cache.first is not None:
+                before = cache.first
                 check(
                     (before[2] is None) == (keys is None), "pass an attention_mask in all calls of a cache or in none"
                 )
                 k, v = ops.concatenate([before[0], k], 1), ops.concatenate([before[1], v], 1)
                 keys = None if keys is None else ops.concatenate([before[2], keys], 1)
-            cache._first = (k, v, keys)
+            cache.first = (k, v, keys)
         seen = ops.arange(k.shape[1])[None, :] <= ops.arange(begin, begin + count)[:, None]
         return _linear.exact(q[:, :count], k, v, scale, key_mask=keys, seen=seen)
 
@@ -371,7 +353,7 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         window = _windows.Window(self.causal_chunk_length, self.causal_window_length, decay)
         if cache is None:
             return _windows.windowed(q, k, v, features, window, keys)
-        return _windows.streamed(q, k, v, features, window, keys, cache._stream)
+        return _windows.streamed(q, k, v, features, window, keys, cache.stream)
 
     def _features(
         self,
@@ -418,60 +400,6 @@ class KernelAttention(keras.layers.Layer):  # type: ignore[misc]
         if self.reference:
             return _features.draw_as_reference(*sizes, self._redraw_generator)
         return _features.draw(self.num_heads, *sizes, self._redraw_generator)
-
-    # The original's numbers.
-
-    def _call_reference(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        cache: KernelAttentionCache | None,
-        training: bool,
-        use_causal_mask: bool,
-    ) -> Tensor:
-        check(not use_causal_mask, "the original has no causal mask: use windows")
-        check(
-            self.begin_kernel == 0 or not self.use_causal_windowed,
-            "begin_kernel with use_causal_windowed always raises in the original: leave one of them out",
-        )
-        check(
-            cache is None or self.feature_transform != "expplus",
-            "there is no cache with feature_transform expplus in the original",
-        )
-        check(
-            mask is None or "float" in keras.backend.standardize_dtype(mask.dtype),
-            "attention_mask must be floating: the original refuses bool and integers",
-        )
-
-        def project(dense: Any, x: Tensor) -> Tensor:
-            """In the wide type: the attention can magnify the rounding of heads a thousandfold."""
-            y = ops.einsum(dense.equation, ops.cast(x, _reference.wide()), ops.cast(dense.kernel, _reference.wide()))
-            return y if dense.bias is None else y + ops.cast(dense.bias, _reference.wide())
-
-        q, k, v = project(self._query_dense, query), project(self._key_dense, key), project(self._value_dense, value)
-        projection = None if self.projection is None else ops.convert_to_tensor(self.projection)
-        # With begin_kernel the flag `training` never arrives at this place of the original.
-        if self.redraw and training and self.begin_kernel == 0:
-            projection = self._drawn()
-        window = None
-        if self.use_causal_windowed:
-            window = _reference.Window(
-                self.causal_chunk_length, self.causal_window_length, self.causal_window_decay, self.causal_padding
-            )
-        options = _reference.Options(
-            self.feature_transform, self.is_short_seq, self._scale(), self.scale_by_length, window
-        )
-        count = min(self.begin_kernel, q.shape[1])
-        out = _reference.compute_attention(q[:, count:], k, v, options, projection, mask, cache)
-        parts = [(self._output_dense, out)]
-        if self.begin_kernel > 0:
-            short = options._replace(feature_transform="identity", is_short_seq=True)
-            first = _reference.compute_attention(q[:, :count], k, v, short, projection, mask)
-            parts.insert(0, (self._output_dense_softmax, first))
-        outs = [project(dense, self._dropout_layer(x, training=training)) for dense, x in parts]
-        return ops.cast(outs[0] if len(outs) == 1 else ops.concatenate(outs, 1), self.compute_dtype)
 
     # Keras.
 

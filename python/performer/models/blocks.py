@@ -1,72 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer blocks as the project's models have them (performer/nn/block.h), and stacks of them."""
+"""Transformer blocks as the project's models have them (performer/nn/block.h)."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from performer.attention import State, mapped_attention
+from performer.attention import mapped_attention
 from performer.models.config import AttentionConfig, ModelConfig
 from performer.models.kinds import Batch, Exact, Favor, Local, exact_attention, make_kind
+from performer.models.positions import rotate, shift_tokens
 
 _QK_NORM_EPSILON = 1e-6
 _DENSE_BIAS_STD = 1e-6
-
-
-def rotary_table(positions: Tensor, head_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [..., 1, D / 2] of the rotary positions; angles are computed in float64."""
-    pairs = torch.arange(head_size // 2, dtype=torch.float64, device=positions.device)
-    rates = torch.exp(pairs * (-2 * math.log(10000.0) / head_size))
-    angles = (positions.to(torch.float64).unsqueeze(-1) * rates).unsqueeze(-2)
-    precise = torch.float64 if dtype == torch.float64 else torch.float32
-    return angles.cos().to(precise), angles.sin().to(precise)
-
-
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Heads [B, T, H, D] turned by their positions: neighbouring channels are a pair."""
-    cosine, sine = table
-    pairs = x.to(cosine.dtype).reshape(*x.shape[:-1], -1, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
-    return turned.flatten(-2).to(x.dtype)
-
-
-def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Sinusoidal positions [..., width]: sine and cosine of each rate side by side."""
-    rates = torch.arange((width + 1) // 2, dtype=torch.float64, device=positions.device)
-    angles = positions.to(torch.float64).unsqueeze(-1) * torch.exp(rates * (-2 * math.log(10000.0) / width))
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., :width]
-
-
-def shift_tokens(x: Tensor, shifts: tuple[int, ...], batch: Batch) -> Tensor:
-    """Groups of features of x [B, T, C] taken from `shift` tokens earlier; zeros beyond a sequence's ends."""
-    width = x.shape[2] // len(shifts)
-    kept = x if batch.key_mask is None else x.masked_fill(~batch.key_mask.unsqueeze(-1), 0)
-    parts = []
-    for group, shift in enumerate(shifts):
-        part = (x if shift == 0 else kept)[..., group * width : (group + 1) * width]
-        if shift and abs(shift) >= x.shape[1]:
-            part = torch.zeros_like(part)
-        elif shift:
-            part = F.pad(part, (0, 0, shift, -shift))
-            if batch.cu_seqlens is not None:
-                part = part.masked_fill(_crosses(batch.cu_seqlens, shift, x.device), 0)
-        parts.append(part)
-    return torch.cat([*parts, x[..., len(shifts) * width :]], -1)
-
-
-def _crosses(bounds: Tensor, shift: int, device: torch.device) -> Tensor:
-    """Bool [1, T, 1]: tokens whose neighbour `shift` tokens earlier is of another segment, or none."""
-    segment = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
-    return segment.ne(F.pad(segment, (shift, -shift), value=-1)).view(1, -1, 1).to(device)
 
 
 def _linear(inputs: int, outputs: int, bias: bool, bias_std: float = 0.0) -> nn.Linear:
@@ -196,6 +147,11 @@ class AttentionLayer(nn.Module):
             out = exact_attention(query, key, value, False, of_context.key_mask, batch.key_mask)
         return cast(Tensor, self.out(out.flatten(-2)))
 
+    @property
+    def advances(self) -> bool:
+        """Whether forward() can go on from a stream's state: Batch.stream."""
+        return isinstance(self.kind, Favor) and self.causal and self.local is None and self.exact is None
+
     def begin(self, batch_size: int) -> StreamCache:
         """A cache of sequences without tokens."""
         if not self.causal:
@@ -306,6 +262,11 @@ class Block(nn.Module):
         first = first + self._drop(attended)
         return first, second + self._drop(self.feed_forward(self._shifted(self.ffn_norm(first), batch)))
 
+    @property
+    def advances(self) -> bool:
+        """Whether forward() and reversible() can go on from a stream's state: Batch.stream."""
+        return self.attention.advances and not self.shifts
+
     def begin(self, batch_size: int) -> BlockCache:
         """A cache of sequences without tokens."""
         return BlockCache(self.attention.begin(batch_size))
@@ -335,135 +296,3 @@ class Block(nn.Module):
         first = first + self.attention.step(y, cache.attention, table)
         y = self._shifted_token(self.ffn_norm(first), cache, "ffn_token")
         return first, second + self.feed_forward(y)
-
-
-class _Stack(nn.Module):
-    """Blocks and a final norm over embeddings of one's own."""
-
-    def __init__(self, model: ModelConfig, attention: AttentionConfig, cross: bool) -> None:
-        super().__init__()
-        self.model_config, self.attention_config = model, attention
-        self.blocks = nn.ModuleList(Block(model, attention, layer, cross) for layer in range(model.layers))
-        self.final_norm = nn.LayerNorm(model.width, eps=model.norm_epsilon)
-
-    def _run(
-        self, x: Tensor, key_mask: Tensor | None, cu_seqlens: Tensor | None, positions: Tensor | None, context: Any
-    ) -> Tensor:
-        bounds = None if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64)
-        batch = Batch(key_mask, bounds)
-        if positions is None:
-            positions = token_positions(x.shape[:2], bounds, x.device)
-        config = self.model_config
-        table = rotary_table(positions, config.size_of_head, x.dtype) if config.positions == "rotary" else None
-        if config.positions == "sinusoidal":
-            x = x + sinusoids(positions, config.width).to(x.dtype)
-        for block in self.blocks:
-            x = block(x, batch, table, context)
-        return cast(Tensor, self.final_norm(x))
-
-
-def token_positions(shape: torch.Size, bounds: Tensor | None, device: torch.device) -> Tensor:
-    """The place of each token within its sequence, int64 [B, T]."""
-    places = torch.arange(shape[1], device=device).expand(shape)
-    if bounds is None:
-        return places
-    lengths = bounds.diff()
-    return places - bounds[:-1].repeat_interleave(lengths).to(device).expand(shape)
-
-
-def _stack_config(
-    layers: int, width: int, heads: int, ffn: int | None, kind: str, options: dict[str, Any], objective: str
-) -> tuple[ModelConfig, AttentionConfig]:
-    in_model = {field.name for field in dataclasses.fields(ModelConfig)}
-    in_attention = {field.name for field in dataclasses.fields(AttentionConfig)} - {"options"}
-    model = {name: value for name, value in options.items() if name in in_model}
-    attention = {name: value for name, value in options.items() if name in in_attention}
-    own = {name: value for name, value in options.items() if name not in in_model | in_attention}
-    config = ModelConfig(
-        objective=objective, layers=layers, width=width, heads=heads, ffn=4 * width if ffn is None else ffn, **model
-    )
-    if config.limits_length:
-        raise ValueError(f"positions = {config.positions} belong to the embedding: add yours to the input")
-    return config, AttentionConfig(kind=kind, options=own, **attention)
-
-
-class PerformerEncoder(_Stack):
-    """Bidirectional blocks over embeddings: x [B, T, width] -> [B, T, width].
-
-    Args:
-        layers, width, heads, ffn: sizes; ffn None: 4 width.
-        kind: an attention kind: "favor-softmax", "favor-relu", "exact", "auto", "local" ...
-        options: further keys of a model's sections [model] and [attention]: dropout=0.1, positions="none",
-            features=128, qk_norm=True ...
-
-    Raises:
-        ValueError: for unknown options and impossible sizes.
-    """
-
-    def __init__(
-        self, layers: int, width: int, heads: int, ffn: int | None = None, kind: str = "favor-softmax", **options: Any
-    ) -> None:
-        super().__init__(*_stack_config(layers, width, heads, ffn, kind, options, "masked"), cross=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        key_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Encodes x [B, T, width].
-
-        Args:
-            key_mask: bool [B, T], True keeps.
-            cu_seqlens: int [N + 1], bounds of packed segments, for B = 1.
-            positions: int [B, T]; None: from 0 in each sequence.
-        """
-        return self._run(x, key_mask, cu_seqlens, positions, None)
-
-
-class PerformerDecoder(_Stack):
-    """Causal blocks over embeddings, with cross_attend=True each reading a context between its two other parts.
-
-    Arguments and errors are those of :class:`PerformerEncoder`.
-    """
-
-    def __init__(
-        self,
-        layers: int,
-        width: int,
-        heads: int,
-        ffn: int | None = None,
-        kind: str = "favor-softmax",
-        cross_attend: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(*_stack_config(layers, width, heads, ffn, kind, options, "causal"), cross=cross_attend)
-        self.cross_attend = cross_attend
-
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        key_mask: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        cu_seqlens_context: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Decodes x [B, T, width] given context [B, S, width]; masks and bounds as in PerformerEncoder.
-
-        Raises:
-            ValueError: for a context where the decoder reads none, and none where it needs one.
-        """
-        if (context is None) == self.cross_attend:
-            wanted = "needs a context" if self.cross_attend else "has no cross-attention: leave out the context"
-            raise ValueError(f"this decoder {wanted}")
-        bounds = None if cu_seqlens_context is None else cu_seqlens_context.to("cpu", torch.int64)
-        of_context = None if context is None else Context(context, Batch(context_mask, bounds))
-        return self._run(x, key_mask, cu_seqlens, positions, of_context)
-
-
-__all__ = ["AttentionLayer", "Block", "Context", "PerformerDecoder", "PerformerEncoder", "State"]

@@ -52,8 +52,7 @@ def read_configuration(
         root = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    # Written by the Hugging Face integration: the native sections stand under a key of their own.
-    root = root.get("performer", root) if isinstance(root, dict) else {}
+    root = root if isinstance(root, dict) else {}
     if root.get("format") != FORMAT:
         found = root.get("format", "no format number")
         raise ValueError(f"{path} has format {found}, this package reads format {FORMAT}")
@@ -63,10 +62,8 @@ def read_configuration(
         raise ValueError(f"{path}: {error}") from error
     data = root.get("data", {})
     tokenizer = base / TOKENIZER
-    if tokenizer.is_file() and "symbols" in (text := tokenizer.read_text(encoding="utf-8")):
-        vocabulary = Vocabulary.from_json(text)
-    elif "vocabulary" in root:
-        vocabulary = Vocabulary.from_json(json.dumps(root["vocabulary"]))
+    if tokenizer.is_file():
+        vocabulary = Vocabulary.from_json(tokenizer.read_text(encoding="utf-8"))
     else:
         vocabulary = Vocabulary.named(data.get("vocabulary", "protein"))
     return model, attention, vocabulary, data
@@ -102,24 +99,30 @@ def load_weights(model: LanguageModel, weights: dict[str, Tensor], source: pathl
     model.load_state_dict(weights)
 
 
-def _write_aside(path: pathlib.Path, text: str) -> None:
+def write_aside(path: pathlib.Path, text: str) -> None:
+    """Writes a file that appears only when it is complete."""
     aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
-def native_sections(model: LanguageModel) -> dict[str, Any]:
-    """The content of config.json as the program reads it."""
-    assert model.vocabulary is not None
-    data = {"vocabulary": model.vocabulary.name, **model.data_config}
-    objective = model.model_config.objective
+def sections(
+    model: ModelConfig, attention: AttentionConfig, data: dict[str, Any], provenance: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What config.json says of a model, as the program reads it."""
     return {
         "format": FORMAT,
-        "model": dataclasses.asdict(model.model_config),
-        "attention": model.attention_config.as_dict(),
+        "model": dataclasses.asdict(model),
+        "attention": attention.as_dict(),
         "data": data,
-        "provenance": {"objective": f"{objective}, from Python", "parameters": model.parameter_count()},
+        "provenance": provenance or {"objective": f"{model.objective}, from Python"},
     }
+
+
+def hub_keys(objective: str, vocabulary_size: int) -> dict[str, Any]:
+    """What transformers needs of config.json beside the sections, to know the class of the model."""
+    architecture = "PerformerForCausalLM" if objective == "causal" else "PerformerForMaskedLM"
+    return {"model_type": "performer", "architectures": [architecture], "vocab_size": vocabulary_size}
 
 
 def write(folder: str | os.PathLike[str], model: LanguageModel) -> None:
@@ -133,5 +136,10 @@ def write(folder: str | os.PathLike[str], model: LanguageModel) -> None:
     safetensors.torch.save_file(weights, aside, metadata={"format": "performer"})
     aside.replace(base / WEIGHTS)
     assert model.vocabulary is not None
-    _write_aside(base / TOKENIZER, model.vocabulary.to_json())
-    _write_aside(base / CONFIG, json.dumps(native_sections(model), indent=2) + "\n")
+    write_aside(base / TOKENIZER, model.vocabulary.to_json())
+    objective = model.model_config.objective
+    data = {"vocabulary": model.vocabulary.name, **model.data_config}
+    provenance = {"objective": f"{objective}, from Python", "parameters": model.parameter_count()}
+    content = sections(model.model_config, model.attention_config, data, provenance)
+    content |= hub_keys(objective, len(model.vocabulary))
+    write_aside(base / CONFIG, json.dumps(content, indent=2) + "\n")

@@ -281,8 +281,7 @@ def _generate_batch(
     rows = [_Row(index, start, seed) for index in indices]
     device = model.embedding.weight.device
     state: DecodeState = model.begin(1)
-    for token in [vocabulary.bos, *start]:
-        logits = model.step(torch.tensor([token], device=device), state)
+    logits = model.advance(torch.tensor([[vocabulary.bos, *start]], device=device), state)[:, -1]
     copies = torch.zeros(len(rows), dtype=torch.int64, device=device)
     state, logits = state.select(copies), logits.index_select(0, copies)
     active = list(rows)

@@ -11,15 +11,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from performer.attention import State
 from performer.models.config import AttentionConfig
 from performer.modules import FavorAttention
+from performer.state import State
 
 
 @dataclasses.dataclass
@@ -27,11 +27,12 @@ class Batch:
     """What attention knows of its sequences.
 
     key_mask bool [B, T], True keeps, for padded rows; or cu_seqlens int64 [N + 1] on the CPU, bounds of segments packed
-    into one row.
+    into one row. With `stream` the tokens follow those that it has read, and it reads them.
     """
 
     key_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    stream: FavorCache | None = None
 
 
 class Cache(Protocol):
@@ -70,16 +71,21 @@ class Favor(FavorAttention):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:  # type: ignore[override]
         """Linear attention, [B, T, H, D] -> [B, T, H, E]."""
-        out: Tensor = super().forward(
+        stream = batch.stream
+        out = super().forward(
             query,
             key,
             value,
             key_mask=batch.key_mask,
             query_mask=batch.key_mask,
             cu_seqlens=batch.cu_seqlens,
+            state=None if stream is None else stream.state,
+            return_state=stream is not None,
             layout="bthd",
         )
-        return out
+        if stream is not None:
+            out, stream.state = out
+        return cast(Tensor, out)
 
     def begin_cache(self, batch_size: int) -> FavorCache:
         """A cache of sequences without tokens."""

@@ -14,15 +14,10 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from performer.models import folder as folders
-from performer.models.blocks import (
-    Block,
-    BlockCache,
-    rotary_table,
-    sinusoids,
-    token_positions,
-)
+from performer.models.blocks import Block, BlockCache
 from performer.models.config import AttentionConfig, ModelConfig
 from performer.models.kinds import Batch
+from performer.models.positions import rotary_table, sinusoids, token_positions
 from performer.models.vocabulary import Vocabulary
 from performer.modules import FavorAttention
 
@@ -85,8 +80,19 @@ class LanguageModel(nn.Module):
         data: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model_config = model = model or ModelConfig()
-        self.attention_config = attention = attention or AttentionConfig()
+        self._build(model or ModelConfig(), attention or AttentionConfig(), vocabulary, data)
+
+    def _build(
+        self,
+        model: ModelConfig,
+        attention: AttentionConfig,
+        vocabulary: Vocabulary | int | None,
+        data: dict[str, Any] | None,
+    ) -> None:
+        """The parts, apart from the constructor so that a class of another library can have them, too."""
+        self.model_config = model
+        self.attention_config = attention
+        self.vocabulary: Vocabulary | None
         if isinstance(vocabulary, int):
             self.vocabulary, self.vocabulary_size = None, vocabulary
         else:
@@ -260,14 +266,25 @@ class LanguageModel(nn.Module):
         return self.logits(self.hidden(tokens, key_mask=key_mask, cu_seqlens=cu_seqlens, positions=positions))
 
     def represent(
-        self, tokens: Tensor, *, key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Representations:
-        """The outputs of embedding, each block and final norm, and the logits."""
-        batch, positions = self._batch(tokens, key_mask, cu_seqlens, None)
+        """The outputs of embedding, each block and final norm, and the logits; arguments of forward()."""
+        x, layers, output = self._every_output(tokens, key_mask, cu_seqlens, positions)
+        return Representations(x, layers, output, self.logits(output))
+
+    def _every_output(
+        self, tokens: Tensor, key_mask: Tensor | None, cu_seqlens: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        batch, positions = self._batch(tokens, key_mask, cu_seqlens, positions)
         x = self._embed(tokens, positions)
         layers: list[Tensor] = []
         output = self.final_norm(self._through_blocks(x, batch, self._table(positions), layers))
-        return Representations(x, layers, output, self.logits(output))
+        return x, layers, output
 
     def begin(self, batch_size: int) -> DecodeState:
         """The state of `batch_size` streamed sequences without tokens.
@@ -277,6 +294,43 @@ class LanguageModel(nn.Module):
         """
         blocks = [block.begin(batch_size) for block in self.blocks]
         return DecodeState(blocks, torch.zeros(batch_size, dtype=torch.int64, device=self.embedding.weight.device))
+
+    @property
+    def advances(self) -> bool:
+        """Whether advance() reads many tokens at once and takes a mask: linear attention alone, no token shift."""
+        return all(block.advances for block in self.blocks)
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor, state: DecodeState, *, key_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, T, vocabulary] after further tokens [B, T] of each sequence; `state` moves on. No gradients.
+
+        Args:
+            key_mask: bool [B, T]; where it is False there is no token, as in batches padded on the left.
+
+        Raises:
+            ValueError: for a key_mask of a model that does not advance.
+        """
+        if not self.advances:
+            if key_mask is not None:
+                raise ValueError("this model streams token by token, and cannot leave out those that key_mask hides")
+            rows = [self.step(token, state) for token in tokens.unbind(1)]
+            return torch.stack(rows, 1)
+        if key_mask is None:
+            places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        else:
+            places = (key_mask.cumsum(1) - 1).clamp(min=0)
+        positions = state.positions.unsqueeze(1) + places
+        x, table = self._embed(tokens, positions), self._table(positions)
+        first = second = x
+        for block, cache in zip(self.blocks, state.blocks, strict=True):
+            batch = Batch(key_mask, stream=cache.attention.kind)
+            if self.model_config.reversible:
+                first, second = block.reversible(first, second, batch, table)
+                x = first + second
+            else:
+                x = block(x, batch, table)
+        state.positions = state.positions + (tokens.shape[1] if key_mask is None else key_mask.sum(1))
+        return self.logits(self.final_norm(x))
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: DecodeState) -> Tensor:

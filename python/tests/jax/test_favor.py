@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """favor_attention: its values, its gradients and JAX's transformations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from performer.jax import State, draw_projection, favor_attention
 
 B, T, H, D, E, M = 2, 37, 3, 8, 5, 16
@@ -132,7 +135,7 @@ def test_nested_vmap():
 
 
 def test_remat_and_scan_leave_gradients_as_they_are():
-    q, k, v = inputs()
+    q, k, _ = inputs()
     projection = draw_projection(M, D, H)
 
     def layer(x):
@@ -216,17 +219,10 @@ def test_inputs_of_any_size_are_safe():
     projection = draw_projection(M, D, H)
     for implementation in ("kernel", "composed"):
         for causal in (False, True):
-            f = lambda q, k, v: favor_attention(  # noqa: E731
-                q,
-                k,
-                v,
-                projection=projection,
-                causal=causal,
-                implementation=implementation,  # noqa: B023
-            )
+            f = functools.partial(favor_attention, projection=projection, causal=causal, implementation=implementation)
             expected = by_definition(q, k, v, projection, causal, "exponential")
             np.testing.assert_allclose(f(q, k, v), expected, rtol=2e-2, atol=2.0)
-            for gradient in jax.grad(lambda *x: f(*x).sum(), (0, 1, 2))(q, k, v):
+            for gradient in jax.grad(lambda *x, f=f: f(*x).sum(), (0, 1, 2))(q, k, v):
                 assert jnp.isfinite(gradient).all()
 
 
@@ -235,17 +231,17 @@ def test_rows_without_keys_are_zero(causal):
     q, k, v = inputs()
     mask = jnp.zeros((B, T), bool).at[1, 5:].set(True)
     for implementation in ("kernel", "composed"):
-        f = lambda *x: favor_attention(  # noqa: E731
-            *x,
+        f = functools.partial(
+            favor_attention,
             projection=draw_projection(M, D, H),
             causal=causal,
             key_mask=mask,
-            implementation=implementation,  # noqa: B023
+            implementation=implementation,
         )
         out = f(q, k, v)
         assert (out[0] == 0).all()
         assert (out[1, :5] == 0).all() == causal
-        assert all(jnp.isfinite(g).all() for g in jax.grad(lambda *x: f(*x).sum(), (0, 1, 2))(q, k, v))
+        assert all(jnp.isfinite(g).all() for g in jax.grad(lambda *x, f=f: f(*x).sum(), (0, 1, 2))(q, k, v))
 
 
 def test_a_prefix_does_not_depend_on_what_follows():

@@ -64,8 +64,10 @@ def test_scores_are_the_programs(name, data, tmp_path):
     model = LanguageModel.from_pretrained(tmp_path / "m")
     found = [(one.id, value) for one in performer.score(model, few) for value in one.log_probabilities]
     assert [name for name, _ in found] == [name for name, _ in expected]
-    # The program writes six decimals; the rest is the rounding of float32 numbers near 5.
-    assert max(abs(a - b) for (_, a), (_, b) in zip(found, expected, strict=True)) < 4e-6
+    # The program writes six decimals. Both compute in float32, each up to 1e-6 from the exact number, since their
+    # matrix products add in another order: the last decimal may be another one (by two where two streams add up).
+    largest = 2e-6 if name == "reversible" else 1e-6
+    assert max(abs(round(a, 6) - b) for (_, a), (_, b) in zip(found, expected, strict=True)) < largest + 1e-9
     # And the way back: the program reads what Python writes.
     model.save_pretrained(tmp_path / "copy")
     run("score", "--per-token", tmp_path / "copy", few, "-o", tmp_path / "again.tsv")

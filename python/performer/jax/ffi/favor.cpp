@@ -114,8 +114,8 @@ class Problem {
   std::unique_ptr<void, decltype(&std::free)> scratch(const kernels::AttentionForward& p, bool backward) {
     constexpr size_t kAlignment = 64;
     const auto bytes = static_cast<size_t>(table_.workspace(p, backward) * executor_.workers());
-    void* memory =
-        std::aligned_alloc(kAlignment, std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
+    void* memory = std::aligned_alloc(
+        kAlignment, std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
     if (memory == nullptr) throw std::bad_alloc();
     return {memory, &std::free};
   }
@@ -222,8 +222,8 @@ ffi::Error handle(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remai
                   std::string_view family, std::string_view function, double scale, double norm_weight,
                   double epsilon, int64_t causal, int64_t chunk) {
   return reported([&] {
-    const Attributes attributes{std::string(family), std::string(function), scale, norm_weight, epsilon,
-                                causal,              chunk};
+    const Attributes attributes{
+        std::string(family), std::string(function), scale, norm_weight, epsilon, causal, chunk};
     run(pool, arguments, results, attributes);
   });
 }

@@ -59,8 +59,8 @@ struct Matrix {
                       "the attention mask is no mask of keys and queries{}: it {} query {} and key {} of "
                       "sequence {}, head {}. Linear attention can leave out keys, leave out queries and be "
                       "causal (unidirectional=True); anything else needs exact attention",
-                      causal ? " beside being causal" : "", found == kKeep ? "keeps" : "drops", i, j, sequence,
-                      h);
+                      causal ? " beside being causal" : "", found == kKeep ? "keeps" : "drops", i, j,
+                      sequence, h);
   }
 };
 
@@ -88,11 +88,9 @@ ffi::Error reduce_mask(ffi::AnyBuffer mask_buffer, ffi::Result<ffi::AnyBuffer> k
 }  // namespace
 
 PERFORMER_EXPORT_HANDLER(performer_reduce_mask);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(performer_reduce_mask, reduce_mask,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("causal"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    performer_reduce_mask, reduce_mask,
+    ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Attr<int64_t>(
+        "causal"));
 
 }  // namespace performer::jax_ffi

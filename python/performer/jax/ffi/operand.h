@@ -11,9 +11,10 @@
 #include <string>
 #include <vector>
 
+#include <xla/ffi/api/ffi.h>
+
 #include "performer/base/error.h"
 #include "performer/kernels/favor.h"
-#include "xla/ffi/api/ffi.h"
 
 // Makes a handler visible outside of the library; before XLA_FFI_DEFINE_HANDLER_SYMBOL.
 #define PERFORMER_EXPORT_HANDLER(name) \

@@ -8,13 +8,14 @@
 #include <memory>
 #include <mutex>
 
+#include <xla/ffi/api/ffi.h>
+
 #include "performer/base/executor.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace performer::jax_ffi {
 
-// The calling thread works, too, and waits only for ranges that another thread has begun: a handler may run in
-// a thread of the same pool, and waiting for a task that no free thread is left for would never end.
+// The calling thread works, too, and waits only for ranges that another thread has begun: a handler may run
+// in a thread of the same pool, and waiting for a task that no free thread is left for would never end.
 class PoolExecutor final : public Executor {
  public:
   explicit PoolExecutor(xla::ffi::ThreadPool pool)

@@ -81,9 +81,14 @@ ffi::Error projection(ffi::Buffer<ffi::U32> redraw, ffi::ResultBuffer<ffi::F32> 
     const auto sizes = out->dimensions();
     check<UsageError>(sizes.size() == 3 && redraw.element_count() == 1,
                       "a projection is [heads, features, head size] of one number of a redraw");
-    const Draw draw{std::string(kind),           std::string(row_norm),        sizes[0],
-                    sizes[1],                    sizes[2],                     static_cast<uint64_t>(seed),
-                    static_cast<uint32_t>(layer), redraw.typed_data()[0]};
+    const Draw draw{std::string(kind),
+                    std::string(row_norm),
+                    sizes[0],
+                    sizes[1],
+                    sizes[2],
+                    static_cast<uint64_t>(seed),
+                    static_cast<uint32_t>(layer),
+                    redraw.typed_data()[0]};
     const auto values = recent().get(draw);
     std::copy(values->begin(), values->end(), out->typed_data());
   });
@@ -103,8 +108,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(performer_projection, projection,
 
 }  // namespace performer::jax_ffi
 
-// Writes [heads, features, head_size] float32 to `out`. Returns 0, or 1 with the reason in `message`, which has
-// room for `room` characters.
+// Writes [heads, features, head_size] float32 to `out`. Returns 0, or 1 with the reason in `message`, which
+// has room for `room` characters.
 extern "C" __attribute__((visibility("default"))) int performer_draw_projection(
     const char* kind, const char* row_norm, int64_t heads, int64_t features, int64_t head_size, uint64_t seed,
     uint32_t layer, uint32_t redraw, float* out, char* message, size_t room) {

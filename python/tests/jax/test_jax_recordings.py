@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from performer.jax import _reference, attention, factories
 from recordings import Case, cases
+
+from performer.jax import _reference, attention, factories
 
 TYPES = pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 

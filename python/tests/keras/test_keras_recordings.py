@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from gradients import gradients, numpy
 from keras import ops
-from performer.keras import KernelAttention, KernelAttentionCache, _projection, _reference
 from recordings import cases
+
+from performer.keras import KernelAttention, KernelAttentionCache, _projection, _reference
 
 
 def of(group):

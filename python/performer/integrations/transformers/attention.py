@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear attention in Hugging Face's models: register(), then attn_implementation="favor_softmax".
-
-    from performer.integrations.transformers import FavorCache, register
-    register()
-    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="favor_softmax")
-    model.generate(**inputs, cache=FavorCache())    # a state of constant size in the place of keys and values
-
-Every model of transformers 5 that takes attention from ``AttentionInterface`` works: BERT, RoBERTa, ESM, DistilBERT,
-GPT-2, LLaMA and others. What linear attention cannot do is refused by name: masks that distinguish queries, sliding
-windows, output_attentions, biases of positions, attention sinks, soft caps.
-"""
+"""Linear attention as an attention function and a mask function of transformers."""
 
 from __future__ import annotations
 
@@ -20,14 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from performer.attention import Features, State, empty_state, favor_step, feature_map, key_state, mapped_attention
+from performer._arguments import Features, feature_map
+from performer.attention import mapped_attention
 from performer.features import FeatureMap, MapWeights, default_projection, feature_map_names, feature_map_traits
+from performer.integrations.transformers.cache import STREAM, FavorCacheLayer
+from performer.state import empty_state, favor_step, key_state
 
 _log = logging.getLogger(__name__)
-_STREAM = "performer_stream"
 _REFUSED = {
     "position_bias": "biases of positions are added to scores, which linear attention does not have",
     "softcap": "soft caps bound scores, which linear attention does not have",
@@ -41,93 +32,6 @@ def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         _log.warning(message)
-
-
-class FavorCacheLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
-    """What one layer keeps of the tokens that it has read: a state whose size does not depend on their number."""
-
-    is_sliding = False
-    is_compileable = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.state: State | None = None
-        self.tokens = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is allocated before the first attention."""
-        self.device = key_states.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, kwargs: Any = None, **more: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Gives the new keys and values back, and itself to the attention function by way of `kwargs`.
-
-        Raises:
-            ValueError: for a model that does not hand its keyword arguments to the cache.
-        """
-        if kwargs is None:
-            raise ValueError(
-                "this model does not hand its keyword arguments to the cache, which FavorCache needs; generate with "
-                "the default cache"
-            )
-        self.lazy_initialization(key_states, value_states)
-        kwargs[_STREAM] = self
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys of the present call alone, which stand after those read before."""
-        return query_length, self.tokens
-
-    def get_seq_length(self) -> int:
-        """Tokens read so far."""
-        return self.tokens
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def reset(self) -> None:
-        """Forgets all tokens."""
-        self.state, self.tokens, self.is_initialized = None, 0, False
-
-    def _select(self, rows: Tensor) -> None:
-        if self.state is not None:
-            self.state = self.state.select(rows.to(self.state.kv.device))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """The sequences `beam_idx`, in that order."""
-        self._select(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """The sequences `indices` alone."""
-        self._select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence `repeats` times."""
-        if self.state is not None:
-            self._select(torch.arange(self.state.kv.shape[0]).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raises ValueError: a sum does not forget single tokens."""
-        if tokens_to_remove:
-            raise ValueError(
-                "FavorCache cannot drop tokens that it has read (assisted decoding needs that); use the default cache"
-            )
-
-    def offload(self) -> None:
-        """The state is small: it stays."""
-
-    def prefetch(self, *args: Any) -> None:
-        """The state is there."""
-
-
-class FavorCache(Cache):  # type: ignore[misc, unused-ignore]
-    """A cache for ``generate(..., cache=FavorCache())`` of models with a favor_* attention: one state a layer."""
-
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=FavorCacheLayer)
 
 
 def _mask_function(
@@ -210,7 +114,7 @@ class _Function:
             heads, size = query.shape[1], query.shape[3]
             projection = default_projection(self.map, heads, size, self.seed, query.device, layer)
         weights = MapWeights(projection)
-        stream: FavorCacheLayer | None = kwargs.get(_STREAM)
+        stream: FavorCacheLayer | None = kwargs.get(STREAM)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if stream is not None:
             return self._stream(stream, query, key, value, mask, weights), None
