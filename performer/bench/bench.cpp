@@ -164,7 +164,7 @@ bool Report::all_right() const {
 }
 
 std::vector<std::string> default_kinds(const std::string& op) {
-  if (op == "favor") return {"favor-softmax", "favor-relu", "exact", "identity"};
+  if (op == "favor") return {"favor-softmax", "favor-relu", "favor-trigonometric", "exact", "identity"};
   if (op == "decode") return {"favor-softmax", "favor-relu"};
   return {"favor-softmax", "favor-relu", "exact", "identity", "identity+qk"};
 }

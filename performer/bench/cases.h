@@ -46,7 +46,8 @@ AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t 
 struct KernelMap {
   ops::PreparedMap prepared;
   kernels::FeatureMap map;
-  int64_t features = 0;
+  int64_t features = 0;  // of a query or key
+  int64_t rows = 0;      // the kernels' M: features, or frequencies of cosines and sines
   bool projected = false;
 };
 KernelMap kernel_map(const std::string& kind, int64_t heads, int64_t head_size, int64_t features);

@@ -28,7 +28,7 @@ struct Decoder {
     step.shape.batch = request.batch, step.shape.heads = request.heads;
     step.shape.query_tokens = step.shape.key_tokens = 1;
     step.shape.head_size = step.shape.value_size = request.head_size;
-    step.shape.features = map.features;
+    step.shape.features = map.rows;
     step.map = map.map;
     const auto view = [&](const at::Tensor& x) {
       return kernels::View{x.data_ptr(), data_type(dtype), x.stride(0), x.stride(1), x.stride(2)};
@@ -39,8 +39,9 @@ struct Decoder {
 
   // The state of sequences without tokens.
   void clear() {
-    const std::vector<int64_t> shape = {query.size(0), query.size(2), map.features};
-    const bool exponential = map.map.family == kernels::Family::exponential;
+    const int64_t features = kernels::state_features(map.map.family, map.rows);
+    const std::vector<int64_t> shape = {query.size(0), query.size(2), features};
+    const bool scaled = map.map.family != kernels::Family::elementwise;
     if (!kv.defined()) {
       kv = at::empty({shape[0], shape[1], shape[2], value.size(3)}, at::kFloat);
       key_sum = at::empty(shape, at::kFloat);
@@ -48,7 +49,7 @@ struct Decoder {
     }
     kv.zero_();
     key_sum.zero_();
-    log_scale.fill_(exponential ? kernels::kEmptyLogScale : 0.0F);
+    log_scale.fill_(scaled ? kernels::kEmptyLogScale : 0.0F);
   }
   void run(const kernels::FavorKernels& target) {
     ops::TorchExecutor executor;
@@ -59,7 +60,7 @@ struct Decoder {
   int64_t state_bytes() const { return (kv.numel() + 2 * key_sum.numel()) * 4; }
   // Log-scales of element-wise maps are written as 0 and not read.
   int64_t moved_bytes() const {
-    const int64_t unread = map.map.family == kernels::Family::exponential ? 0 : log_scale.numel() * 4;
+    const int64_t unread = map.map.family == kernels::Family::elementwise ? log_scale.numel() * 4 : 0;
     return 2 * state_bytes() - unread;
   }
 

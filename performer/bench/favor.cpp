@@ -57,7 +57,7 @@ struct Call {
     kernels::AttentionForward& p = backward.forward;
     p.shape.batch = q.size(0), p.shape.query_tokens = q.size(1), p.shape.key_tokens = k.size(1);
     p.shape.heads = q.size(2), p.shape.head_size = q.size(3), p.shape.value_size = v.size(3);
-    p.shape.features = map.features;
+    p.shape.features = map.rows;
     p.map = map.map;
     p.causal = causal;
     p.query = view_of(q), p.key = view_of(k), p.value = view_of(v);
@@ -154,7 +154,8 @@ class References {
 // Useful operations per token and head of a forward pass; a backward pass computes features and sums again
 // and three gradients, which makes both passes together three times as many.
 double favor_work(const KernelMap& map, double d, bool causal) {
-  const double m = static_cast<double>(map.features), projection = map.projected ? 4 * d * m : 0;
+  const double m = static_cast<double>(map.features);
+  const double projection = map.projected ? 4 * d * static_cast<double>(map.rows) : 0;
   return projection + (causal ? 4 * m * (d + 1) : 4 * m * d);
 }
 

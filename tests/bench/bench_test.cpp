@@ -37,12 +37,12 @@ Request small_request(const std::string& op) {
 
 TEST(BenchFavor, EachRowIsVerifiedAndTimed) {
   Request request = small_request("favor");
-  request.kinds = {"favor-softmax", "favor-relu", "exact", "identity"};
+  request.kinds = {"favor-softmax", "favor-relu", "favor-trigonometric", "exact", "identity"};
   request.dtypes = {"float32", "bfloat16", "float16"};
   request.targets = {"all"};
   const Report report = run(request);
   const size_t targets = kernels::available_favor_kernels().size() - 1;
-  EXPECT_EQ(report.rows.size(), 2 * 2 * 2 * 3 * (2 * targets + 2));
+  EXPECT_EQ(report.rows.size(), 2 * 2 * 2 * 3 * (3 * targets + 2));
   std::set<std::string> dtypes, directions, names;
   for (const Row& row : report.rows) {
     EXPECT_TRUE(row.timed()) << row.kind << " " << row.target << " " << row.dtype << " " << row.failure;
@@ -82,6 +82,11 @@ TEST(BenchFavor, TheSameWorkTakesTwiceTheFeatures) {
   const Row two = run(request).rows[0];
   EXPECT_EQ(one.work, 8 * 16 * 8);
   EXPECT_EQ(two.work, 2 * one.work);
+  // Half as many arguments as cosines and sines.
+  request.kinds = {"favor-trigonometric"};
+  const Row waves = run(request).rows[0];
+  EXPECT_EQ(waves.features, 32);
+  EXPECT_EQ(waves.work, 4 * 16 * 8 + 4 * 32 * 8);
 }
 
 // A table that is right but for one number of the output: of the fourth token of the first head, or of the

@@ -25,8 +25,9 @@ struct SharedHeads {
   static int64_t bytes(DataType type) { return type == DataType::float32 ? 4 : 2; }
 
   SharedHeads(const FavorKernels& kernels, int64_t head_count, int64_t length, DataType data_type,
-              bool causal, bool exponential, bool stateful, Executor& executor)
+              bool causal, Family family, bool stateful, Executor& executor, float constant = 3)
       : heads(head_count), tokens(length), type(data_type) {
+    const int64_t rows = state_features(family, kM);
     PhiloxStream random(11);
     const auto fill = [&](int64_t size) {
       std::vector<char> data(static_cast<size_t>(size * bytes(type)));
@@ -50,24 +51,25 @@ struct SharedHeads {
       return View{results[i].data(), DataType::float32, 0, size, tokens * size};
     };
     const auto state_of = [&](float sum) {
-      std::vector<float> parts(static_cast<size_t>(heads * kM * (kE + 2)), 0.0f);
-      std::fill_n(parts.begin() + heads * kM * kE, heads * kM, sum);
+      std::vector<float> parts(static_cast<size_t>(heads * rows * (kE + 2)), 0.0f);
+      std::fill_n(parts.begin() + heads * rows * kE, heads * rows, sum);
       return parts;
     };
     const auto pointers = [&](std::vector<float>& parts) {
-      return State{parts.data(), parts.data() + heads * kM * kE, parts.data() + heads * kM * (kE + 1)};
+      return State{parts.data(), parts.data() + heads * rows * kE, parts.data() + heads * rows * (kE + 1)};
     };
     auto initial = state_of(3), final_state = state_of(0), grad_final = state_of(0.01f), grad = state_of(0);
+    for (int64_t h = 0; h < heads; ++h) initial[heads * rows * kE + h * rows + rows - 1] = constant;
     AttentionBackward b;
     AttentionForward& p = b.forward;
     p.shape.query_tokens = p.shape.key_tokens = tokens;
     p.shape.heads = heads, p.shape.head_size = kD, p.shape.value_size = kE, p.shape.features = kM;
     p.map.projection = projection.data();
     p.map.projection_head_stride = kM * kD;
-    if (exponential)
-      p.map.scale = 0.5;
-    else
-      p.map.family = Family::elementwise, p.map.epsilon = 1e-3;
+    p.map.family = family;
+    if (family == Family::exponential) p.map.scale = 0.5;
+    if (family == Family::elementwise) p.map.epsilon = 1e-3;
+    if (family == Family::trigonometric) p.map.scale = 0.2, p.map.norm_weight = -0.5;
     p.causal = causal;
     p.query = shared(q, kD), p.key = shared(k, kD), p.value = shared(v, kE), p.out = own(0, kE);
     p.key_mask = reinterpret_cast<const bool*>(key_mask.data());
@@ -88,10 +90,10 @@ struct SharedHeads {
     for (auto [to, i, size] : {std::tuple{&out, 0, kE}, {&dq, 1, kD}, {&dk, 2, kD}, {&dv, 3, kE}})
       to->assign(results[i].begin(), results[i].begin() + tokens * size);
     const auto head_0 = [&](const std::vector<float>& parts) {
-      std::vector<float> one_head(parts.begin(), parts.begin() + kM * kE);
+      std::vector<float> one_head(parts.begin(), parts.begin() + rows * kE);
       for (const int64_t part : {kE, kE + 1})
-        one_head.insert(one_head.end(), parts.begin() + heads * kM * part,
-                        parts.begin() + heads * kM * part + kM);
+        one_head.insert(one_head.end(), parts.begin() + heads * rows * part,
+                        parts.begin() + heads * rows * part + rows);
       return one_head;
     };
     state = head_0(final_state);
@@ -108,27 +110,33 @@ double gap(const std::vector<float>& a, const std::vector<float>& b) {
   return most / size;
 }
 
+constexpr Family kFamilies[] = {Family::exponential, Family::elementwise, Family::trigonometric};
+
+void expect_same(const SharedHeads& alone, const SharedHeads& four, double bound, const std::string& text) {
+  EXPECT_LE(gap(alone.out, four.out), bound) << text;
+  EXPECT_LE(gap(alone.dq, four.dq), bound) << text;
+  EXPECT_LE(gap(alone.dk, four.dk), bound) << text;
+  EXPECT_LE(gap(alone.dv, four.dv), bound) << text;
+  EXPECT_LE(gap(alone.state, four.state), bound) << text;
+  EXPECT_LE(gap(alone.grad_initial, four.grad_initial), bound) << text;
+}
+
 TEST_P(EveryTableGrouped, LongHeadIsTheSameAloneAndAmongOthers) {
   SerialExecutor serial;
   const bool quick = GetParam() != &favor_reference();
   for (const DataType type : {DataType::float32, DataType::bfloat16}) {
     for (const bool causal : {false, true}) {
-      for (const bool exponential : {true, false}) {
+      for (const Family family : kFamilies) {
         for (const bool stateful : {false, true}) {
           // Longer than a window of the groups, in one case of each kind.
           const int64_t tokens = quick && stateful ? 4500 : 600;
-          const SharedHeads alone(*GetParam(), 1, tokens, type, causal, exponential, stateful, serial);
-          const SharedHeads four(*GetParam(), 4, tokens, type, causal, exponential, stateful, serial);
+          const SharedHeads alone(*GetParam(), 1, tokens, type, causal, family, stateful, serial);
+          const SharedHeads four(*GetParam(), 4, tokens, type, causal, family, stateful, serial);
           const double bound = type == DataType::float32 ? 2e-4 : 0.05;
           const std::string text =
-              fmt::format("{} causal {} exponential {} state {} type {}", GetParam()->name, causal,
-                          exponential, stateful, static_cast<int>(type));
-          EXPECT_LE(gap(alone.out, four.out), bound) << text;
-          EXPECT_LE(gap(alone.dq, four.dq), bound) << text;
-          EXPECT_LE(gap(alone.dk, four.dk), bound) << text;
-          EXPECT_LE(gap(alone.dv, four.dv), bound) << text;
-          EXPECT_LE(gap(alone.state, four.state), bound) << text;
-          EXPECT_LE(gap(alone.grad_initial, four.grad_initial), bound) << text;
+              fmt::format("{} causal {} family {} state {} type {}", GetParam()->name, causal,
+                          static_cast<int>(family), stateful, static_cast<int>(type));
+          expect_same(alone, four, bound, text);
         }
       }
     }
@@ -138,14 +146,38 @@ TEST_P(EveryTableGrouped, LongHeadIsTheSameAloneAndAmongOthers) {
 TEST_P(EveryTableGrouped, ThreadsChangeNothing) {
   SerialExecutor serial;
   ThreadExecutor three(3);
+  for (const Family family : kFamilies) {
+    for (const bool causal : {false, true}) {
+      const SharedHeads one(*GetParam(), 1, 700, DataType::float32, causal, family, true, serial);
+      const SharedHeads many(*GetParam(), 1, 700, DataType::float32, causal, family, true, three);
+      EXPECT_EQ(one.out, many.out) << GetParam()->name;
+      EXPECT_EQ(one.dq, many.dq) << GetParam()->name;
+      EXPECT_EQ(one.dk, many.dk) << GetParam()->name;
+      EXPECT_EQ(one.dv, many.dv) << GetParam()->name;
+      EXPECT_EQ(one.state, many.state) << GetParam()->name;
+      EXPECT_EQ(one.grad_initial, many.grad_initial) << GetParam()->name;
+    }
+  }
+}
+
+// Trigonometric denominators are floored by the whole head, not by its groups. The constant of the initial
+// state is so large that the floor, 64 * 1e-4 of it, stands for the denominators of some rows and not of
+// others; the reference divides each row as its own denominator says.
+TEST_P(EveryTableGrouped, TheFloorIsThatOfTheWholeHead) {
+  SerialExecutor serial;
   for (const bool causal : {false, true}) {
-    const SharedHeads one(*GetParam(), 1, 700, DataType::float32, causal, true, true, serial);
-    const SharedHeads many(*GetParam(), 1, 700, DataType::float32, causal, true, true, three);
-    EXPECT_EQ(one.out, many.out) << GetParam()->name;
-    EXPECT_EQ(one.dq, many.dq) << GetParam()->name;
-    EXPECT_EQ(one.dk, many.dk) << GetParam()->name;
-    EXPECT_EQ(one.dv, many.dv) << GetParam()->name;
-    EXPECT_EQ(one.grad_initial, many.grad_initial) << GetParam()->name;
+    const auto with = [&](const FavorKernels& kernels, float constant) {
+      return SharedHeads(kernels, 1, 600, DataType::float32, causal, Family::trigonometric, true, serial,
+                         constant);
+    };
+    const SharedHeads found = with(*GetParam(), 2e6f), expected = with(favor_reference(), 2e6f);
+    expect_same(found, expected, 2e-4, fmt::format("{} causal {}", GetParam()->name, causal));
+    int64_t same = 0;
+    const SharedHeads without = with(favor_reference(), 3);
+    for (int64_t i = 0; i < expected.tokens; ++i)
+      same += std::abs(expected.out[i * kE] - without.out[i * kE]) < 1e-6 * std::abs(without.out[i * kE]);
+    EXPECT_GT(same, 100) << "rows above the floor";
+    EXPECT_LT(same, 550) << "and at it";
   }
 }
 

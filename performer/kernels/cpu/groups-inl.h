@@ -3,9 +3,10 @@
 //
 // Features are independent of each other. A group of them is a head of its own that shares queries, keys and
 // values: outputs of groups merge as states do (by their denominators), gradients add up. The contract of
-// kernels/favor.h says all of that already: heads with a head stride of 0, a projection and a state cut into
-// equal parts. Whether heads are grouped, and how, depends on shapes alone, so results do not depend on the
-// number of threads. Tokens are handled in windows, which bounds the memory for the groups' own rows.
+// kernels/favor.h says nearly all of that already: heads with a head stride of 0, a projection and a state
+// cut into equal parts. Only trigonometric groups, whose denominators may cancel, hand over sums. Whether
+// heads are grouped, and how, depends on shapes alone, so results do not depend on the number of threads.
+// Tokens are handled in windows, which bounds the memory for the groups' own rows.
 #if defined(PERFORMER_KERNELS_CPU_GROUPS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PERFORMER_KERNELS_CPU_GROUPS_INL_H_
 #undef PERFORMER_KERNELS_CPU_GROUPS_INL_H_
@@ -50,8 +51,7 @@ inline int64_t GroupsOf(const AttentionForward& p) {
   for (int64_t n = 0; n < s.batch; ++n)
     longest = std::max({longest, query_rows(s, n).count, key_rows(s, n).count});
   if (longest < kLeastTokens) return 1;
-  // Denominators of groups must not cancel each other.
-  if (p.map.family == Family::trigonometric) return 1;
+  // Denominators of groups that divide by them must not cancel each other.
   if (p.map.family == Family::elementwise && (!IsNonnegative(p.map.function) || p.map.epsilon < 0)) return 1;
   for (int64_t groups = kMostGroups; groups > 1; --groups) {
     if (s.features % groups == 0 && s.features / groups >= kLeastGroup) return groups;
@@ -69,7 +69,10 @@ class GroupedHead {
         g(groups),
         m(whole.shape.features),
         e(whole.shape.value_size),
-        d(whole.shape.head_size) {
+        d(whole.shape.head_size),
+        trigonometric(whole.map.family == Family::trigonometric),
+        group_rows(state_features(whole.map.family, m / g)),
+        whole_rows(state_features(whole.map.family, m)) {
     int64_t longest = 1;
     for (int64_t n = 0; n < p.shape.batch; ++n)
       longest = std::max({longest, query_rows(p.shape, n).count, key_rows(p.shape, n).count});
@@ -80,6 +83,7 @@ class GroupedHead {
       value_rows = scratch.floats(window * g * e);
     }
     normalizer = scratch.floats(window * g);
+    if (trigonometric) weight_sums = scratch.floats(window * g);
     const int64_t windows = b != nullptr && p.causal ? (longest + window - 1) / window : 1;
     states = scratch.floats((windows + 1) * StateSize());
     gradients = scratch.floats(2 * StateSize());
@@ -98,10 +102,10 @@ class GroupedHead {
       call.initial = call.final = state;
       Run(call);
       executor_->parallel_for(count, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) MergeRow(t, i);
+        for (int64_t i = begin; i < end; ++i) trigonometric ? MergeWaves(t, i) : MergeRow(t, i);
       });
     }
-    if (p.final) CopyState(state, Whole(p.final));
+    if (p.final) FromGroups(state, Whole(p.final));
   }
 
   void Backward(int64_t sequence, int64_t head, Executor& executor, void* workspace) {
@@ -113,32 +117,70 @@ class GroupedHead {
   }
 
  private:
-  int64_t StateSize() const { return m * (e + 2); }
-  static State Parts(float* memory, int64_t m, int64_t e) {
-    return {memory, memory + m * e, memory + m * (e + 1)};
+  // Rows of a state cut into groups: those of its groups one after the other, each with cosines, sines and a
+  // constant of its own in the trigonometric family. The constant is the same in all groups, so a state's is
+  // copied to each and taken from the first; gradients that it gets from groups add up.
+  int64_t state_rows() const { return g * group_rows; }
+  int64_t StateSize() const { return state_rows() * (e + 2); }
+  State Parts(float* memory) const {
+    return {memory, memory + state_rows() * e, memory + state_rows() * (e + 1)};
   }
-  State StateAt(int64_t window_index) const { return Parts(states + window_index * StateSize(), m, e); }
-  // The share of this head in a state of the call: cut into groups it lies as it is.
+  State StateAt(int64_t window_index) const { return Parts(states + window_index * StateSize()); }
+  // The share of this head in a state of the call.
   State Whole(const State& state) const {
     const int64_t index = sequence_ * p.shape.heads + head_;
     const auto part = [&](void* data, int64_t size) {
       return data == nullptr ? nullptr : static_cast<float*>(data) + index * size;
     };
-    return {part(state.kv, m * e), part(state.key_sum, m), part(state.log_scale, m)};
+    return {part(state.kv, whole_rows * e), part(state.key_sum, whole_rows),
+            part(state.log_scale, whole_rows)};
   }
-  void CopyState(const State& from, const State& to) const {
-    const auto copy = [](const void* x, void* y, int64_t count) {
-      if (x != nullptr && y != nullptr) std::memcpy(y, x, sizeof(float) * static_cast<size_t>(count));
+  // The row of the whole state that a row of a state in groups stands for.
+  int64_t WholeRow(int64_t row) const {
+    const int64_t k = row / group_rows, f = row % group_rows, size = m / g;
+    if (f == 2 * size) return 2 * m;
+    return f < size ? k * size + f : m + k * size + f - size;
+  }
+  bool IsConstant(int64_t row) const { return trigonometric && row % group_rows == group_rows - 1; }
+  // copy(part of the whole, part in groups, elements of a row) for the parts that both have.
+  template <class Copy>
+  void ForParts(const State& whole, const State& own, const Copy& copy) const {
+    const auto part = [&](void* x, void* y, int64_t size) {
+      if (x != nullptr && y != nullptr) copy(static_cast<float*>(x), static_cast<float*>(y), size);
     };
-    copy(from.kv, to.kv, m * e), copy(from.key_sum, to.key_sum, m), copy(from.log_scale, to.log_scale, m);
+    part(whole.kv, own.kv, e), part(whole.key_sum, own.key_sum, 1), part(whole.log_scale, own.log_scale, 1);
+  }
+  void ToGroups(const State& whole, const State& own, bool gradient = false) const {
+    ForParts(whole, own, [&](const float* from, float* to, int64_t size) {
+      for (int64_t r = 0; r < state_rows(); ++r) {
+        if (gradient && IsConstant(r) && r >= group_rows)
+          std::fill_n(to + r * size, size, 0.0f);
+        else
+          std::copy_n(from + WholeRow(r) * size, size, to + r * size);
+      }
+    });
+  }
+  void FromGroups(const State& own, const State& whole, bool gradient = false) const {
+    ForParts(whole, own, [&](float* to, const float* from, int64_t size) {
+      for (int64_t r = 0; r < state_rows(); ++r) {
+        float* row = to + WholeRow(r) * size;
+        if (!IsConstant(r) || r < group_rows)
+          std::copy_n(from + r * size, size, row);
+        else if (gradient)
+          for (int64_t c = 0; c < size; ++c) row[c] += from[r * size + c];
+      }
+    });
+  }
+  void Copy(const State& from, const State& to) const {
+    std::copy_n(static_cast<const float*>(from.kv), StateSize(), static_cast<float*>(to.kv));
   }
   void Begin(const State& state) const {
-    if (p.initial) return CopyState(Whole(p.initial), state);
-    Clear(state, p.map.family == Family::exponential ? kEmptyLogScale : 0.0f);
+    if (p.initial) return ToGroups(Whole(p.initial), state);
+    Clear(state, p.map.family == Family::elementwise ? 0.0f : kEmptyLogScale);
   }
   void Clear(const State& state, float log_scale) const {
-    std::fill_n(static_cast<float*>(state.kv), m * (e + 1), 0.0f);
-    std::fill_n(static_cast<float*>(state.log_scale), m, log_scale);
+    std::fill_n(static_cast<float*>(state.kv), state_rows() * (e + 1), 0.0f);
+    std::fill_n(static_cast<float*>(state.log_scale), state_rows(), log_scale);
   }
 
   void Choose(int64_t sequence, int64_t head, Executor& executor, void* workspace) {
@@ -180,12 +222,17 @@ class GroupedHead {
     return call;
   }
   void Run(const AttentionForward& call) const {
-    const Pass pass = ForwardPass(call);
-    cpu::ForEachHead(call.shape, *executor_, pass.work, &call, workspace_, pass.bytes);
+    if (trigonometric) return RunPass(ForwardPass, call.shape, WaveGroupsForward{call, weight_sums});
+    RunPass(ForwardPass, call.shape, call);
   }
   void Run(const AttentionBackward& call) const {
-    const Pass pass = BackwardPass(call);
-    cpu::ForEachHead(call.forward.shape, *executor_, pass.work, &call, workspace_, pass.bytes);
+    if (trigonometric) return RunPass(BackwardPass, call.forward.shape, WaveGroupsBackward{call, m});
+    RunPass(BackwardPass, call.forward.shape, call);
+  }
+  template <class Call>
+  void RunPass(Pass (*pass_of)(const Call&), const Shape& shape, const Call& call) const {
+    const Pass pass = pass_of(call);
+    cpu::ForEachHead(shape, *executor_, pass.work, &call, workspace_, pass.bytes);
   }
   // Adds keys to a state.
   void Absorb(const State& state, int64_t first, int64_t count) const {
@@ -214,11 +261,24 @@ class GroupedHead {
       for (int64_t k = 0; k < g; ++k) sum += weight[k] * out[k * e + c];
       out[c] = empty ? 0.0f : sum / total;
     }
-    const int64_t token = first + i;
-    if (p.normalizer != nullptr) {
-      const int64_t at = row_index(queries, token, p.shape.query_tokens) * p.shape.heads + head_;
-      static_cast<float*>(p.normalizer)[at] = empty ? none : exponential ? most + std::log(total) : total;
+    StoreMerged(first + i, empty ? none : exponential ? most + std::log(total) : total, out);
+  }
+  // The output of a row from the sums of its groups.
+  void MergeWaves(int64_t first, int64_t i) const {
+    float *out = rows + i * g * e, denominator = 0;
+    for (int64_t k = 0; k < g; ++k) denominator += normalizer[i * g + k];
+    const float weights = weight_sums[i * g];
+    const FlooredDenominator safe = Floored(denominator, weights, m);
+    for (int64_t c = 0; c < e; ++c) {
+      float sum = 0;
+      for (int64_t k = 0; k < g; ++k) sum += out[k * e + c];
+      out[c] = weights == 0 ? 0.0f : sum / safe.divisor;
     }
+    StoreMerged(first + i, weights == 0 ? 0.0f : safe.normalizer, out);
+  }
+  void StoreMerged(int64_t token, float merged_normalizer, const float* out) const {
+    const int64_t at = row_index(queries, token, p.shape.query_tokens) * p.shape.heads + head_;
+    if (p.normalizer != nullptr) static_cast<float*>(p.normalizer)[at] = merged_normalizer;
     StoreRow(p.out, queries.at(p.out, token, head_), e, 1, out);
   }
 
@@ -250,16 +310,17 @@ class GroupedHead {
   }
 
   void BidirectionalWindows() {
-    State state = Whole(p.final);
-    if (state.kv == nullptr || state.key_sum == nullptr) {
-      state = StateAt(0);
+    const State state = StateAt(0), known = Whole(p.final);
+    if (known.kv != nullptr && known.key_sum != nullptr) {
+      ToGroups(known, state);
+    } else {
       Begin(state);
       Absorb(state, 0, keys.count);
     }
     // The mirror state: what queries and the final state's gradient ask of the keys.
-    const State mirror = Parts(gradients, m, e), share = Parts(gradients + StateSize(), m, e);
+    const State mirror = Parts(gradients), share = Parts(gradients + StateSize());
     Clear(mirror, 0);
-    if (b->grad_final) CopyState({Whole(b->grad_final).kv, Whole(b->grad_final).key_sum, nullptr}, mirror);
+    if (b->grad_final) ToGroups(GradientPart(b->grad_final), mirror, true);
     for (int64_t t = 0; t < queries.count; t += window) {
       const int64_t count = std::min(window, queries.count - t);
       AttentionBackward call = Part(Part(t, count, 0, 0), t, count);
@@ -270,11 +331,16 @@ class GroupedHead {
       AddRows(rows, d, b->grad_query, queries, t, count);
       const auto* from = static_cast<const float*>(share.kv);
       auto* to = static_cast<float*>(mirror.kv);
-      for (int64_t i = 0; i < m * (e + 1); ++i) to[i] += from[i];
+      for (int64_t i = 0; i < state_rows() * (e + 1); ++i) to[i] += from[i];
     }
     for (int64_t t = 0; t < keys.count; t += window)
       KeyWindow(t, std::min(window, keys.count - t), state, mirror);
-    if (b->grad_initial) InitialGradient(state, mirror);
+    if (b->grad_initial) InitialGradient(state, mirror, share);
+  }
+  // Gradients of a state have no log-scale.
+  State GradientPart(const State& gradient) const {
+    const State whole = Whole(gradient);
+    return {whole.kv, whole.key_sum, nullptr};
   }
   void KeyWindow(int64_t first, int64_t count, const State& state, const State& mirror) {
     AttentionBackward call = Part(Part(0, 0, first, count), 0, 0);
@@ -289,12 +355,14 @@ class GroupedHead {
     AddRows(key_rows_of_groups, d, b->grad_key, keys, first, count);
     AddRows(value_rows, e, b->grad_value, keys, first, count);
   }
-  void InitialGradient(const State& state, const State& mirror) {
+  void InitialGradient(const State& state, const State& mirror, const State& result) {
     AttentionBackward call = Part(Part(0, 0, 0, 0), 0, 0);
-    call.forward.initial = Whole(p.initial), call.forward.final = state;
+    call.forward.initial = StateAt(1), call.forward.final = state;
+    Begin(call.forward.initial);
     call.grad_final = {mirror.kv, mirror.key_sum, nullptr};
-    call.grad_initial = Whole(b->grad_initial);
+    call.grad_initial = result;
     Run(call);
+    FromGroups(result, GradientPart(b->grad_initial), true);
   }
 
   void CausalWindows() {
@@ -302,13 +370,17 @@ class GroupedHead {
     const auto count_of = [&](int64_t w) { return std::min(window, queries.count - w * window); };
     Begin(StateAt(0));
     for (int64_t w = 0; w + 1 < windows; ++w) {
-      CopyState(StateAt(w), StateAt(w + 1));
+      Copy(StateAt(w), StateAt(w + 1));
       Absorb(StateAt(w + 1), w * window, count_of(w));
     }
-    State after = Parts(gradients, m, e), before = Parts(gradients + StateSize(), m, e);
+    State after = Parts(gradients), before = Parts(gradients + StateSize());
+    Clear(after, 0);  // what a sequence without tokens hands on
     bool has_after = static_cast<bool>(b->grad_final);
-    if (has_after) CopyState({Whole(b->grad_final).kv, Whole(b->grad_final).key_sum, nullptr}, after);
-    State final_state = Whole(p.final);
+    State final_state = StateAt(windows);
+    if (has_after) {
+      ToGroups(GradientPart(b->grad_final), after, true);
+      ToGroups({nullptr, nullptr, Whole(p.final).log_scale}, final_state);
+    }
     for (int64_t w = windows - 1; w >= 0; --w) {
       const int64_t first = w * window, count = count_of(w);
       AttentionBackward call = Part(Part(first, count, first, count), first, count);
@@ -325,14 +397,17 @@ class GroupedHead {
       final_state = StateAt(w);
       has_after = true;
     }
-    if (b->grad_initial) CopyState({after.kv, after.key_sum, nullptr}, Whole(b->grad_initial));
+    if (b->grad_initial) FromGroups(after, GradientPart(b->grad_initial), true);
   }
 
   const AttentionForward& p;
   const AttentionBackward* b;
-  int64_t g, m, e, d, window;
+  int64_t g, m, e, d;
+  bool trigonometric;
+  int64_t group_rows, whole_rows;  // of the state of a group and of the head
+  int64_t window;
   float *rows, *key_rows_of_groups = nullptr, *value_rows = nullptr;  // [window, groups, size]
-  float* normalizer;                                                  // [window, groups]
+  float *normalizer, *weight_sums = nullptr;                          // [window, groups]
   float *states, *gradients;  // the states before each window; two of their gradients
   int64_t sequence_ = 0, head_ = 0;
   Rows queries, keys;

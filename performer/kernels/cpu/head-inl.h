@@ -153,23 +153,26 @@ class Head {
       }
     }
   }
-  // The same, transposed to [groups of size, Cp]; missing columns are zero.
+  // The rows of a view from `first` on as cells where they lie, or null where they must be copied: where the
+  // view has another type, or a pair of bfloat16 would be incomplete or not lie at a multiple of its 4 bytes.
+  Left CellsInPlace(const View& view, const Rows& rows, int64_t first, int64_t size) const {
+    if (view.type != (kHalf ? DataType::bfloat16 : DataType::float32)) return {nullptr, 0, 1};
+    const int64_t at = rows.at(view, first, head), stride = view.token_stride;
+    if constexpr (!kHalf) return {static_cast<const float*>(view.data) + at, stride, 1};
+    const auto* from = static_cast<const uint16_t*>(view.data) + at;
+    const bool whole = size % 2 == 0 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 4 == 0;
+    return {whole ? reinterpret_cast<const float*>(from) : nullptr, stride / 2, 1};
+  }
+  // Those rows as cells, transposed to [groups of size, Cp]; missing columns are zero.
   void LoadTransposed(const View& view, const Rows& rows, int64_t first, int64_t count, int64_t size,
                       float* out) const {
     const int64_t groups = Sizes<Number>::Groups(size);
     if (count < n.cp) Fill(out, 0, groups * n.cp);
-    const bool even = size % 2 == 0 && view.token_stride % 2 == 0;
-    if (view.type == DataType::float32 && !kHalf) {
-      Transpose(static_cast<const float*>(view.data) + rows.at(view, first, head), view.token_stride, count,
-                size, out, n.cp);
-    } else if (kHalf && even) {
-      const auto* from = static_cast<const uint16_t*>(view.data) + rows.at(view, first, head);
-      Transpose(reinterpret_cast<const float*>(from), view.token_stride / 2, count, groups, out, n.cp);
-    } else {
-      const int64_t ld = Sizes<Number>::PaddedToCells(size);
-      LoadCells(view, rows, first, count, size, staging, ld);
-      Transpose(staging, ld, count, groups, out, n.cp);
-    }
+    if (const Left cells = CellsInPlace(view, rows, first, size); cells.data != nullptr)
+      return Transpose(cells.data, cells.row, count, groups, out, n.cp);
+    const int64_t ld = Sizes<Number>::PaddedToCells(size);
+    LoadCells(view, rows, first, count, size, staging, ld);
+    Transpose(staging, ld, count, groups, out, n.cp);
   }
   // Sets `value` to the chunk's values as a right factor whose depth runs over tokens: in place where their
   // rows are whole vectors of float32 already.
@@ -186,14 +189,9 @@ class Head {
       LoadRows(p.value, keys, first, count, n.e, value_memory, n.ep);
     }
   }
-  // Rows of a view as a left factor of depth D: in place where its type is that of the cells.
+  // Rows of a view as a left factor of depth D: in place where that is possible.
   Left LoadLeft(const View& view, const Rows& rows, int64_t first, int64_t count) const {
-    if (!kHalf && view.type == DataType::float32)
-      return {static_cast<const float*>(view.data) + rows.at(view, first, head), view.token_stride, 1};
-    if (kHalf && n.d % 2 == 0 && view.token_stride % 2 == 0) {
-      const auto* from = static_cast<const uint16_t*>(view.data) + rows.at(view, first, head);
-      return {reinterpret_cast<const float*>(from), view.token_stride / 2, 1};
-    }
+    if (const Left cells = CellsInPlace(view, rows, first, n.d); cells.data != nullptr) return cells;
     LoadCells(view, rows, first, count, n.d, qx, n.dp);
     return {qx, n.dp, 1};
   }

@@ -74,6 +74,19 @@ inline Pass BackwardPass(const AttentionBackward& b) {
   return BackwardPassIn<Single>(b);
 }
 
+inline Pass ForwardPass(const WaveGroupsForward& groups) {
+#ifdef PERFORMER_BFLOAT16
+  if (InHalf(groups.call)) return PassOf<TrigonometricGroupForward<Half>>(groups);
+#endif
+  return PassOf<TrigonometricGroupForward<Single>>(groups);
+}
+inline Pass BackwardPass(const WaveGroupsBackward& groups) {
+#ifdef PERFORMER_BFLOAT16
+  if (InHalf(groups.call.forward)) return PassOf<TrigonometricGroupBackward<Half>>(groups);
+#endif
+  return PassOf<TrigonometricGroupBackward<Single>>(groups);
+}
+
 }  // namespace PERFORMER_TARGET
 }  // namespace performer::kernels
 PERFORMER_AFTER_NAMESPACE();

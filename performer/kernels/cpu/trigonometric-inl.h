@@ -110,6 +110,31 @@ struct KeyWeights {
   float *log_weight, *weight, *largest;  // [Cp]
 };
 
+// What a row is divided by, and what its normalizer says.
+struct FlooredDenominator {
+  float divisor, normalizer;
+};
+// Of a row that sees keys whose weights have the sum `weights`, in a head of `m` frequencies.
+HWY_INLINE FlooredDenominator Floored(float denominator, float weights, int64_t m) {
+  const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(m) * weights;
+  if (!(std::abs(denominator) < floor)) return {denominator, denominator};
+  const float sign = denominator < 0 ? -1.0f : 1.0f;
+  return {sign * floor, sign * std::numeric_limits<float>::infinity()};
+}
+
+// Calls whose heads are groups of the frequencies of one head (groups-inl.h). Denominators of groups may
+// cancel each other, so a group does not divide: `out` and `normalizer` receive the sums themselves, and
+// `weight_sums`, indexed as normalizers are, the sum of the weights that a row sees, 0 for a masked query.
+struct WaveGroupsForward {
+  AttentionForward call;
+  float* weight_sums;
+};
+// The backward pass gets outputs and normalizers of the whole head, which has `frequencies`.
+struct WaveGroupsBackward {
+  AttentionBackward call;
+  int64_t frequencies;
+};
+
 // The order of features in states of the contract, where sines follow the cosines at once.
 template <class Number>
 HWY_INLINE int64_t RowOfFeature(const Sizes<Number>& n, int64_t feature) {

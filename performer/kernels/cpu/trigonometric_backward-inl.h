@@ -186,7 +186,9 @@ class TrigonometricBackward : public BackwardHead<Number> {
   template <class Total>
   void LoadGradients(int64_t first, int64_t count, const Total& total) {
     this->LoadRows(b.grad_out, queries, first, count, n.e, gradient, n.ep);
-    const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(n.m);
+    // In units of the sum of weights: of the head, and what this group of its frequencies adds to it.
+    const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(frequencies);
+    const float own_floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(n.m);
     any_floored_ = false;
     for (int64_t i = 0; i < count; ++i) {
       float* g = gradient + i * n.ep;
@@ -202,7 +204,7 @@ class TrigonometricBackward : public BackwardHead<Number> {
       const float share = 1.0f / (at_floor ? std::copysign(floor * total(i), normalizer) : normalizer);
       const float dot = -Dot(g, output, n.ep) * share;
       if (at_floor) {
-        floored[i] = std::copysign(floor, normalizer) * dot;
+        floored[i] = std::copysign(own_floor, normalizer) * dot;
         any_floored_ = true;
       } else {
         inner[i] = dot;
@@ -413,6 +415,20 @@ class TrigonometricBackward : public BackwardHead<Number> {
   float scale_ = kEmptyLogScale, weight_sum_ = 0;             // of the keys' state
   float mirror_scale_ = kEmptyLogScale, mirror_weights_ = 0;  // of the mirror, and its part for the constant
   bool any_floored_ = false;
+
+ protected:
+  int64_t frequencies = n.m;  // of the whole head: WaveGroupsBackward
+};
+
+// One group of a head's frequencies.
+template <class Number>
+class TrigonometricGroupBackward : public TrigonometricBackward<Number> {
+ public:
+  TrigonometricGroupBackward(const WaveGroupsBackward& groups, int64_t sequence, int64_t group,
+                             Scratch& scratch)
+      : TrigonometricBackward<Number>(groups.call, sequence, group, scratch) {
+    this->frequencies = groups.frequencies;
+  }
 };
 
 }  // namespace PERFORMER_TARGET

@@ -183,17 +183,20 @@ class TrigonometricForward : public Head<Number> {
   }
 
   void Finish(int64_t token, int64_t i) {
-    const float floor = static_cast<float>(kTrigonometricFloor) * static_cast<float>(n.m) * weight_total[i];
-    const bool empty = !this->KeepsQuery(token) || weight_total[i] == 0.0f;
-    float safe = denominator[i], normalizer = safe;
-    if (std::abs(safe) < floor) {
-      normalizer = std::copysign(std::numeric_limits<float>::infinity(), safe < 0 ? -1.0f : 1.0f);
-      safe = std::copysign(floor, normalizer);
+    const float sum = this->KeepsQuery(token) ? weight_total[i] : 0.0f;
+    const int64_t at = this->NormalizerIndex(token);
+    auto* normalizer = static_cast<float*>(p.normalizer);
+    const View& to = p.out;
+    if (weight_sums != nullptr) {
+      weight_sums[at] = sum;
+      normalizer[at] = denominator[i];
+      return StoreRow(to, queries.at(to, token, head), n.e, 1.0f, out + i * n.ep);
     }
+    const FlooredDenominator safe = Floored(denominator[i], sum, n.m);
+    const bool empty = sum == 0.0f;
     if (empty) Fill(out + i * n.ep, 0, n.ep);
-    if (p.normalizer != nullptr)
-      static_cast<float*>(p.normalizer)[this->NormalizerIndex(token)] = empty ? 0.0f : normalizer;
-    StoreRow(p.out, queries.at(p.out, token, head), n.e, empty ? 1.0f : 1.0f / safe, out + i * n.ep);
+    if (normalizer != nullptr) normalizer[at] = empty ? 0.0f : safe.normalizer;
+    StoreRow(to, queries.at(to, token, head), n.e, empty ? 1.0f : 1.0f / safe.divisor, out + i * n.ep);
   }
 
   static constexpr int64_t kMostRows = 48;
@@ -212,6 +215,20 @@ class TrigonometricForward : public Head<Number> {
   float denominator[kMostRows], weight_total[kMostRows];
   float scale_ = kEmptyLogScale, raised_ = kEmptyLogScale;  // of the state, and with the chunk
   float weight_sum_ = 0;                                    // of the keys in the state
+
+ protected:
+  float* weight_sums = nullptr;  // where to leave them, instead of dividing: WaveGroupsForward
+};
+
+// One group of a head's frequencies.
+template <class Number>
+class TrigonometricGroupForward : public TrigonometricForward<Number> {
+ public:
+  TrigonometricGroupForward(const WaveGroupsForward& groups, int64_t sequence, int64_t group,
+                            Scratch& scratch)
+      : TrigonometricForward<Number>(groups.call, sequence, group, scratch) {
+    this->weight_sums = groups.weight_sums;
+  }
 };
 
 }  // namespace PERFORMER_TARGET
