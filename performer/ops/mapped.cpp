@@ -112,14 +112,27 @@ MappedInputs apply_feature_map(const AttentionInputs& inputs, const FeatureMapOp
       inputs, prepare_feature_map(options, weights, statistics, inputs.query.size(2), inputs.query.size(3)));
 }
 
-std::tuple<Tensor, State> mapped_attention(const AttentionInputs& inputs, const PreparedMap& prepared) {
-  if (prepared.trigonometric)
-    return trigonometric_attention(inputs, *prepared.map.projection, prepared.map.scale);
+std::tuple<Tensor, Tensor, Tensor, Tensor> mapped_results(const AttentionInputs& inputs,
+                                                          const PreparedMap& prepared) {
+  if (prepared.trigonometric) {
+    auto [out, state] = trigonometric_attention(inputs, *prepared.map.projection, prepared.map.scale);
+    if (state.defined()) return {out, state.kv, state.key_sum, state.log_scale};
+    const auto none = [&] {
+      return at::empty({0}, inputs.query.options().dtype(precise_type(inputs.query)));
+    };
+    return {out, none(), none(), none()};
+  }
   const MappedInputs mapped = apply_prepared(inputs, prepared);
   AttentionInputs call = inputs;
   call.query = mapped.query;
   call.key = mapped.key;
-  return favor_attention(call, mapped.map);
+  auto [out, normalizer, kv, key_sum, log_scale] = favor_results(call, mapped.map);
+  return {out, kv, key_sum, log_scale};
+}
+
+std::tuple<Tensor, State> mapped_attention(const AttentionInputs& inputs, const PreparedMap& prepared) {
+  auto [out, kv, key_sum, log_scale] = mapped_results(inputs, prepared);
+  return {out, inputs.return_state ? State{kv, key_sum, log_scale} : State{}};
 }
 
 Tensor mapped_step(const Tensor& query, const Tensor& key, const Tensor& value, State& state,

@@ -73,17 +73,24 @@ PreparedMap prepared_for(const Tensor& x, int64_t head_dim, const NamedMap& map,
 
 using AttentionResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
+// [B, T, H, D] of it, or of [B, H, T, D] (heads_first); its own inverse.
+Tensor tokens_first(const Tensor& x, bool heads_first) {
+  return heads_first ? x.transpose(1, 2) : x;
+}
+
 AttentionResult attention_op(const Tensor& query, const Tensor& key, const Tensor& value,
                              PERFORMER_MAP_PARAMETERS, const OptionalTensor& key_mask,
                              const OptionalTensor& query_mask, const OptionalTensor& cu_query,
                              const OptionalTensor& cu_key, const OptionalTensor& initial_kv,
                              const OptionalTensor& initial_key_sum, const OptionalTensor& initial_log_scale,
-                             bool causal, int64_t chunk, bool return_state, c10::string_view backend) {
+                             bool causal, int64_t chunk, bool return_state, c10::string_view backend,
+                             bool heads_first) {
   check_four_dimensions_of(query, "query");
   check_four_dimensions_of(key, "key");
-  const AttentionInputs inputs{.query = query,
-                               .key = key,
-                               .value = value,
+  check_four_dimensions_of(value, "value");
+  const AttentionInputs inputs{.query = tokens_first(query, heads_first),
+                               .key = tokens_first(key, heads_first),
+                               .value = tokens_first(value, heads_first),
                                .causal = causal,
                                .chunk = chunk,
                                .key_mask = key_mask,
@@ -94,10 +101,9 @@ AttentionResult attention_op(const Tensor& query, const Tensor& key, const Tenso
                                .return_state = return_state,
                                .backend = std::string(backend)};
   const NamedMap named(PERFORMER_MAP_NAMES);
-  auto [out, state] = mapped_attention(inputs, prepared_for(query, 2, named, statistics_for(inputs, named)));
-  if (state.defined()) return {out, state.kv, state.key_sum, state.log_scale};
-  const auto none = [&] { return at::empty({0}, query.options().dtype(at::kFloat)); };
-  return {out, none(), none(), none()};
+  auto results = mapped_results(inputs, prepared_for(inputs.query, 2, named, statistics_for(inputs, named)));
+  if (heads_first) std::get<0>(results) = tokens_first(std::get<0>(results), true);
+  return results;
 }
 
 Tensor step_op(const Tensor& query, const Tensor& key, const Tensor& value, Tensor& kv, Tensor& key_sum,
@@ -144,15 +150,18 @@ AttentionResult attention_meta(const Tensor& query, const Tensor& key, const Ten
                                PERFORMER_MAP_PARAMETERS, const OptionalTensor&, const OptionalTensor&,
                                const OptionalTensor& cu_query, const OptionalTensor&, const OptionalTensor&,
                                const OptionalTensor&, const OptionalTensor&, bool, int64_t, bool return_state,
-                               c10::string_view backend) {
+                               c10::string_view backend, bool heads_first) {
   check_four_dimensions_of(query, "query");
   check_four_dimensions_of(key, "key");
+  check_four_dimensions_of(value, "value");
   check_backend_name(backend);
-  Tensor out = at::empty_symint({value.sym_size(0), query.sym_size(1), query.sym_size(2), value.sym_size(3)},
-                                value.options());
-  auto [kv, key_sum, log_scale] = state_shapes(query, value, cu_query, NamedMap(PERFORMER_MAP_NAMES).options);
+  const Tensor q = tokens_first(query, heads_first), v = tokens_first(value, heads_first);
+  const Tensor rows =
+      at::empty_symint({v.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, v.options());
+  const Tensor out = tokens_first(rows, heads_first);
+  auto [kv, key_sum, log_scale] = state_shapes(q, v, cu_query, NamedMap(PERFORMER_MAP_NAMES).options);
   if (return_state) return {out, kv, key_sum, log_scale};
-  const auto none = [&] { return at::empty({0}, query.options().dtype(at::kFloat)); };
+  const auto none = [&] { return at::empty({0}, kv.options()); };
   return {out, none(), none(), none()};
 }
 
@@ -185,7 +194,8 @@ TORCH_LIBRARY_FRAGMENT(performer, library) {
   library.def("mapped_attention(Tensor query, Tensor key, Tensor value, " PERFORMER_MAP_SCHEMA
               ", Tensor? key_mask=None, Tensor? query_mask=None, Tensor? cu_query=None, Tensor? cu_key=None, "
               "Tensor? initial_kv=None, Tensor? initial_key_sum=None, Tensor? initial_log_scale=None, "
-              "bool causal=False, int chunk=0, bool return_state=False, str backend='') "
+              "bool causal=False, int chunk=0, bool return_state=False, str backend='', "
+              "bool heads_first=False) "
               "-> (Tensor out, Tensor kv, Tensor key_sum, Tensor log_scale)",
               attention_op);
   library.def(
@@ -214,7 +224,8 @@ std::tuple<Tensor, State> mapped_attention(const AttentionInputs& in, const Feat
   auto [out, kv, key_sum, log_scale] =
       op.call(in.query, in.key, in.value, PERFORMER_MAP_ARGUMENTS(options, weights, statistics), in.key_mask,
               in.query_mask, in.cu_query, in.cu_key, or_nothing(initial.kv), or_nothing(initial.key_sum),
-              or_nothing(initial.log_scale), in.causal, in.chunk, in.return_state, in.backend);
+              or_nothing(initial.log_scale), in.causal, in.chunk, in.return_state, in.backend,
+              /*heads_first=*/false);
   return {out, in.return_state ? State{kv, key_sum, log_scale} : State{}};
 }
 

@@ -47,13 +47,13 @@ def cpu_bounds(bounds: Tensor | None) -> Tensor | None:
     return None if bounds is None else bounds.to("cpu", torch.int64)
 
 
-def repeated(tensor: Tensor, heads: int, name: str) -> Tensor:
-    """Grouped heads: [B, S, G, D] with G a divisor of `heads` as [B, S, heads, D]."""
-    if heads % tensor.shape[2] != 0:
+def repeated(tensor: Tensor, heads: int, name: str, place: int) -> Tensor:
+    """Grouped heads: G of them in dimension `place`, a divisor of `heads`, each repeated so that there are `heads`."""
+    if heads % tensor.shape[place] != 0:
         raise ValueError(
-            f"{name} has {tensor.shape[2]} heads for {heads} query heads; expected as many, or a divisor of them"
+            f"{name} has {tensor.shape[place]} heads for {heads} query heads; expected as many, or a divisor of them"
         )
-    return tensor.repeat_interleave(heads // tensor.shape[2], 2)
+    return tensor.repeat_interleave(heads // tensor.shape[place], place)
 
 
 def weights_of(

@@ -23,13 +23,11 @@ _QUERY, _KEY, _VALUE, _MATRIX, _BIAS, _KEY_MASK, _QUERY_MASK = 0, 1, 2, 9, 10, 1
 _KV, _KEY_SUM, _LOG_SCALE = 19, 20, 21
 _DIFFERENTIABLE = (_QUERY, _KEY, _VALUE, _MATRIX, _BIAS, _KV, _KEY_SUM)
 _BATCHED = frozenset((_QUERY, _KEY, _VALUE, _KEY_MASK, _QUERY_MASK, _KV, _KEY_SUM, _LOG_SCALE))
-_COUNT = 26
+_COUNT = 27
 
 
-def attend(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """performer::mapped_attention with its arguments in the order of the schema."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return _attention(*args)  # type: ignore[no-any-return]
+def transformed(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """performer::mapped_attention inside torch.func's transforms, with its arguments in the order of the schema."""
     return _Attention.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from performer import _transforms
 from performer._arguments import (
     NO_STATE,
     NO_STATISTICS,
@@ -32,8 +31,12 @@ from performer._arguments import (
     scaled,
     weights_of,
 )
-from performer.features import MapStatistics, MapWeights
+from performer._library import ops
+from performer._transforms import transformed
+from performer.features import FeatureMap, MapStatistics, MapWeights
 from performer.state import State
+
+_operator = ops.mapped_attention
 
 
 def _attend(
@@ -57,23 +60,26 @@ def _attend(
     backend: str,
 ) -> Any:
     """mapped_attention with all of its arguments by place: names cost a small call a tenth of its time."""
-    described = feature_map(features)
-    if layout == "bhtd":
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    elif layout != "bthd":
+    described = features if isinstance(features, FeatureMap) else feature_map(features)
+    heads_first = layout == "bhtd"
+    if not heads_first and layout != "bthd":
         check_layout(layout)
     if torch._C._is_any_autocast_enabled():
         query, key, value = autocast(query, key, value)
     if scale is not None:
         query = scaled(query, described, scale)
-    heads = query.shape[2]
-    if key.shape[2] != heads:
-        key = repeated(key, heads, "key")
-    if value.shape[2] != heads:
-        value = repeated(value, heads, "value")
-    projection, matrix, bias = weights_of(described, weights, heads, query.shape[3], seed, query.device)
-    moments = statistics or NO_STATISTICS
-    out, *final = _transforms.attend(
+    sizes = query.shape
+    if len(sizes) != 4:
+        raise ValueError(f"query must have 4 dimensions, with layout {layout!r}, found shape {list(sizes)}")
+    place = 1 if heads_first else 2
+    heads = sizes[place]
+    if key.shape[place] != heads:
+        key = repeated(key, heads, "key", place)
+    if value.shape[place] != heads:
+        value = repeated(value, heads, "value", place)
+    projection, matrix, bias = weights_of(described, weights, heads, sizes[3], seed, query.device)
+    plain = torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    results = (_operator if plain else transformed)(
         query,
         key,
         value,
@@ -81,7 +87,7 @@ def _attend(
         projection,
         matrix,
         bias,
-        *moments,
+        *(statistics or NO_STATISTICS),
         key_mask,
         query_mask,
         None if cu_seqlens is None else cpu_bounds(cu_seqlens),
@@ -91,10 +97,9 @@ def _attend(
         chunk,
         return_state,
         backend,
+        heads_first,
     )
-    if layout == "bhtd":
-        out = out.transpose(1, 2)
-    return (out, State(*final)) if return_state else out
+    return (results[0], State(*results[1:])) if return_state else results[0]
 
 
 @overload

@@ -29,6 +29,9 @@ at::Tensor or_undefined(const std::optional<at::Tensor>& tensor);
 // The argument, left out where the tensor is undefined.
 std::optional<at::Tensor> or_nothing(const at::Tensor& tensor);
 
+// favor_attention with all its results: the state's parts have no elements unless in.return_state.
+Results favor_results(const AttentionInputs& in, const FeatureMap& map);
+
 // The family that a feature map names: "exponential", "trigonometric", or an element-wise function. Throws
 // c10::ValueError with the known names for any other.
 kernels::Family family_of(std::string_view family);

@@ -175,17 +175,20 @@ TORCH_LIBRARY_IMPL(performer, Meta, library) {
   library.impl("favor_step", step_meta);
 }
 
-std::tuple<Tensor, State> favor_attention(const AttentionInputs& in, const FeatureMap& map) {
+Results favor_results(const AttentionInputs& in, const FeatureMap& map) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("performer::favor_attention", "")
                              .typed<ForwardSignature>();
   OptionalTensor kv, key_sum, log_scale;
   if (in.initial.has_value())
     kv = in.initial->kv, key_sum = in.initial->key_sum, log_scale = in.initial->log_scale;
-  auto [out, normalizer, final_kv, final_key_sum, final_log_scale] =
-      op.call(in.query, in.key, in.value, map.projection, map.offset, in.key_mask, in.query_mask, in.cu_query,
-              in.cu_key, kv, key_sum, log_scale, map.family, map.scale, map.norm_weight, map.epsilon,
-              in.causal, in.chunk, in.return_state, in.backend);
+  return op.call(in.query, in.key, in.value, map.projection, map.offset, in.key_mask, in.query_mask,
+                 in.cu_query, in.cu_key, kv, key_sum, log_scale, map.family, map.scale, map.norm_weight,
+                 map.epsilon, in.causal, in.chunk, in.return_state, in.backend);
+}
+
+std::tuple<Tensor, State> favor_attention(const AttentionInputs& in, const FeatureMap& map) {
+  auto [out, normalizer, final_kv, final_key_sum, final_log_scale] = favor_results(in, map);
   if (!in.return_state) return {out, State{}};
   return {out, State{final_kv, final_key_sum, final_log_scale}};
 }

@@ -11,6 +11,11 @@ namespace performer::ops {
 void check_four_dimensions_of(const at::Tensor& tensor, const char* name);
 void check_token(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value);
 
+// mapped_attention as the operators return it: the state's parts have no elements unless a state is asked
+// for.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> mapped_results(const AttentionInputs& inputs,
+                                                                          const PreparedMap& prepared);
+
 // The empty state of a stream whose first token is query [B, H, D] with value [B, H, E].
 State new_state(const PreparedMap& prepared, const at::Tensor& query, const at::Tensor& value);
 

@@ -39,7 +39,7 @@ class _FeatureMapAttention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2)
 
     def _normalized(self, numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
-        return (numerator / (denominator + self.eps)).transpose(1, 2).to(dtype)
+        return (numerator / (denominator + self.eps)).transpose(1, 2).to(dtype).contiguous()
 
 
 class LinearAttention(_FeatureMapAttention):
