@@ -13,6 +13,7 @@ using Action = std::function<void()>;
 Action train_command(CLI::App& app);
 Action evaluate_command(CLI::App& app);
 Action score_command(CLI::App& app);
+Action predict_command(CLI::App& app);
 Action embed_command(CLI::App& app);
 Action variants_command(CLI::App& app);
 Action generate_command(CLI::App& app);

@@ -180,6 +180,7 @@ void validate(const RunConfig& config) {
   performer::validate(config.model, config.attention);
   performer::validate(config.data);
   performer::validate(config.train);
+  performer::validate(config.task);
 }
 
 namespace {

@@ -9,6 +9,7 @@
 #include "performer/data/config.h"
 #include "performer/nn/config.h"
 #include "performer/train/config.h"
+#include "performer/train/task_config.h"
 
 namespace performer::cli {
 
@@ -18,6 +19,7 @@ struct RunConfig {
   AttentionConfig attention;
   DataConfig data;
   TrainConfig train;
+  TaskConfig task;
 
   template <class Self, class Visit>
   static void sections(Self& self, Visit&& visit) {
@@ -25,6 +27,7 @@ struct RunConfig {
     visit("attention", self.attention);
     visit("data", self.data);
     visit("train", self.train);
+    visit("task", self.task);
   }
 };
 

@@ -18,6 +18,7 @@
 #include "cli/report.h"
 #include "performer/base/error.h"
 #include "performer/data/inputs.h"
+#include "performer/infer/embedding_file.h"
 #include "performer/models/folder.h"
 
 namespace performer::cli {
@@ -43,15 +44,6 @@ void check_output(const std::string& path) {
   struct stat status {};
   const bool other = ::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
   check<UsageError>(!other, "-o {} exists and is not a regular file: give the name of a file", path);
-}
-
-// All tokens of the inputs, for an estimate of the time that is left; 0 where they can be read only once.
-int64_t count_tokens(const std::vector<std::string>& files, const ModelFolder& folder) {
-  if (!std::ranges::all_of(files, data::can_be_read_twice)) return 0;
-  const auto reader = data::open_reader(files, folder.data, folder.vocabulary, tell_reading());
-  for (data::Record record; reader->next(record);) {
-  }
-  return reader->report().tokens;
 }
 
 // The array, opened for a model and its options.
@@ -98,9 +90,7 @@ void run(EmbedOptions options) {
         tokens, total,
         fmt::format("{} embedded", sequences == 1 ? "1 sequence" : fmt::format("{} sequences", sequences)));
   };
-  const std::string source = options.files.size() == 1 ? data::source_name(options.files[0])
-                                                       : fmt::format("{}", fmt::join(options.files, ", "));
-  report_changes(embed(folder.model, *reader, source, options.request, file, progress));
+  report_changes(embed(folder.model, *reader, sources_text(options.files), options.request, file, progress));
   file.finish();
 }
 

@@ -14,9 +14,12 @@
 #include "cli/output.h"
 #include "cli/report.h"
 #include "performer/base/error.h"
+#include "performer/data/labels.h"
 #include "performer/data/store.h"
+#include "performer/infer/predict.h"
 #include "performer/models/folder.h"
 #include "performer/train/evaluation.h"
+#include "performer/train/prediction_metrics.h"
 
 namespace performer::cli {
 
@@ -26,7 +29,10 @@ struct EvaluateOptions {
   CommonOptions common;
   std::string model, output = "-";
   std::vector<std::string> files;
-  bool json = false;
+  std::string labels;
+  data::LabelColumns columns;
+  bool json = false, language_model = false;
+  EmbedRequest request;
 };
 
 std::string as_json(const train::Evaluation& evaluation, const ModelFolder& folder) {
@@ -75,11 +81,58 @@ std::string as_table(const train::Evaluation& evaluation, const ModelFolder& fol
   return text + "\n";
 }
 
+// Whether labels are evaluated, and not tokens.
+bool by_labels(const EvaluateOptions& options, const ModelFolder& folder) {
+  const bool given = !options.labels.empty();
+  check<UsageError>(
+      !given || !folder.head.is_empty(),
+      "--labels: {} predicts nothing but tokens; fine-tune it with labels first (performer train "
+      "--from {})",
+      options.model, options.model);
+  check<UsageError>(!given || !options.language_model,
+                    "--labels and --language-model exclude each other: leave one out");
+  check<UsageError>(given || folder.head.is_empty() || options.language_model,
+                    "{} predicts labels ({}): give their table, --labels FILE, or evaluate it on tokens with "
+                    "--language-model",
+                    options.model, folder.head.is_empty() ? "" : folder.head->config().kind);
+  return given;
+}
+
+// What the model predicts of labelled sequences, beside their labels.
+void evaluate_labels(EvaluateOptions options, ModelFolder& folder, Output& out) {
+  const HeadConfig& head = folder.head->config();
+  const std::optional<std::vector<std::string>> classes =
+      head.classifies() ? std::optional(head.classes) : std::nullopt;
+  const data::LabelTable table(options.labels, {head.classifies(), head.per_token()}, options.columns,
+                               classes);
+  check_model_inputs(options.files, folder);
+  check_lengths(options.files, folder, embedding_markers(folder.model));
+  options.request.temporary_folder = temporary_folder();
+  options.request.batch_tokens = folder.data.batch_tokens;
+  const auto reader = data::open_reader(options.files, folder.data, folder.vocabulary, tell_reading());
+  data::LabelledSequences labelled(&table, nullptr);
+  train::PredictionMetrics metrics(head);
+  report_changes(predict(folder, *reader, sources_text(options.files), options.request,
+                         [&](const data::Record& record, const at::Tensor& values) {
+                           if (!labelled.take(record, reader->format())) return;
+                           metrics.add(values, labelled.values(labelled.size() - 1));
+                         }));
+  for (const std::string& line : labelled.report("sequences")) spdlog::warn("{}", line);
+  const std::string unused = unused_labels(table, {&labelled});
+  if (!unused.empty()) spdlog::warn("{}", unused);
+  check<InputError>(metrics.labels() > 0, "none of the sequences has a label in {}", table.name());
+  out.write(options.json ? metrics.to_json().dump(2) + "\n" : metrics.to_text());
+  out.finish();
+}
+
 void run(const EvaluateOptions& options) {
   options.common.apply();
-  refuse_input_as_output(options.output, options.files, options.model);
+  std::vector<std::string> inputs = options.files;
+  if (!options.labels.empty()) inputs.push_back(options.labels);
+  refuse_input_as_output(options.output, inputs, options.model);
   Output out(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
+  if (by_labels(options, folder)) return evaluate_labels(options, folder, out);
   check<InputError>(
       folder.has_baselines || !folder.vocabulary.source_ids().empty(),
       "{} has no baselines.json, the counts of the training sequences that a model is evaluated "
@@ -112,6 +165,17 @@ Action evaluate_command(CLI::App& app) {
          "sequences of the kind the model was trained on, as files (plain, gzip or zstd) or folders; - is "
          "standard input")
       ->required();
+  app.add_option("--labels", options->labels,
+                 "fine-tuned models: table of ids and labels to compare predictions with (CSV or TSV)")
+      ->type_name("FILE");
+  app.add_option("--id-column", options->columns.id,
+                 "column of ids in --labels; default id, name ... or the first")
+      ->type_name("NAME");
+  app.add_option("--label-column", options->columns.label,
+                 "column of labels in --labels; default label, class, value ... or the second")
+      ->type_name("NAME");
+  app.add_flag("--language-model", options->language_model,
+               "evaluate a fine-tuned model on tokens, as other models");
   app.add_flag("--json", options->json, "JSON instead of a table");
   app.add_option("-o,--output", options->output, "where to write; - is standard output")
       ->type_name("FILE")

@@ -73,11 +73,19 @@ std::string program_text(const Json& json) {
                             words(json["available_targets"]));
 }
 
+Json head_json(const ModelFolder& folder) {
+  if (folder.head.is_empty()) return nullptr;
+  const HeadConfig& head = folder.head->config();
+  return {{"kind", head.kind}, {"pool", head.pool}, {"classes", head.classes}};
+}
+
 Json model_json(const std::string& path, const ModelFolder& folder) {
   const data::Vocabulary& vocabulary = folder.vocabulary;
   return {{"path", path},
           {"parameters", folder.model->parameter_count()},
           {"note", folder.objective_note},
+          {"from", folder.from.empty() ? Json() : Json(folder.from)},
+          {"head", head_json(folder)},
           {"format", folder.data.format},
           {"vocabulary",
            {{"name", vocabulary.name()}, {"symbols", vocabulary.symbols()}, {"unit", vocabulary.unit()}}},
@@ -96,6 +104,11 @@ std::string model_text(const std::string& path, const ModelFolder& folder) {
                       vocabulary.unit());
   if (!folder.data.image_shape.empty()) text += fmt::format("image shape     {}\n", folder.data.image_shape);
   if (!folder.objective_note.empty()) text += fmt::format("objective       {}\n", folder.objective_note);
+  if (!folder.from.empty()) text += fmt::format("fine-tuned      from {}\n", folder.from);
+  if (!folder.head.is_empty() && folder.head->config().classifies()) {
+    text += fmt::format("classes         {}\n",
+                        shown(fmt::format("{}", fmt::join(folder.head->config().classes, ", ")), 200));
+  }
   return text + "\n" + section_to_toml("model", folder.model->model_config()) + "\n" +
          section_to_toml("attention", folder.model->attention_config()) + "\n" +
          section_to_toml("data", folder.data);

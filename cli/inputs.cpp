@@ -177,6 +177,18 @@ void check_lengths(const data::Corpus& corpus, const ModelFolder& folder) {
   }
 }
 
+int64_t count_tokens(const std::vector<std::string>& files, const ModelFolder& folder) {
+  if (!std::ranges::all_of(files, data::can_be_read_twice)) return 0;
+  const auto reader = data::open_reader(files, folder.data, folder.vocabulary, tell_reading());
+  for (data::Record record; reader->next(record);) {
+  }
+  return reader->report().tokens;
+}
+
+std::string sources_text(const std::vector<std::string>& files) {
+  return files.size() == 1 ? data::source_name(files[0]) : fmt::format("{}", fmt::join(files, ", "));
+}
+
 std::string temporary_folder() {
   const char* variable = std::getenv("TMPDIR");
   const bool given = variable != nullptr && *variable != '\0';

@@ -36,6 +36,11 @@ int64_t scoring_markers(const ModelFolder& folder);  // what scoring reads
 // The same for an evaluation, which reads the markers too.
 void check_lengths(const data::Corpus& corpus, const ModelFolder& folder);
 
+// All tokens of the inputs, for an estimate of the time that is left; 0 where they can be read only once.
+int64_t count_tokens(const std::vector<std::string>& files, const ModelFolder& folder);
+// What messages call the inputs.
+std::string sources_text(const std::vector<std::string>& files);
+
 // The folder for temporary files: what the variable TMPDIR names, else /tmp. Throws Error naming it, and the
 // variable, when no file can be made in it.
 std::string temporary_folder();

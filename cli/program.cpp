@@ -29,8 +29,12 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"train", "train a language model on FASTA, text or images", train_command},
-    {"evaluate", "accuracy and perplexity of a model beside unigram and bigram", evaluate_command},
+    {"train", "train a language model on FASTA, text or images, or fine-tune one with labels", train_command},
+    {"evaluate",
+     "accuracy and perplexity of a model beside unigram and bigram, or how well it predicts labels",
+     evaluate_command},
+    {"predict", "classes and numbers that a fine-tuned model gives sequences or their tokens",
+     predict_command},
     {"score", "log-likelihoods of sequences, whole or token by token", score_command},
     {"embed", "embeddings of sequences of any length, pooled or token by token", embed_command},
     {"variants", "effects of substitutions, insertions and deletions, beside measured ones",

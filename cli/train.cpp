@@ -12,6 +12,8 @@
 #include "cli/output.h"
 #include "cli/process.h"
 #include "performer/base/error.h"
+#include "performer/base/files.h"
+#include "performer/models/folder.h"
 #include "performer/models/sizes.h"
 #include "performer/train/language_model_run.h"
 
@@ -23,11 +25,29 @@ struct TrainOptions {
   CommonOptions common;
   ConfigSources sources;
   std::vector<std::string> train_files, valid_files;
-  std::string output, time_limit;
+  std::string output, time_limit, from, task, labels;
   std::optional<int64_t> steps;
   std::optional<int64_t> seed;
   bool resume = false, dry_run = false;
 };
+
+// The model folder that a new run starts from; empty: none.
+std::string start_of(const TrainOptions& options) {
+  return options.from.empty() ? resolve(options.sources).train.from : options.from;
+}
+
+// The settings of a model folder, by "section.key".
+train::Settings settings_of(const std::string& model) {
+  const ModelSettings found = read_model_settings(model);
+  train::Settings settings;
+  const auto add = [&](const std::vector<FieldInfo>& fields) {
+    for (const FieldInfo& field : fields) settings[field.key()] = to_text(field.value);
+  };
+  add(list_fields("model", found.model));
+  add(list_fields("attention", found.attention));
+  add(list_fields("data", found.data));
+  return settings;
+}
 
 // The configuration with the options that stand for keys applied last. A resumed run starts from its own
 // settings, so that they need not be given again; the trainer refuses changes that would change its results.
@@ -36,8 +56,15 @@ RunConfig configure(const TrainOptions& options) {
   if (options.resume) {
     check<UsageError>(!options.output.empty(), "--resume needs the folder of the run: give -o DIR");
     sources.base = train::load_training(options.output).settings;
+  } else if (const std::string from = start_of(options); !from.empty()) {
+    check<UsageError>(options.sources.preset.empty(),
+                      "--preset gives a shape, and a run --from a model has that model's: leave one out");
+    sources.base = settings_of(from);
   }
   RunConfig config = resolve(sources);
+  if (!options.from.empty() && !same_file(options.from, config.train.from)) config.train.from = options.from;
+  if (!options.task.empty()) config.task.kind = options.task;
+  if (!options.labels.empty()) config.task.labels = options.labels;
   if (options.steps) config.train.steps = *options.steps;
   if (options.seed) config.train.seed = config.data.seed = config.attention.seed = *options.seed;
   return config;
@@ -74,6 +101,7 @@ void run(const TrainOptions& options) {
   request.attention = config.attention;
   request.data = config.data;
   request.train = config.train;
+  request.task = config.task;
   request.train_files = options.train_files;
   request.valid_files = options.valid_files;
   request.output = options.output;
@@ -94,7 +122,7 @@ Action train_command(CLI::App& app) {
   auto options = std::make_shared<TrainOptions>();
   app.add_option("--preset", options->sources.preset, preset_help())->type_name("NAME");
   app.add_option("--config", options->sources.file,
-                 "TOML file with [model], [attention], [data], [train], on top of the preset")
+                 "TOML file with [model], [attention], [data], [train], [task], on top of the preset")
       ->type_name("FILE");
   app.add_option("--set", options->sources.settings, "set one key of the configuration, on top of both")
       ->type_name("SECTION.KEY=VALUE");
@@ -106,6 +134,16 @@ Action train_command(CLI::App& app) {
   app.add_option("--valid", options->valid_files,
                  "what to evaluate on, of the same format; without it data.holdout of the training sequences "
                  "is held out")
+      ->type_name("FILE");
+  app.add_option("--from", options->from,
+                 "fine-tune: start with the weights, shape and vocabulary of this model folder")
+      ->type_name("MODEL");
+  app.add_option("--task", options->task,
+                 "what to learn (the same as --set task.kind=KIND): language-model, or from --labels "
+                 "sequence-classification, sequence-regression, token-classification, token-regression")
+      ->type_name("KIND");
+  app.add_option("--labels", options->labels,
+                 "table of ids and labels (CSV or TSV): the same as --set task.labels=FILE")
       ->type_name("FILE");
   app.add_option("-o,--output", options->output, "model folder, made when missing")->type_name("DIR");
   whole_option(app, "--steps", options->steps, "optimizer steps: the same as --set train.steps=N",

@@ -25,18 +25,29 @@ std::vector<double> mean_ranks(std::span<const double> values) {
   return ranks;
 }
 
+double pearson(std::span<const double> a, std::span<const double> b) {
+  check(a.size() == b.size(), "a correlation of {} and {} values", a.size(), b.size());
+  const auto mean = [](std::span<const double> values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  };
+  const double mean_a = mean(a), mean_b = mean(b);
+  double aa = 0, bb = 0, ab = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    aa += (a[i] - mean_a) * (a[i] - mean_a);
+    bb += (b[i] - mean_b) * (b[i] - mean_b);
+    ab += (a[i] - mean_a) * (b[i] - mean_b);
+  }
+  // Rounding of the mean gives equal values a variance.
+  const auto varies = [](std::span<const double> values) {
+    return std::ranges::any_of(values, [&](double value) { return value != values[0]; });
+  };
+  if (!varies(a) || !varies(b) || aa == 0 || bb == 0) return std::numeric_limits<double>::quiet_NaN();
+  return ab / std::sqrt(aa * bb);
+}
+
 double spearman(std::span<const double> a, std::span<const double> b) {
   check(a.size() == b.size(), "a rank correlation of {} and {} values", a.size(), b.size());
-  const std::vector<double> x = mean_ranks(a), y = mean_ranks(b);
-  const double mean = (static_cast<double>(a.size()) + 1) / 2;  // of ranks, ties or not
-  double xx = 0, yy = 0, xy = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    xx += (x[i] - mean) * (x[i] - mean);
-    yy += (y[i] - mean) * (y[i] - mean);
-    xy += (x[i] - mean) * (y[i] - mean);
-  }
-  if (x.size() < 2 || xx == 0 || yy == 0) return std::numeric_limits<double>::quiet_NaN();
-  return xy / std::sqrt(xx * yy);
+  return pearson(mean_ranks(a), mean_ranks(b));
 }
 
 }  // namespace performer

@@ -6,8 +6,8 @@
 namespace performer::data {
 
 BatchSource training_batches(const Corpus& corpus, const DataConfig& config, const std::string& objective,
-                             const Cursor& start) {
-  BatchStream stream(corpus, config, objective);
+                             const Cursor& start, std::span<const float> weights) {
+  BatchStream stream(corpus, config, objective, weights);
   stream.seek(start);
   return [stream]() mutable {
     Batch batch = stream.next();

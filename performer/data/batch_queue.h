@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -26,9 +27,10 @@ struct QueuedBatch {
 
 using BatchSource = std::function<QueuedBatch()>;
 
-// Training batches from `start` on. Throws as BatchStream does; `corpus` must outlive the source.
+// Training batches from `start` on. Throws as BatchStream does; `corpus` and `weights` must outlive the
+// source.
 BatchSource training_batches(const Corpus& corpus, const DataConfig& config, const std::string& objective,
-                             const Cursor& start);
+                             const Cursor& start, std::span<const float> weights = {});
 
 class BatchQueue {
  public:

@@ -16,8 +16,8 @@ namespace {
 enum Purpose : uint32_t { kCrop = 0x43524f50, kTrainMask = 0x544d534b, kEvaluationMask = 0x454d534b };
 
 bool is_causal(const std::string& objective) {
-  check<UsageError>(objective == "causal" || objective == "masked",
-                    "the objective must be causal or masked, found \"{}\"", objective);
+  check<UsageError>(objective == "causal" || objective == "masked" || objective == "plain",
+                    "the objective must be causal, masked or plain, found \"{}\"", objective);
   return objective == "causal";
 }
 
@@ -66,15 +66,20 @@ int64_t Batch::targets_counted() const {
   return std::ranges::count_if(weights, [](float weight) { return weight != 0; });
 }
 
-BatchStream::BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective)
+BatchStream::BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective,
+                         std::span<const float> weights)
     : corpus_(corpus),
       vocabulary_(corpus.vocabulary()),
       config_(config),
+      weights_(weights),
       causal_(is_causal(objective)),
+      masked_(objective == "masked"),
       concatenated_(config.layout == "concatenated"),
       whole_(concatenated_ || config.crop == "split"),
       corruption_(corruption_from_name(config.corruption)) {
   validate(config);
+  check(weights.empty() || std::ssize(weights) == corpus.size(), "{} weights for {} sequences",
+        weights.size(), corpus.size());
   if (config.crop != "error") return;
   for (int64_t i = 0; i < corpus.size(); ++i) {
     const int64_t size = stream_size(i);
@@ -152,11 +157,19 @@ void BatchStream::pass(const Piece& piece) {
 void BatchStream::append(Batch& batch, const Piece& piece) {
   append_tokens(batch, {corpus_.tokens(piece.sequence), vocabulary_}, piece.begin, piece.size,
                 causal_ ? 1 : 0);
-  if (!causal_) {
-    mask_last(batch, piece.begin, piece.size, draws(kTrainMask, piece.sequence), config_.mask_rate,
-              corruption_, vocabulary_);
-  }
+  finish_last(batch, piece, piece.begin);
+  batch.sequences.push_back(piece.sequence);
   ++crops_.pieces;
+}
+
+void BatchStream::finish_last(Batch& batch, const Piece& piece, int64_t begin) const {
+  if (masked_) {
+    mask_last(batch, begin, piece.size, draws(kTrainMask, piece.sequence), config_.mask_rate, corruption_,
+              vocabulary_);
+  }
+  if (weights_.empty()) return;
+  const float weight = weights_[static_cast<size_t>(piece.sequence)];
+  for (float& each : std::span(batch.weights).last(static_cast<size_t>(piece.size))) each *= weight;
 }
 
 void BatchStream::append_padded_row(Batch& batch) {
@@ -178,10 +191,7 @@ void BatchStream::append_concatenated_row(Batch& batch) {
     next.size = std::min(next.size, config_.length - filled);
     // This layout has no BOS: token i of a sequence in its stream is token i + 1 of BOS x1 .. xn EOS.
     append_tokens(batch, {corpus_.tokens(next.sequence), vocabulary_}, next.begin + 1, next.size, 0);
-    if (!causal_) {
-      mask_last(batch, next.begin + 1, next.size, draws(kTrainMask, next.sequence), config_.mask_rate,
-                corruption_, vocabulary_);
-    }
+    finish_last(batch, next, next.begin + 1);
     pass(next);
     filled += next.size;
   }
@@ -227,6 +237,7 @@ EvaluationStream::EvaluationStream(const Corpus& corpus, const DataConfig& confi
       vocabulary_(corpus.vocabulary()),
       config_(config),
       causal_(is_causal(objective)),
+      masked_(objective == "masked"),
       corruption_(corruption_from_name(config.corruption)) {
   check<UsageError>(config.batch_tokens > 0, "data.batch_tokens must be above 0, found {}",
                     config.batch_tokens);
@@ -242,7 +253,7 @@ std::optional<Batch> EvaluationStream::next() {
     const int64_t size = input_size(sequence, causal_);
     if (at_ > first_ && batch.cu_seqlens.back() + size > config_.batch_tokens) break;
     append_tokens(batch, {sequence, vocabulary_}, 0, size, causal_ ? 1 : 0);
-    if (!causal_) {
+    if (masked_) {
       const uint64_t key = sequence_hash(sequence, vocabulary_);
       mask_last(batch, 0, size, PhiloxStream(key, kEvaluationMask), config_.mask_rate, corruption_,
                 vocabulary_);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ struct Batch {
   std::vector<int64_t> positions;  // within the sequence (concatenated: within the row), from 0; 0 at padding
   std::vector<int64_t> cu_seqlens;  // packed only: bounds of the segments, from 0 to width; else empty
   std::vector<uint8_t> valid;       // padded only: 0 at padding, else 1; else empty
+  std::vector<int64_t> sequences;   // packed, padded: of each segment or row, its number in the corpus
 
   int64_t tokens_read() const;      // inputs that are not padding
   int64_t targets_counted() const;  // targets with a weight
@@ -48,8 +50,9 @@ struct Cursor {
 
 // Endless training batches: a seeded order for each epoch, crops and masks keyed by (seed, epoch, sequence),
 // so that a batch depends on the cursor alone. Causal: inputs BOS x1 .. xn, targets x1 .. xn EOS. Masked:
-// targets BOS x1 .. xn EOS, inputs the same corrupted at symbols; weight 1 where a symbol was chosen. A
-// batch goes on into the next epoch.
+// targets BOS x1 .. xn EOS, inputs the same corrupted at symbols; weight 1 where a symbol was chosen. Plain:
+// inputs and targets BOS x1 .. xn EOS, for tasks with targets of their own. With weights of sequences, those
+// of tokens are multiplied by them. A batch goes on into the next epoch.
 //
 // - packed, [1, up to batch_tokens]: pieces as segments, as many as fit; the next one waits.
 // - padded, [batch_tokens / length, length]: one piece a row.
@@ -62,9 +65,11 @@ struct Cursor {
 // with BOS.
 class BatchStream {
  public:
-  // `corpus` outlives the stream. Throws UsageError for a bad config or objective ("causal", "masked"),
-  // InputError when a sequence is too long for crop = error.
-  BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective);
+  // `corpus` and `weights` (one for each of its sequences, or none) outlive the stream. Throws UsageError for
+  // a bad config or objective ("causal", "masked", "plain"), InputError when a sequence is too long for
+  // crop = error.
+  BatchStream(const Corpus& corpus, const DataConfig& config, const std::string& objective,
+              std::span<const float> weights = {});
   Batch next();
   const Cursor& cursor() const { return cursor_; }
   void seek(const Cursor& cursor);  // throws InputError for a place that this data and config do not have
@@ -82,6 +87,9 @@ class BatchStream {
   void pass(const Piece& piece);                                 // counts it and moves the cursor behind it
   PhiloxStream draws(uint32_t purpose, int64_t sequence) const;  // of a sequence in the present epoch
   void append(Batch& batch, const Piece& piece);
+  // Corrupts the last inputs, a piece whose first token is token `begin` of BOS x1 .. xn EOS, and weighs
+  // them.
+  void finish_last(Batch& batch, const Piece& piece, int64_t begin) const;
   void append_padded_row(Batch& batch);
   void append_concatenated_row(Batch& batch);
   Batch next_packed();
@@ -89,7 +97,8 @@ class BatchStream {
   const Corpus& corpus_;
   Vocabulary vocabulary_;
   DataConfig config_;
-  bool causal_, concatenated_;
+  std::span<const float> weights_;
+  bool causal_, masked_, concatenated_;
   bool whole_;  // every token of a sequence is handed out, in pieces where it is long
   Corruption corruption_;
   Cursor cursor_;
@@ -114,7 +123,7 @@ class EvaluationStream {
   const Corpus& corpus_;
   Vocabulary vocabulary_;
   DataConfig config_;
-  bool causal_;
+  bool causal_, masked_;
   Corruption corruption_;
   int64_t at_ = 0, first_ = 0;
 };

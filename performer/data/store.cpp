@@ -81,15 +81,21 @@ class TemporaryFile {
 
 SequenceStore::SequenceStore(const std::vector<std::string>& files, const std::string& directory,
                              const DataConfig& config, const HashSplit& split,
-                             const std::optional<Vocabulary>& vocabulary, const ReadProgress& progress) {
+                             const std::optional<Vocabulary>& vocabulary, const ReadProgress& progress,
+                             const RecordFilter& filter) {
   check_split(split);
   const std::unique_ptr<Reader> reader = open_reader(files, config, vocabulary, progress);
   vocabulary_ = reader->vocabulary();
   format_ = reader->format();
   TemporaryFile file(directory);
   Record record;
+  int64_t filtered = 0;
   while (reader->next(record)) {
     if (!split.takes(record.tokens, *vocabulary_)) continue;
+    if (filter && !filter(record, format_)) {
+      ++filtered;
+      continue;
+    }
     check_room(size());
     file.append(record.tokens);
     offsets_.push_back(offsets_.back() + std::ssize(record.tokens));
@@ -97,6 +103,8 @@ SequenceStore::SequenceStore(const std::vector<std::string>& files, const std::s
   }
   shape_ = reader->image_shape();
   report_ = reader->report();
+  check<InputError>(size() > 0 || filtered == 0, "none of the {} {} read has a label of its id", filtered,
+                    report_.records_name);
   check_not_empty(size(), report_.records, split);
   map_ = file.map();
   data_ = static_cast<const Token*>(map_);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,9 @@
 #include "performer/data/corpus.h"
 
 namespace performer::data {
+
+// Called for each record that the split takes, in order: whether the store takes it.
+using RecordFilter = std::function<bool(const Record& record, const std::string& format)>;
 
 class SequenceStore final : public Corpus {
  public:
@@ -21,8 +25,8 @@ class SequenceStore final : public Corpus {
   // open_reader() does, Error when the file cannot be written (disk full).
   SequenceStore(const std::vector<std::string>& files, const std::string& directory,
                 const DataConfig& config = {}, const HashSplit& split = {},
-                const std::optional<Vocabulary>& vocabulary = std::nullopt,
-                const ReadProgress& progress = {});
+                const std::optional<Vocabulary>& vocabulary = std::nullopt, const ReadProgress& progress = {},
+                const RecordFilter& filter = {});
   ~SequenceStore() override;
   SequenceStore(const SequenceStore&) = delete;
   SequenceStore& operator=(const SequenceStore&) = delete;

@@ -113,6 +113,12 @@ std::optional<size_t> TextTable::find(const std::string& column) const {
   return static_cast<size_t>(found - columns.begin());
 }
 
+void name_columns(TextTable& table, const std::string& name) {
+  table.columns = std::move(table.rows.front().cells);
+  table.rows.erase(table.rows.begin());
+  check_columns(table, name);
+}
+
 TextTable read_table(ByteSource& source, const std::string& name, bool header) {
   const std::string text = read_all(source, name, kLargestTable);
   check<InputError>(text.find('\0') == std::string::npos,

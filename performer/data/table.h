@@ -35,13 +35,15 @@ TextTable read_table(ByteSource& source, const std::string& name, bool header);
 // A file, plain, gzip or zstd; "-" is standard input.
 TextTable read_table(const std::string& path, bool header);
 
+// Takes the first row for the names of the columns. Throws InputError for a column named twice.
+void name_columns(TextTable& table, const std::string& name);
+
 // Reads the rows and takes the first for a header unless `is_data` says that it is not one.
 template <class IsData>
 TextTable read_table_guessing(const std::string& path, const IsData& is_data) {
   TextTable table = read_table(path, /*header=*/false);
   if (is_data(table.rows.front().cells)) return table;
-  table.columns = std::move(table.rows.front().cells);
-  table.rows.erase(table.rows.begin());
+  name_columns(table, source_name(path));
   return table;
 }
 

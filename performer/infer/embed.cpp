@@ -60,7 +60,7 @@ class Pool {
 class Embedder {
  public:
   Embedder(LanguageModel& model, const data::Vocabulary& vocabulary, const std::string& source,
-           const EmbedRequest& request, EmbeddingFile& file, const EmbedProgress& progress)
+           const EmbedRequest& request, EmbeddingSink& file, const EmbedProgress& progress)
       : model_(model),
         vocabulary_(vocabulary),
         source_(source),
@@ -70,7 +70,7 @@ class Embedder {
         causal_(model->model_config().objective == "causal"),
         markers_(embedding_markers(model)),
         why_not_(why_not_in_chunks(model)),
-        finished_(file.sequences().size()) {}
+        finished_(file.finished().size()) {}
 
   void take(data::Record& record) {
     if (taken_ < finished_) return pass_over(record);
@@ -108,7 +108,7 @@ class Embedder {
       tell(0);
     }
     for (size_t i = 0; i < ahead_.size(); ++i) {
-      file_.begin(ahead_[i].id, std::ssize(ahead_[i].tokens), rows[i].size(0));
+      file_.begin(ahead_[i], rows[i].size(0));
       for (int64_t place = 0; place < rows[i].size(1); ++place)
         file_.write(0, place, rows[i].select(1, place));
       file_.end();
@@ -129,7 +129,7 @@ class Embedder {
 
  private:
   void pass_over(const data::Record& record) {
-    const EmbeddedSequence& before = file_.sequences()[taken_];
+    const EmbeddedSequence& before = file_.finished()[taken_];
     check<InputError>(
         before.id == printable(record.id) && before.length == std::ssize(record.tokens),
         "{} has {} {}, but at this place the interrupted run had '{}' with {}: the input has changed, so "
@@ -192,7 +192,7 @@ class Embedder {
 
   // The wanted layers [T, width] of a packed batch.
   std::vector<at::Tensor> layers_of(const SequenceBatch& batch) const {
-    const std::vector<int64_t>& wanted = file_.layout().layers;
+    const std::vector<int64_t>& wanted = file_.layers();
     const auto last = std::ssize(model_->blocks());
     if (wanted.size() == 1 && wanted[0] == last) return {model_->hidden(batch)[0]};
     const Representations all = model_->represent(batch);
@@ -209,10 +209,10 @@ class Embedder {
     at::Tensor tokens = at::empty({length + markers_}, at::kLong);
     int64_t* next = tokens.data_ptr<int64_t>();
     with_markers(record.tokens, [&](int64_t token) { *next++ = token; });
-    const std::vector<int64_t>& layers = file_.layout().layers;
+    const std::vector<int64_t>& layers = file_.layers();
     const bool per_token = request_.pooling == Pooling::tokens;
-    std::vector<Pool> pools(layers.size(), Pool(request_.pooling, file_.layout().width));
-    file_.begin(record.id, length, per_token ? length : 1);
+    std::vector<Pool> pools(layers.size(), Pool(request_.pooling, file_.width()));
+    file_.begin(record, per_token ? length : 1);
     ChunkedRequest request{layers, request_.chunk, request_.temporary_folder, [&](double share) {
                              tell(static_cast<int64_t>(share * static_cast<double>(length)));
                            }};
@@ -244,7 +244,7 @@ class Embedder {
   void announce(const data::Record& record) const {
     if (!progress_.note || !takes_quadratic_time(model_)) return;
     const int64_t length = std::ssize(record.tokens) + markers_;
-    const double seconds = seconds_of_exact_attention(model_, length, file_.layout().layers.back());
+    const double seconds = seconds_of_exact_attention(model_, length, file_.layers().back());
     if (seconds < kWorthSaying) return;
     const double minutes = seconds / 60;
     progress_.note(
@@ -264,7 +264,7 @@ class Embedder {
   const data::Vocabulary& vocabulary_;
   const std::string& source_;
   const EmbedRequest& request_;
-  EmbeddingFile& file_;
+  EmbeddingSink& file_;
   const EmbedProgress& progress_;
   bool causal_;
   int64_t markers_;
@@ -320,7 +320,7 @@ std::string weights_fingerprint(const LanguageModel& model) {
 }
 
 data::ReadReport embed(LanguageModel& model, data::Reader& reader, const std::string& source,
-                       const EmbedRequest& request, EmbeddingFile& file, const EmbedProgress& progress) {
+                       const EmbedRequest& request, EmbeddingSink& file, const EmbedProgress& progress) {
   const at::NoGradGuard no_gradients;
   if (model->is_training()) model->eval();
   const data::Vocabulary vocabulary = reader.vocabulary();

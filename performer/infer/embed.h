@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "performer/data/reader.h"
-#include "performer/infer/embedding_file.h"
+#include "performer/infer/embedding_sink.h"
 #include "performer/models/language_model.h"
 
 namespace performer {
@@ -40,14 +40,14 @@ struct EmbedProgress {
       {};  // so far; tokens of a long sequence by shares
 };
 
-// Embeds all that `reader` reads into `file`, in its order; `source` is what messages call it. Sequences that
-// the file has already, of an interrupted run, are passed over. Batches hold sequences of similar length.
-// Returns what the reader met. Throws what the reader throws; UsageError when its vocabulary has another size
-// than the model's; InputError naming the record when its length is beyond the model's positions or beyond
-// most_whole where the model cannot read in chunks, and when the finished sequences are not the first ones of
-// the input.
+// Embeds all that `reader` reads into `file`, in its order; `source` is what messages call the input.
+// Sequences that the file has already, of an interrupted run, are passed over. Batches hold sequences of
+// similar length. Returns what the reader met. Throws what the reader throws; UsageError when its vocabulary
+// has another size than the model's; InputError naming the record when its length is beyond the model's
+// positions or beyond most_whole where the model cannot read in chunks, and when the finished sequences are
+// not the first ones of the input.
 data::ReadReport embed(LanguageModel& model, data::Reader& reader, const std::string& source,
-                       const EmbedRequest& request, EmbeddingFile& file, const EmbedProgress& progress = {});
+                       const EmbedRequest& request, EmbeddingSink& file, const EmbedProgress& progress = {});
 
 // Tokens that a model reads of a sequence beside its own: BOS, and EOS where it is not causal.
 int64_t embedding_markers(const LanguageModel& model);

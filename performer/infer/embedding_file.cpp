@@ -184,8 +184,8 @@ int64_t EmbeddingFile::rows() const {
   return sequences_.empty() ? 0 : sequences_.back().first_row + sequences_.back().rows;
 }
 
-void EmbeddingFile::begin(const std::string& id, int64_t length, int64_t rows_of_it) {
-  open_ = {id, length, rows(), rows_of_it};
+void EmbeddingFile::begin(const data::Record& record, int64_t rows_of_it) {
+  open_ = {record.id, std::ssize(record.tokens), rows(), rows_of_it};
 }
 
 void EmbeddingFile::write(int64_t first, int64_t place, const at::Tensor& values) {

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "performer/infer/embedding_sink.h"
+
 namespace performer {
 
 // safetensors, npy, npz or csv: by the ending of a path. Throws UsageError naming the known ones.
@@ -29,14 +31,7 @@ struct EmbeddingLayout {
 // Throws UsageError for a type that the format lacks.
 void validate(const EmbeddingLayout& layout);
 
-// A sequence of the index.
-struct EmbeddedSequence {
-  std::string id;
-  int64_t length = 0;               // in tokens, markers not counted
-  int64_t first_row = 0, rows = 0;  // in the array, from 0
-};
-
-class EmbeddingFile {
+class EmbeddingFile final : public EmbeddingSink {
   // Closed also where the constructor throws.
   struct Descriptor {
     int number = -1;
@@ -55,7 +50,7 @@ class EmbeddingFile {
   EmbeddingFile(const std::string& path, const EmbeddingLayout& layout,
                 const std::map<std::string, std::string>& facts, bool resume);
   // Without finish() the partial files stay, unless nothing is finished.
-  ~EmbeddingFile();
+  ~EmbeddingFile() override;
   EmbeddingFile(const EmbeddingFile&) = delete;
   EmbeddingFile& operator=(const EmbeddingFile&) = delete;
 
@@ -63,15 +58,14 @@ class EmbeddingFile {
   // What is finished, in order; of a resumed run at first what the run before it had finished.
   const std::vector<EmbeddedSequence>& sequences() const { return sequences_; }
 
-  // The next sequence of `rows` rows. Its values come by write(), in any order; end() says that all have
-  // come.
-  void begin(const std::string& id, int64_t length, int64_t rows);
-  // values [C, width] for rows first .. first + C - 1 of the sequence and the layer at place `place` of the
-  // layout. Throws Error naming the sequence when float16 cannot hold a value.
-  void write(int64_t first, int64_t place, const at::Tensor& values);
-  void end();
-  // Brings what is finished to the disk: what an interrupted run keeps.
-  void flush();
+  const std::vector<int64_t>& layers() const override { return layout_.layers; }
+  int64_t width() const override { return layout_.width; }
+  std::span<const EmbeddedSequence> finished() const override { return sequences_; }
+  void begin(const data::Record& record, int64_t rows) override;
+  // Throws Error naming the sequence when float16 cannot hold a value.
+  void write(int64_t first, int64_t place, const at::Tensor& values) override;
+  void end() override;
+  void flush() override;
 
   // Writes OUT, and OUT.tsv unless it is CSV, and removes the partial files.
   void finish();

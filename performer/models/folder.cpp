@@ -25,6 +25,7 @@ constexpr const char* kConfigFile = "config.json";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 constexpr const char* kBaselinesFile = "baselines.json";
 constexpr const char* kWeightsFile = "model.safetensors";
+constexpr const char* kHeadFile = "head.safetensors";
 // More than any file that is written has; a tokenizer has 65,532 symbols of together 16 MiB, of which escapes
 // make up to five times as much.
 constexpr size_t kMostConfigBytes = size_t{1} << 20, kMostTokenizerBytes = size_t{96} << 20,
@@ -110,7 +111,7 @@ struct Configuration {
   ModelConfig model;
   AttentionConfig attention;
   DataConfig data;
-  std::string objective_note;
+  std::string objective_note, from;
 };
 
 void check_format(const json& root, const std::string& path) {
@@ -142,10 +143,13 @@ Configuration read_configuration(const std::string& text, const std::string& pat
   read_section(root, "data", configuration.data, path);
   if (root.contains("provenance")) {
     const json& provenance = root["provenance"];
-    const bool valid =
-        provenance.is_object() && (!provenance.contains("objective") || provenance["objective"].is_string());
-    check<InputError>(valid, "{}: provenance must be an object whose 'objective' is a text", path);
+    const auto is_text = [&](const char* key) {
+      return !provenance.contains(key) || provenance[key].is_string();
+    };
+    check<InputError>(provenance.is_object() && is_text("objective") && is_text("from"),
+                      "{}: provenance must be an object whose 'objective' and 'from' are texts", path);
     configuration.objective_note = provenance.value("objective", "");
+    configuration.from = provenance.value("from", "");
   }
   try {
     validate(configuration.model, configuration.attention);
@@ -184,7 +188,7 @@ data::Vocabulary read_vocabulary(const std::optional<std::string>& text, const D
 
 LanguageModel build(const Configuration& configuration, int64_t vocabulary, const TensorFile& weights,
                     const std::string& source, const std::string& directory) {
-  const auto& [model, attention, data, note] = configuration;
+  const auto& [model, attention, data, note, from] = configuration;
   check_weights_suffice(model, attention, vocabulary, weights.tensors, source);
   try {
     return LanguageModel(model, attention, vocabulary);
@@ -242,8 +246,9 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
   if (folder.has_baselines) {
     write_file((base / kBaselinesFile).string(), json{{"counts", folder.baselines.counts()}}.dump() + "\n");
   }
+  if (!folder.head.is_empty()) write_safetensors((base / kHeadFile).string(), head_file(folder.head));
   const bool causal = folder.model->model_config().objective == "causal";
-  const json config = {
+  json config = {
       // What transformers asks of a configuration.
       {"model_type", "performer"},
       {"architectures", {causal ? "PerformerForCausalLM" : "PerformerForMaskedLM"}},
@@ -254,6 +259,7 @@ void save_model(const std::string& directory, const ModelFolder& folder) {
       {"data", write_section(folder.data)},
       {"provenance", {{"objective", folder.objective_note}, {"parameters", folder.model->parameter_count()}}},
   };
+  if (!folder.from.empty()) config["provenance"]["from"] = printable(folder.from);
   write_file((base / kConfigFile).string(), config.dump(2) + "\n");  // last: a folder with it is complete
 }
 
@@ -265,6 +271,7 @@ ModelFolder parse_model(const std::string& directory, const ModelTexts& texts,
   folder.vocabulary = read_vocabulary(texts.tokenizer, configuration.data, directory);
   folder.data = configuration.data;
   folder.objective_note = configuration.objective_note;
+  folder.from = configuration.from;
   const int64_t symbols = folder.vocabulary.symbols();
   folder.has_baselines = texts.baselines.has_value();
   folder.baselines = folder.has_baselines
@@ -278,20 +285,40 @@ ModelFolder parse_model(const std::string& directory, const ModelTexts& texts,
   return folder;
 }
 
+namespace {
+
+void check_complete(const fs::path& base) {
+  check<InputError>(fs::is_directory(base), "there is no model folder {}", base.string());
+  for (const char* file : {kConfigFile, kWeightsFile}) {
+    check<InputError>(fs::exists(base / file), "{} is not a complete model folder: it has no {}",
+                      base.string(), file);
+  }
+}
+
+}  // namespace
+
+ModelSettings read_model_settings(const std::string& directory) {
+  const fs::path base(directory);
+  check_complete(base);
+  const std::string path = (base / kConfigFile).string();
+  const Configuration found = read_configuration(read_file(path, kMostConfigBytes), path);
+  return {found.model, found.attention, found.data};
+}
+
 ModelFolder load_model(const std::string& directory) {
   const fs::path base(directory);
-  check<InputError>(fs::is_directory(base), "there is no model folder {}", directory);
-  for (const char* file : {kConfigFile, kWeightsFile}) {
-    check<InputError>(fs::exists(base / file), "{} is not a complete model folder: it has no {}", directory,
-                      file);
-  }
+  check_complete(base);
   const auto text_of_file = [&](const char* file, size_t most) {
     return read_file((base / file).string(), most);
   };
   ModelTexts texts{text_of_file(kConfigFile, kMostConfigBytes)};
   if (fs::exists(base / kTokenizerFile)) texts.tokenizer = text_of_file(kTokenizerFile, kMostTokenizerBytes);
   if (fs::exists(base / kBaselinesFile)) texts.baselines = text_of_file(kBaselinesFile, kMostBaselinesBytes);
-  return parse_model(directory, texts, [&] { return read_safetensors((base / kWeightsFile).string()); });
+  ModelFolder folder =
+      parse_model(directory, texts, [&] { return read_safetensors((base / kWeightsFile).string()); });
+  if (const std::string head = (base / kHeadFile).string(); fs::exists(head))
+    folder.head = parse_head(read_safetensors(head), folder.model->model_config().width, head);
+  return folder;
 }
 
 }  // namespace performer

@@ -5,6 +5,7 @@
 //   tokenizer.json        the vocabulary
 //   baselines.json        unigram and bigram counts of the training split
 //   model.safetensors     parameters and projections
+//   head.safetensors      of fine-tuned models: what is predicted beside tokens (prediction_head.h)
 //   training.safetensors  everything a resume needs, parameters included: one file, hence one atomic rename
 #pragma once
 
@@ -17,6 +18,7 @@
 #include "performer/data/config.h"
 #include "performer/data/vocabulary.h"
 #include "performer/models/language_model.h"
+#include "performer/models/prediction_head.h"
 #include "performer/models/safetensors.h"
 
 namespace performer {
@@ -31,17 +33,27 @@ struct ModelFolder {
   data::Baselines baselines{data::Vocabulary::protein().symbols()};  // as many symbols as the vocabulary has
   bool has_baselines = true;   // false: the folder had none, and `baselines` counts nothing
   std::string objective_note;  // for example the corruption mix the model was trained with
+  std::string from;            // the model folder that training started from; empty: none
+  PredictionHead head{nullptr};
 };
 
-// Writes all files but training.safetensors, and baselines.json where has_baselines. Throws Error when the
-// model's embedding or the baselines are of another size than the vocabulary, and when a file cannot be
-// written.
+// Writes all files but training.safetensors, baselines.json where has_baselines and head.safetensors where
+// there is a head. Throws Error when the model's embedding or the baselines are of another size than the
+// vocabulary, and when a file cannot be written.
 void save_model(const std::string& directory, const ModelFolder& folder);
 // The model is in evaluation mode. config.json and the weights must be there; tokenizer.json too unless the
 // configuration names a vocabulary that is built in (data::vocabulary_names()). Without baselines.json
-// has_baselines is false. Throws InputError for a missing, truncated or foreign folder and for
-// another format.
+// has_baselines is false, and without head.safetensors there is no head. Throws InputError for a missing,
+// truncated or foreign folder and for another format.
 ModelFolder load_model(const std::string& directory);
+
+// The configuration of a model folder, without its weights. Throws as load_model() does.
+struct ModelSettings {
+  ModelConfig model;
+  AttentionConfig attention;
+  DataConfig data;
+};
+ModelSettings read_model_settings(const std::string& directory);
 
 // The texts of a folder, and a model of them: load_model() reads the files and calls this. `directory` is for
 // messages. A configuration that asks for a larger model than the weights are of is refused before memory is

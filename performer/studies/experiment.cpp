@@ -87,6 +87,7 @@ void add_record(Experiment& experiment, const Json& record) {
       point.tokens = experiment.steps.back().tokens;
       point.seconds = experiment.steps.back().seconds;
     }
+    if (valid.contains("kind")) experiment.numbers["predictions"]["held out during the training"] = valid;
     if (!valid.contains("model") || !valid["model"].is_object()) return;
     point.loss = std::log(number_at(valid["model"], "perplexity"));
     point.accuracy = number_at(valid["model"], "accuracy");
@@ -138,6 +139,10 @@ std::string evaluation_name(const fs::path& path) {
 
 void read_evaluation(Experiment& experiment, const fs::path& path) {
   const Json json = read_json(path);
+  if (json.contains("kind") && json.contains("labels")) {
+    experiment.numbers["predictions"][evaluation_name(path)] = json;
+    return;
+  }
   check<InputError>(
       json.contains("model") && json["model"].is_object() && json["model"].contains("perplexity"),
       "{} does not hold results of performer evaluate --json", path.string());
@@ -159,6 +164,17 @@ void read_sample(Experiment& experiment, const fs::path& path) {
     return;
   }
   experiment.samples.push_back(std::move(sample));
+}
+
+bool is_of_variants(const fs::path& path) {
+  return path.filename().string().starts_with("variants");
+}
+
+void read_variant_map(Experiment& experiment, const fs::path& path) {
+  if (!is_of_variants(path) || path.extension() != ".svg" || fs::is_directory(path)) return;
+  const std::string name = path.filename().string();
+  experiment.variant_maps.push_back(
+      {name, read_file(path.string(), kMostOfResults), "Effects of variants: " + name});
 }
 
 void read_attention(Experiment& experiment, const fs::path& folder) {
@@ -189,6 +205,7 @@ void read_results(Experiment& experiment, const fs::path& folder) {
     if (is_evaluation(path)) read_evaluation(experiment, path);
     if (path.filename() == "results.json") experiment.numbers["results"] = read_json(path);
     read_sample(experiment, path);
+    read_variant_map(experiment, path);
   }
   std::vector<fs::path> places = {folder};
   std::copy_if(files.begin(), files.end(), std::back_inserter(places),
@@ -219,10 +236,15 @@ Experiment read_experiment(const std::string& path, bool unfinished) {
   try {
     const Json config = read_json(folder / "config.json");
     experiment.settings = settings_of(folder, config);
-    experiment.numbers = {{"step", nullptr},          {"final", nullptr},
-                          {"valid", nullptr},         {"evaluations", Json::object()},
-                          {"results", nullptr},       {"attention", nullptr},
-                          {"approximation", nullptr}, {"provenance", config.value("provenance", Json())}};
+    experiment.numbers = {{"step", nullptr},
+                          {"final", nullptr},
+                          {"valid", nullptr},
+                          {"evaluations", Json::object()},
+                          {"predictions", Json::object()},
+                          {"results", nullptr},
+                          {"attention", nullptr},
+                          {"approximation", nullptr},
+                          {"provenance", config.value("provenance", Json())}};
     read_metrics(experiment, folder / "metrics.jsonl", unfinished);
     read_results(experiment, folder);
   } catch (const nlohmann::json::exception& error) {
@@ -233,7 +255,7 @@ Experiment read_experiment(const std::string& path, bool unfinished) {
 
 bool is_result_file(const std::string& name) {
   const fs::path path(name);
-  return is_evaluation(path) || name == "results.json" ||
+  return is_evaluation(path) || name == "results.json" || is_of_variants(path) ||
          (name.starts_with("report") && path.extension() == ".html");
 }
 

@@ -33,22 +33,23 @@ struct Experiment {
   std::map<std::string, std::string> settings;
   std::vector<CurvePoint> steps, held_out;
   // {"final": of metrics.jsonl or null, "step": of its last record, "valid": the last evaluation of the
-  // training or null, "evaluations": {NAME: of evaluation-NAME.json}, "results": results.json or null,
-  // "attention": attention.json or null, "approximation": {"heads", "errors"} of performer approx --model or
-  // null, "provenance"}
+  // training or null, "evaluations": {NAME: of evaluation-NAME.json}, "predictions": those of them, and of
+  // the training, that are about labels, "results": results.json or null, "attention": attention.json or
+  // null, "approximation": {"heads", "errors"} of performer approx --model or null, "provenance"}
   nlohmann::ordered_json numbers;
-  // Pictures of attention, as files in the folder of attention.json: text and what it shows.
+  // Pictures of attention, as files in the folder of attention.json, and maps of variants: text and what it
+  // shows.
   struct Picture {
     std::string file, svg, description;
   };
-  std::vector<Picture> attention_pictures;
+  std::vector<Picture> attention_pictures, variant_maps;
   std::vector<WrittenSample> samples;
 };
 
 // Reads a folder that `performer train` made. Beside what training writes there, these are read where they
-// lie in the folder: evaluation*.json of `performer evaluate --json`, results.json, samples*.* and
-// generated*.* (FASTA, text and PNG), and there or in a folder in it attention.json with its pictures and the
-// tables of `performer approx
+// lie in the folder: evaluation*.json of `performer evaluate --json`, results.json, variants*.svg, samples*.*
+// and generated*.* (FASTA, text and PNG), and there or in a folder in it attention.json with its pictures and
+// the tables of `performer approx
 // --model`. Throws InputError, naming the folder, for one that is no run, for results that cannot be read,
 // and for a run that did not reach its end unless `unfinished` allows it.
 Experiment read_experiment(const std::string& path, bool unfinished);

@@ -176,6 +176,8 @@ std::string report_html(const std::vector<Experiment>& runs, const Json& numbers
     add("settings", "Settings", settings(input));
     add("curves", "Learning curves", learning_curves(input));
     add("evaluations", "Evaluations", evaluations(input));
+    add("predictions", "Predictions", predictions(input));
+    add("variants", "Variants", variants(input));
     add("samples", "Samples", samples(input));
     add("attention", "Attention", attention(input));
     add("approximation", "Approximation of softmax attention", approximation(input));

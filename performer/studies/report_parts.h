@@ -32,6 +32,8 @@ std::string evaluations(const ReportInput& input);      // report_evaluations.cp
 std::string samples(const ReportInput& input);          // report_pictures.cpp
 std::string attention(const ReportInput& input);        // report_pictures.cpp
 std::string approximation(const ReportInput& input);    // report_pictures.cpp
-std::string other_results(const ReportInput& input);    // report_pictures.cpp
+std::string variants(const ReportInput& input);
+std::string predictions(const ReportInput& input);
+std::string other_results(const ReportInput& input);  // report_pictures.cpp
 
 }  // namespace performer::studies

@@ -212,6 +212,28 @@ std::string approximation(const ReportInput& input) {
   return text;
 }
 
+std::string variants(const ReportInput& input) {
+  std::string text;
+  for (size_t run = 0; run < input.runs.size(); ++run) {
+    for (const auto& picture : input.runs[run].variant_maps)
+      text += subsection(heading(input, run, picture.file), svg_image(picture.svg, picture.description));
+  }
+  return text;
+}
+
+std::string predictions(const ReportInput& input) {
+  std::string text;
+  for (size_t run = 0; run < input.runs.size(); ++run) {
+    for (const auto& [name, found] : input.of(run)["predictions"].items()) {
+      HtmlTable table(fmt::format("What {} predicts of labels: {}", input.name(run), name));
+      table.columns({"what", "value"});
+      add_rows(table, input, found, ReportInput::at(run, "/predictions/" + pointer_part(name)), "");
+      text += subsection(heading(input, run, name), table.html());
+    }
+  }
+  return text;
+}
+
 std::string other_results(const ReportInput& input) {
   std::string text;
   for (size_t run = 0; run < input.runs.size(); ++run) {

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "performer/base/error.h"
 
@@ -23,15 +24,19 @@ Adam::Adam(std::vector<NamedParameter> parameters, const AdamOptions& options) :
 void Adam::step(double learning_rate, double gradient_scale) {
   const c10::NoGradGuard no_grad;
   ++steps_;
-  step_group(true, learning_rate, gradient_scale);
-  step_group(false, learning_rate, gradient_scale);
+  std::set<double> rates;
+  for (const Entry& entry : entries_) rates.insert(entry.parameter.rate);
+  for (const double rate : rates) {
+    step_group(true, rate, learning_rate, gradient_scale);
+    step_group(false, rate, learning_rate, gradient_scale);
+  }
 }
 
-void Adam::step_group(bool decays, double learning_rate, double gradient_scale) {
+void Adam::step_group(bool decays, double rate, double learning_rate, double gradient_scale) {
   std::vector<at::Tensor> parameters, gradients, m, v;
   for (const Entry& entry : entries_) {
     const at::Tensor& gradient = entry.parameter.value.grad();
-    if (entry.parameter.decays != decays || !gradient.defined()) continue;
+    if (entry.parameter.decays != decays || entry.parameter.rate != rate || !gradient.defined()) continue;
     parameters.push_back(entry.parameter.value);
     gradients.push_back(gradient);
     m.push_back(entry.m);
@@ -46,8 +51,8 @@ void Adam::step_group(bool decays, double learning_rate, double gradient_scale) 
   } else if (gradient_scale != 1) {
     divisor = at::scalar_tensor(1 / gradient_scale, at::kFloat);
   }
-  at::_fused_adamw_(parameters, gradients, m, v, {}, steps, learning_rate, options_.beta1, options_.beta2,
-                    decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false,
+  at::_fused_adamw_(parameters, gradients, m, v, {}, steps, rate * learning_rate, options_.beta1,
+                    options_.beta2, decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false,
                     /*maximize=*/false, divisor);
 }
 

@@ -22,6 +22,7 @@ struct NamedParameter {
   std::string name;
   at::Tensor value;    // a leaf; its gradient is read by every step
   bool decays = true;  // false: exempt from weight decay
+  double rate = 1;     // factor on the learning rate
 };
 
 // One step, t counting from 1, g the gradient, p the parameter before the step:
@@ -48,7 +49,7 @@ class Adam {
     NamedParameter parameter;
     at::Tensor m, v;
   };
-  void step_group(bool decays, double learning_rate, double gradient_scale);
+  void step_group(bool decays, double rate, double learning_rate, double gradient_scale);
 
   AdamOptions options_;
   std::vector<Entry> entries_;

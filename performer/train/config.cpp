@@ -37,6 +37,21 @@ void validate(const TrainConfig& config) {
   check_not_negative("decay_factor", config.decay_factor);
   check_fraction("adam_beta1", config.adam_beta1);
   check_fraction("adam_beta2", config.adam_beta2);
+  check_at_least("lora_rank", config.lora_rank, 0);
+  check_at_least("patience", config.patience, 0);
+  check<UsageError>(config.layer_decay > 0 && config.layer_decay <= 1,
+                    "train.layer_decay must be above 0 and at most 1, but is {}", config.layer_decay);
+  check<UsageError>(config.lora_alpha > 0 && std::isfinite(config.lora_alpha),
+                    "train.lora_alpha must be above 0, but is {}", config.lora_alpha);
+  check_fraction("lora_dropout", config.lora_dropout);
+  check<UsageError>(config.lora_rank == 0 || !config.lora_targets.empty(),
+                    "train.lora_rank = {} needs projections to adapt: set train.lora_targets",
+                    config.lora_rank);
+  check<UsageError>(
+      config.patience == 0 || config.evaluate_every > 0,
+      "train.patience = {} counts evaluations, of which train.evaluate_every = 0 has one at the "
+      "end: set it to a number of steps",
+      config.patience);
   train::make_schedule(config);
 }
 

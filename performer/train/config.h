@@ -29,6 +29,13 @@ struct TrainConfig {
   int64_t evaluate_every = 500;
   int64_t checkpoint_every = 500;
   int64_t seed = 0;
+  std::string from;
+  std::string freeze;
+  double layer_decay = 1;
+  int64_t lora_rank = 0;
+  double lora_alpha = 16, lora_dropout = 0;
+  std::string lora_targets = "query,value";
+  int64_t patience = 0;
 
   template <class Self, class Visit>
   static void fields(Self& self, Visit&& visit) {
@@ -64,6 +71,22 @@ struct TrainConfig {
           "steps between evaluations on the held-out sequences; 0: only at the end");
     visit("checkpoint_every", self.checkpoint_every, "steps between checkpoints; 0: only at the end");
     visit("seed", self.seed, "names initial weights and dropout");
+    visit("from", self.from, "model folder whose weights the run starts from, as --from; empty: none");
+    visit(
+        "freeze", self.freeze,
+        "what stays as it is: embeddings, blocks such as 0 or 0-3, output (final norm and output layer), all "
+        "(everything but a new head), separated by commas");
+    visit("layer_decay", self.layer_decay,
+          "factor on the learning rate for each layer further from the output; 1: the same for all");
+    visit("lora_rank", self.lora_rank,
+          "rank of low-rank adapters (LoRA), which then are all that is trained beside a new head; 0: none");
+    visit("lora_alpha", self.lora_alpha, "adapters are scaled by lora_alpha / lora_rank");
+    visit("lora_dropout", self.lora_dropout,
+          "share of the input features that adapters do not read in a batch");
+    visit("lora_targets", self.lora_targets,
+          "what gets adapters: query, key, value, out, up, down, gate, separated by commas");
+    visit("patience", self.patience,
+          "evaluations without a new best result after which the run ends; the best model is kept; 0: off");
   }
 };
 // Throws UsageError naming the key, what it may be and what it is.

@@ -107,7 +107,7 @@ class Improvement {
     task.start_from(folder_.model);
     const RunResult result = train::run(task, run_folder, config.train, request_.options);
     report_["finetune"] = {{"steps", result.steps}, {"tokens", result.tokens}, {"seconds", result.seconds}};
-    folder_.model = task.folder().model;
+    folder_.model = config.train.patience > 0 ? load_model(request_.output).model : task.folder().model;
     folder_.model->eval();
     measure("finetuned", folder_.model);
   }

@@ -5,6 +5,7 @@
 #include "performer/nn/attention/kind.h"
 #include "performer/train/out_of_memory.h"
 #include "performer/train/slim.h"
+#include "performer/train/trained_parameters.h"
 
 namespace performer::train {
 namespace {
@@ -32,6 +33,20 @@ void check_memory(const LanguageModelConfig& config) {
         saving_advice(config));
 }
 
+// What a task asks of the other sections.
+void validate_task(const LanguageModelConfig& config) {
+  parse_frozen(config.train.freeze, config.model.layers);
+  if (!config.task.has_head()) return;
+  check<UsageError>(config.train.slim_chunk == 0,
+                    "train.slim_chunk = {} is for language models, not for task.kind = {}: set it to 0",
+                    config.train.slim_chunk, config.task.kind);
+  check<UsageError>(
+      config.data.layout != "concatenated",
+      "data.layout = concatenated joins sequences, of which task.kind = {} needs each: set it to "
+      "packed",
+      config.task.kind);
+}
+
 }  // namespace
 
 void validate(const LanguageModelConfig& config) {
@@ -39,6 +54,8 @@ void validate(const LanguageModelConfig& config) {
   validate(config.data);
   validate(config.train);
   validate_slim(config.model, config.attention, config.train);
+  validate(config.task);
+  validate_task(config);
   check_memory(config);
 }
 
@@ -47,6 +64,7 @@ Settings task_settings(const LanguageModelConfig& config) {
   add_settings(settings, "model", config.model);
   add_settings(settings, "attention", config.attention);
   add_settings(settings, "data", config.data);
+  add_settings(settings, "task", config.task);
   return settings;
 }
 

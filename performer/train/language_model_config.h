@@ -9,6 +9,7 @@
 #include "performer/nn/config.h"
 #include "performer/train/config.h"
 #include "performer/train/task.h"
+#include "performer/train/task_config.h"
 
 namespace performer::train {
 
@@ -17,6 +18,7 @@ struct LanguageModelConfig {
   AttentionConfig attention;
   DataConfig data;
   TrainConfig train;
+  TaskConfig task = {};
 };
 
 // Throws UsageError for what the sections or SLiM (slim.h) refuse, and Error when the activations of a batch

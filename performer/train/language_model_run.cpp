@@ -3,16 +3,20 @@
 
 #include <sys/stat.h>
 
+#include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "performer/base/error.h"
+#include "performer/base/files.h"
 #include "performer/data/byte_source.h"
 #include "performer/data/inputs.h"
+#include "performer/data/labels.h"
 #include "performer/data/store.h"
-#include "performer/train/language_model_task.h"
 #include "performer/train/progress.h"
+#include "performer/train/task_kinds.h"
 
 namespace performer::train {
 namespace {
@@ -29,7 +33,7 @@ void validate_request(const LanguageModelRequest& request) {
 }
 
 // Before any file is worked on: what can be said about all of them.
-void check_files(const LanguageModelRequest& request) {
+void check_files(const LanguageModelRequest& request, const std::optional<data::Vocabulary>& vocabulary) {
   for (const std::string& path : request.train_files) {
     check<UsageError>(
         !holds_out(request) || data::can_be_read_twice(path),
@@ -40,8 +44,8 @@ void check_files(const LanguageModelRequest& request) {
   std::vector<std::string> all = request.train_files;
   all.insert(all.end(), request.valid_files.begin(), request.valid_files.end());
   data::list_inputs(all);  // one that can be read only once is not given twice
-  data::check_inputs(request.train_files, request.data);
-  if (!request.valid_files.empty()) data::check_inputs(request.valid_files, request.data);
+  data::check_inputs(request.train_files, request.data, vocabulary);
+  if (!request.valid_files.empty()) data::check_inputs(request.valid_files, request.data, vocabulary);
   Progress messages(false);
   const std::vector<data::InputFile> train = data::list_inputs(request.train_files),
                                      valid = data::list_inputs(request.valid_files);
@@ -77,21 +81,64 @@ data::HashSplit split(const LanguageModelRequest& request, data::HashSplit::Side
   return {side, request.data.holdout, static_cast<uint64_t>(request.data.seed)};
 }
 
+// Labels and weights of a run's sequences; what is not asked for is empty.
+class Tables {
+ public:
+  explicit Tables(const TaskConfig& task) {
+    const data::LabelColumns columns{task.id_column, task.label_column};
+    if (task.has_head()) labels_.emplace(task.labels, task.form(), columns);
+    if (!task.weights.empty()) weights_.emplace(task.weights);
+    check<UsageError>(
+        !weights_ || !labels_ || !labels_->has_weights(),
+        "task.weights = {} and the weights in task.labels = {} exclude each other: leave one out",
+        task.weights, task.labels);
+  }
+
+  const data::LabelTable* labels() const { return labels_ ? &*labels_ : nullptr; }
+  data::LabelledSequences sequences() const { return {labels(), weights_ ? &*weights_ : nullptr}; }
+  // What a store asks of each record; the labels of those it takes go to `sequences`.
+  data::RecordFilter filter(data::LabelledSequences& sequences) const {
+    if (!labels_ && !weights_) return {};
+    return [&sequences](const data::Record& record, const std::string& format) {
+      return sequences.take(record, format);
+    };
+  }
+
+  void report(const data::LabelledSequences& train, const data::LabelledSequences& valid) const {
+    Progress messages(false);
+    for (const auto& [part, what] :
+         {std::pair{&train, "training sequences"}, std::pair{&valid, "held-out sequences"}}) {
+      for (const std::string& line : part->report(what)) messages.warning(line);
+    }
+    if (!labels_) return;
+    const std::string unused = unused_labels(*labels_, {&train, &valid});
+    if (!unused.empty()) messages.warning(unused);
+    if (labels_->repeated() > 0)
+      messages.message(
+          fmt::format("{}: {} rows repeat an earlier one", labels_->name(), labels_->repeated()));
+  }
+
+ private:
+  std::optional<data::LabelTable> labels_;
+  std::optional<data::WeightTable> weights_;
+};
+
 // What is evaluated on; null when that is nothing. Format, vocabulary and image shape are those of the
 // training sequences.
-std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request, const data::Corpus& train) {
+std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request, const data::Corpus& train,
+                                            const data::RecordFilter& filter) {
   DataConfig config = request.data;
   data::record_source(config, train);
   const data::Vocabulary& vocabulary = train.vocabulary();
   if (!request.valid_files.empty()) {
     return std::make_unique<data::SequenceStore>(request.valid_files, request.output, config,
-                                                 data::HashSplit{}, vocabulary, request.reading);
+                                                 data::HashSplit{}, vocabulary, request.reading, filter);
   }
   if (!holds_out(request)) return nullptr;
   try {
     return std::make_unique<data::SequenceStore>(request.train_files, request.output, config,
                                                  split(request, data::HashSplit::Side::held_out), vocabulary,
-                                                 request.reading);
+                                                 request.reading, filter);
   } catch (const InputError&) {  // the files themselves were read without complaint just before
     Progress(false).warning(
         fmt::format("none of the {} {} falls into the held-out part (data.holdout = {}): there will be no "
@@ -101,20 +148,76 @@ std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request,
   }
 }
 
+// What may differ from the model that a run starts from, since the weights do not depend on it.
+bool may_differ(const std::string& key) {
+  return key == "model.dropout" || key == "attention.redraw_every" || key == "attention.seed";
+}
+
+template <class Config>
+void check_same_shape(const std::string& section, const Config& wanted, const Config& given,
+                      const std::string& from) {
+  std::map<std::string, std::string> known;
+  for (const FieldInfo& field : list_fields(section, given)) known[field.key()] = to_text(field.value);
+  for (const FieldInfo& field : list_fields(section, wanted)) {
+    const std::string value = to_text(field.value);
+    check<UsageError>(
+        may_differ(field.key()) || known[field.key()] == value,
+        "{} is {}, but the model that the run starts from, {}, has {}: leave it out, the shape is "
+        "that model's",
+        field.key(), value, from, known[field.key()]);
+  }
+}
+
+// The model that a new run starts from, and the vocabulary of its data: that of the model, also where the run
+// goes on without it.
+struct Start {
+  std::optional<ModelFolder> folder;
+  std::optional<data::Vocabulary> vocabulary;
+};
+
+Start find_start(const LanguageModelRequest& request) {
+  Start start;
+  const std::string& from = request.train.from;
+  if (from.empty()) return start;
+  const std::string tokenizer = request.output + "/tokenizer.json";
+  constexpr size_t kMostBytes = size_t{96} << 20;
+  if (request.resume && std::filesystem::exists(tokenizer)) {
+    start.vocabulary = data::Vocabulary::from_json(read_file(tokenizer, kMostBytes), tokenizer);
+    return start;
+  }
+  start.folder = load_model(from);
+  start.vocabulary = start.folder->vocabulary;
+  const LanguageModel& model = start.folder->model;
+  check_same_shape("model", request.model, model->model_config(), from);
+  check_same_shape("attention", request.attention, model->attention_config(), from);
+  const std::string& vocabulary = request.data.vocabulary;
+  check<UsageError>(vocabulary == "auto" || vocabulary == start.vocabulary->name(),
+                    "data.vocabulary is {}, but the model that the run starts from, {}, has {}: leave it out",
+                    vocabulary, from, start.vocabulary->name());
+  return start;
+}
+
 }  // namespace
 
 RunResult run(const LanguageModelRequest& request) {
   validate_request(request);
+  Start start = find_start(request);
+  const Tables tables(request.task);
   const RunFolder folder(request.output, request.resume);
-  check_files(request);
+  check_files(request, start.vocabulary);
+  data::LabelledSequences train_labels = tables.sequences(), valid_labels = tables.sequences();
   const data::SequenceStore train(request.train_files, folder.path(), request.data,
-                                  split(request, data::HashSplit::Side::train), std::nullopt,
-                                  request.reading);
-  const std::unique_ptr<data::Corpus> valid = open_held_out(request, train);
-  LanguageModelTask task(request, train, valid.get());
-  task.watch_evaluations(request.options.stop);
+                                  split(request, data::HashSplit::Side::train), start.vocabulary,
+                                  request.reading, tables.filter(train_labels));
+  const std::unique_ptr<data::Corpus> valid = open_held_out(request, train, tables.filter(valid_labels));
+  tables.report(train_labels, valid_labels);
+  const std::unique_ptr<ModelTask> task =
+      make_task(request, {train, valid.get(), train_labels, &valid_labels, tables.labels()});
+  if (start.folder) task->start_from(start.folder->model);
+  start.folder.reset();
+  task->watch_evaluations(request.options.stop);
   if (request.before_training) request.before_training();
-  return run(task, folder, request.train, request.options);
+  return run(*task, folder, request.train, request.options);
 }
 
 }  // namespace performer::train

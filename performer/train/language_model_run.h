@@ -24,8 +24,8 @@ struct LanguageModelRequest : LanguageModelConfig {
 };
 
 // Reserves the folder, reads the files, makes the model and trains it: run() of trainer.h for a
-// LanguageModelTask. Throws what these throw, and UsageError for a request that cannot be, before anything is
-// written or read.
+// the task that task.kind names, after taking over the weights of train.from. Throws what these throw, and
+// UsageError for a request that cannot be, before anything is written or read.
 RunResult run(const LanguageModelRequest& request);
 
 }  // namespace performer::train

@@ -2,42 +2,16 @@
 #include "performer/train/language_model_task.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <algorithm>
-#include <chrono>
-
 #include "performer/base/error.h"
-#include "performer/nn/attention/kind.h"
 #include "performer/train/autocast.h"
 #include "performer/train/evaluation.h"
 #include "performer/train/loss.h"
-#include "performer/train/out_of_memory.h"
-#include "performer/train/progress.h"
-#include "performer/train/run_folder.h"
 #include "performer/train/slim.h"
 
 namespace performer::train {
 namespace {
-
-struct TokenBatch final : Batch {
-  explicit TokenBatch(data::Batch made) : content(std::move(made)) {
-    tokens = content.tokens_read();
-    targets = content.targets_counted();
-    for (const float each : content.weights) weight += each;
-  }
-  std::string description() const override {
-    return fmt::format("a batch of {} x {} tokens", content.rows, content.width);
-  }
-
-  data::Batch content;
-};
-
-// Norm gains, biases and temperatures are exempt: shrinking them is no regularisation.
-bool decays(const std::string& name, const at::Tensor& value, const TrainConfig& train) {
-  return train.decay == "all" || (value.dim() >= 2 && !name.ends_with("_gain"));
-}
 
 std::string objective_note(const LanguageModelConfig& config, const std::string& unit) {
   if (config.model.objective != "masked") return "causal: the next token";
@@ -46,101 +20,23 @@ std::string objective_note(const LanguageModelConfig& config, const std::string&
                      config.data.mask_rate, unit, mix.mask, mix.random, config.data.corruption);
 }
 
-int64_t longest_sequence(const data::Corpus& corpus) {
-  size_t longest = 0;
-  for (int64_t i = 0; i < corpus.size(); ++i) longest = std::max(longest, corpus.tokens(i).size());
-  return static_cast<int64_t>(longest);
-}
-
-data::CropCounts sum(const data::CropCounts& a, const data::CropCounts& b) {
-  return {a.sequences + b.sequences, a.cropped + b.cropped, a.tokens_dropped + b.tokens_dropped,
-          a.pieces + b.pieces};
-}
-
 }  // namespace
 
 LanguageModelTask::LanguageModelTask(const LanguageModelConfig& config, const data::Corpus& train,
-                                     const data::Corpus* valid)
-    : config_(config), train_(train), valid_(valid) {
-  validate(config);
-  check_corpora();
-  folder_.data = config.data;
-  data::record_source(folder_.data, train);
-  folder_.vocabulary = train.vocabulary();
-  folder_.baselines = data::Baselines(folder_.vocabulary.symbols());
-  for (int64_t i = 0; i < train.size(); ++i) folder_.baselines.add(train.tokens(i));
+                                     const data::Corpus* valid, std::span<const float> weights)
+    : ModelTask(config, train, valid, config.model.objective, weights) {
+  check<UsageError>(!config.task.has_head(), "task.kind = {} is no language model", config.task.kind);
   folder_.objective_note = objective_note(config, folder_.vocabulary.unit());
-  at::manual_seed(static_cast<uint64_t>(config.train.seed));
-  or_out_of_memory(
-      [&] { folder_.model = LanguageModel(config.model, config.attention, folder_.vocabulary.size()); },
-      [] { return std::string("while making the model"); }, [&] { return memory_advice(Work::preparation); });
-  folder_.model->set_checkpoint_activations(config.train.checkpoint_activations);
-  folder_.model->train();
-}
-
-void LanguageModelTask::start_from(const LanguageModel& model) {
-  set_model_state(folder_.model, model_state(model), "the model to start from");
-}
-
-// Learned positions end somewhere; better to know before the first step than in the first evaluation.
-void LanguageModelTask::check_corpora() const {
-  check<InputError>(valid_ == nullptr || valid_->vocabulary() == train_.vocabulary(),
-                    "the held-out sequences are of the vocabulary {}, but the training sequences are of {}: "
-                    "both must be the same",
-                    valid_ != nullptr ? valid_->vocabulary().name() : "", train_.vocabulary().name());
-  const ModelConfig& model = config_.model;
-  data::BatchStream(train_, config_.data, model.objective);  // throws for a sequence that must not be cropped
-  check_attended_length();
-  if (!limits_length(model)) return;
-  const int64_t markers = model.objective == "masked" ? 2 : 1;
-  check<UsageError>(config_.data.length <= model.max_length,
-                    "data.length is {}, but model.positions = {} covers model.max_length = {} tokens: "
-                    "raise it, or use model.positions = rotary",
-                    config_.data.length, model.positions, model.max_length);
-  // Pieces and windows keep their places in the sequence, and an evaluation reads sequences whole.
-  const std::string& crop = config_.data.crop;
-  const bool keeps_places = config_.data.layout != "concatenated" && (crop == "split" || crop == "random");
-  int64_t longest = keeps_places ? longest_sequence(train_) : 0;
-  if (valid_ != nullptr) longest = std::max(longest, longest_sequence(*valid_));
-  check<UsageError>(longest + markers <= model.max_length,
-                    "the longest sequence takes {} tokens, but model.positions = {} covers "
-                    "model.max_length = {}: raise it, or use model.positions = rotary",
-                    longest + markers, model.positions, model.max_length);
-}
-
-// The same of kinds that take sequences up to a length; an evaluation reads sequences whole.
-void LanguageModelTask::check_attended_length() const {
-  const std::optional<int64_t> longest = nn::longest_of(config_.attention);
-  if (!longest) return;
-  const auto check_length = [&](const char* what, int64_t tokens) {
-    check<UsageError>(
-        tokens <= *longest,
-        "{} takes {} tokens, but attention.kind = {} takes at most {}: raise attention.length, or "
-        "choose another kind",
-        what, tokens, config_.attention.kind, *longest);
-  };
-  check_length("a row of data.length", config_.data.length);
-  const int64_t markers = config_.model.objective == "masked" ? 2 : 1;
-  if (valid_ != nullptr) check_length("the longest held-out sequence", longest_sequence(*valid_) + markers);
-}
-
-std::vector<NamedParameter> LanguageModelTask::parameters() {
-  std::vector<NamedParameter> parameters;
-  for (const auto& item : folder_.model->named_parameters()) {
-    parameters.push_back({item.key(), item.value(), decays(item.key(), item.value(), config_.train)});
-  }
-  return parameters;
-}
-
-std::unique_ptr<Batch> LanguageModelTask::next() {
-  if (!queue_) queue_.emplace(data::training_batches(train_, config_.data, config_.model.objective, cursor_));
-  data::QueuedBatch queued = queue_->next();
-  cursor_ = queued.cursor;
-  crops_ = sum(crops_before_, queued.crops);
-  return std::make_unique<TokenBatch>(std::move(queued.batch));
 }
 
 BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
+  trained().begin_backward();
+  const BatchSums sums = model_backward(batch, divisor);
+  trained().end_backward();
+  return sums;
+}
+
+BatchSums LanguageModelTask::model_backward(const Batch& batch, double divisor) {
   const TrainConfig& train = config_.train;
   const data::Batch& content = dynamic_cast<const TokenBatch&>(batch).content;
   const bool bfloat16 = train.precision == "bfloat16";
@@ -158,35 +54,14 @@ BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
   return {sums.loss, sums.correct};
 }
 
-// Projections hold for `redraw_every` steps; drawn at the start of a step, so that an evaluation or a saved
-// model uses those that the weights were trained with.
-void LanguageModelTask::before_step(int64_t steps) {
-  const int64_t every = config_.attention.redraw_every;
-  if (every > 0 && steps / every != folder_.model->redraw_index()) folder_.model->redraw(steps / every);
-}
-
-void LanguageModelTask::after_step() {
-  folder_.model->after_step();
-}
-
 std::optional<EvaluationReport> LanguageModelTask::evaluate() {
   if (valid_ == nullptr) return std::nullopt;
-  constexpr auto kSilence = std::chrono::seconds(10);
-  const auto begun = std::chrono::steady_clock::now();
-  auto said = begun;
   EvaluationOptions options{.stop = stop_};
-  options.progress = [&](int64_t done, int64_t total) {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - said < kSilence || done == 0 || done >= total) return;
-    said = now;
-    const double seconds = std::chrono::duration<double>(now - begun).count();
-    const double left = seconds / static_cast<double>(done) * static_cast<double>(total - done);
-    Progress(false).message(fmt::format("evaluation: {} of {} {}, {} left", done, total,
-                                        valid_->report().records_name, format_duration(left)));
-  };
+  options.progress = evaluation_progress();
   const Evaluation found = train::evaluate(folder_.model, *valid_, config_.data, folder_.baselines, options);
   EvaluationReport report;
   report.record = to_json(found);
+  report.goodness = -found.model.perplexity();
   report.scalars = {{"accuracy", found.model.accuracy()},
                     {"perplexity", found.model.perplexity()},
                     {"unigram_perplexity", found.unigram.perplexity()}};
@@ -203,109 +78,6 @@ std::optional<EvaluationReport> LanguageModelTask::evaluate() {
                                   found.bits_key == "bits_per_byte" ? "byte" : "dimension");
   }
   return report;
-}
-
-Settings LanguageModelTask::settings() const {
-  return task_settings(config_);
-}
-
-nlohmann::json LanguageModelTask::fingerprints() const {
-  return {{"vocabulary", train_.vocabulary().fingerprint()},
-          {"train", train_.fingerprint()},
-          {"valid", valid_ != nullptr ? valid_->fingerprint() : 0}};
-}
-
-TaskState LanguageModelTask::state() const {
-  TaskState state;
-  state.values = {
-      {"redraw", folder_.model->redraw_index()},
-      {"cursor", {cursor_.epoch, cursor_.sequence, cursor_.offset}},
-      {"crops", {crops_.sequences, crops_.cropped, crops_.tokens_dropped, crops_.pieces}},
-      {"fingerprints", fingerprints()},
-  };
-  state.tensors = model_state(folder_.model);
-  return state;
-}
-
-void LanguageModelTask::check_same_data(const nlohmann::json& then, const std::string& folder) const {
-  const nlohmann::json now = fingerprints();
-  check<UsageError>(then.at("vocabulary") == now["vocabulary"],
-                    "--train: the training sequences are of another vocabulary than those the run in {} was "
-                    "started with: give the same files and the same data.vocabulary, or train into another "
-                    "folder",
-                    folder);
-  check<UsageError>(then.at("train") == now["train"],
-                    "--train: the training sequences are not those the run in {} was started with (or not in "
-                    "the same order): give the same files, or train into another folder",
-                    folder);
-  check<UsageError>(then.at("valid") == now["valid"],
-                    "--valid: the held-out sequences are not those the run in {} was started with: give the "
-                    "same files, or train into another folder",
-                    folder);
-}
-
-void LanguageModelTask::set_state(const TaskState& state, const std::string& folder) {
-  const nlohmann::json& values = state.values;
-  check_same_data(values.at("fingerprints"), folder);
-  const auto& cursor = values.at("cursor");
-  const auto& crops = values.at("crops");
-  folder_.model->redraw(values.at("redraw").get<int64_t>());
-  set_model_state(folder_.model, state.tensors, training_file(folder));
-  queue_.reset();
-  cursor_ = {cursor.at(0), cursor.at(1), cursor.at(2)};
-  crops_ = crops_before_ = {crops.at(0), crops.at(1), crops.at(2), crops.at(3)};
-}
-
-void LanguageModelTask::save(const std::string& folder) const {
-  save_model(folder, folder_);
-}
-
-std::string LanguageModelTask::memory_advice(Work work) const {
-  const DataConfig& data = config_.data;
-  switch (work) {
-    case Work::preparation:
-      return "lower model.layers, model.width, model.ffn or model.max_length";
-    case Work::evaluation:
-      return fmt::format("lower data.batch_tokens ({}); the longest held-out sequence has {} {}",
-                         data.batch_tokens, valid_ != nullptr ? longest_sequence(*valid_) : 0,
-                         train_.vocabulary().unit());
-    case Work::step:
-      break;
-  }
-  return fmt::format(
-      "lower data.batch_tokens ({}; raise train.accumulate to make up for it), data.length ({}), "
-      "model.layers or model.width, or {}",
-      data.batch_tokens, data.length, saving_advice(config_));
-}
-
-std::vector<std::string> LanguageModelTask::begin_lines() const {
-  std::vector<std::string> lines;
-  const data::ReadReport& read = train_.report();
-  const std::string changed = data::changes(read);
-  if (!changed.empty()) lines.push_back("reading the training files: " + changed);
-  lines.push_back(fmt::format("{} parameters, {} training {} ({} {}), {} held out, {} threads",
-                              folder_.model->parameter_count(), train_.size(), read.records_name,
-                              train_.total_tokens(), train_.vocabulary().unit(),
-                              valid_ != nullptr ? valid_->size() : 0, at::get_num_threads()));
-  const std::string notice = nn::notice_of(config_.model, config_.attention);
-  if (!notice.empty()) lines.push_back(notice);
-  return lines;
-}
-
-std::vector<std::string> LanguageModelTask::end_lines() const {
-  if (crops_.cropped == 0) return {};
-  return {
-      fmt::format("{} of {} sequences seen were longer than data.length = {} (data.crop = {}): {} pieces, "
-                  "{} {} dropped",
-                  crops_.cropped, crops_.sequences, config_.data.length, config_.data.crop, crops_.pieces,
-                  crops_.tokens_dropped, train_.vocabulary().unit())};
-}
-
-nlohmann::ordered_json LanguageModelTask::totals() const {
-  return {{"sequences", crops_.sequences},
-          {"cropped", crops_.cropped},
-          {"tokens_dropped", crops_.tokens_dropped},
-          {"pieces", crops_.pieces}};
 }
 
 }  // namespace performer::train

@@ -2,73 +2,26 @@
 // The task that trains a language model on a corpus: the cross entropy of the next or of hidden tokens.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <memory>
 #include <optional>
-#include <string>
-#include <vector>
+#include <span>
 
-#include "performer/data/batch_queue.h"
-#include "performer/data/corpus.h"
-#include "performer/models/folder.h"
-#include "performer/train/language_model_config.h"
-#include "performer/train/task.h"
+#include "performer/train/model_task.h"
 
 namespace performer::train {
 
-// A batch is one of data::BatchStream, made ahead of time (data/batch_queue.h); its loss is that of loss.h,
-// in the memory of a chunk when train.slim_chunk is on (slim.h). Projections are redrawn every
-// attention.redraw_every steps. A checkpoint leaves a model folder.
-class LanguageModelTask final : public Task {
+// The loss of a batch is that of loss.h, in the memory of a chunk when train.slim_chunk is on (slim.h).
+class LanguageModelTask final : public ModelTask {
  public:
-  // Makes the model after seeding LibTorch's default generator with train.seed, and counts the baselines of
-  // the training corpus. The corpora outlive the task; without `valid` nothing is evaluated. Throws
-  // UsageError for a configuration that validate() refuses and for sequences beyond learned positions,
-  // InputError when the corpora are of different vocabularies, Error when memory runs out.
+  // As ModelTask's. Without `valid` nothing is evaluated. `weights` multiply the losses of the training
+  // sequences: a step's loss is their weighted mean (protein_lm divides by the number of targets instead).
   LanguageModelTask(const LanguageModelConfig& config, const data::Corpus& train,
-                    const data::Corpus* valid = nullptr);
+                    const data::Corpus* valid = nullptr, std::span<const float> weights = {});
 
-  // Begins with the weights of a model of the same configuration and vocabulary, before the first step.
-  // Throws InputError naming the first tensor that differs.
-  void start_from(const LanguageModel& model);
-
-  // From now on an evaluation throws Interrupted soon after `stop` is set, and logs how far it is where it
-  // takes long. `stop` may be null.
-  void watch_evaluations(const std::atomic<bool>* stop) { stop_ = stop; }
-
-  const ModelFolder& folder() const { return folder_; }  // what save() writes
-
-  std::vector<NamedParameter> parameters() override;
-  std::unique_ptr<Batch> next() override;
   BatchSums backward(const Batch& batch, double divisor) override;
-  void before_step(int64_t steps) override;
-  void after_step() override;
   std::optional<EvaluationReport> evaluate() override;
-  Settings settings() const override;
-  TaskState state() const override;
-  void set_state(const TaskState& state, const std::string& folder) override;
-  void save(const std::string& folder) const override;
-  std::string memory_advice(Work work) const override;
-  std::vector<std::string> begin_lines() const override;
-  std::vector<std::string> end_lines() const override;
-  nlohmann::ordered_json totals() const override;
 
  private:
-  void check_corpora() const;
-  void check_attended_length() const;
-  void check_same_data(const nlohmann::json& fingerprints, const std::string& folder) const;
-  nlohmann::json fingerprints() const;
-
-  LanguageModelConfig config_;
-  const data::Corpus& train_;
-  const data::Corpus* valid_;
-  ModelFolder folder_;
-  const std::atomic<bool>* stop_ = nullptr;
-  data::Cursor cursor_;                    // behind the last batch of next()
-  data::CropCounts crops_;                 // of all batches so far
-  data::CropCounts crops_before_;          // of those before this call
-  std::optional<data::BatchQueue> queue_;  // begins at the cursor with the first batch
+  BatchSums model_backward(const Batch& batch, double divisor);
 };
 
 }  // namespace performer::train

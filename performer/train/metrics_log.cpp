@@ -79,6 +79,7 @@ void MetricsLog::finish(const RunState& state, double tokens_per_second,
                                    {"seconds", state.seconds},
                                    {"tokens_per_second", tokens_per_second},
                                    {"peak_memory_mib", peak_memory_mib()}};
+  if (state.best) totals["best_step"] = state.best_step;
   totals.update(task_totals);
   write({{"step", state.step}, {"final", totals}});
 }

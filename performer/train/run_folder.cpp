@@ -22,9 +22,12 @@ namespace fs = std::filesystem;
 namespace {
 
 nlohmann::json state_to_json(const RunState& state) {
-  return {{"step", state.step},       {"tokens", state.tokens}, {"targets", state.targets},
-          {"seconds", state.seconds}, {"loss", state.loss},     {"evaluated", state.evaluated},
-          {"threads", state.threads}};
+  return {
+      {"step", state.step},           {"tokens", state.tokens},
+      {"targets", state.targets},     {"seconds", state.seconds},
+      {"loss", state.loss},           {"evaluated", state.evaluated},
+      {"threads", state.threads},     {"best", state.best ? nlohmann::json(*state.best) : nlohmann::json()},
+      {"best_step", state.best_step}, {"since_best", state.since_best}};
 }
 
 RunState state_from_json(const nlohmann::json& json) {
@@ -36,6 +39,9 @@ RunState state_from_json(const nlohmann::json& json) {
   json.at("loss").get_to(state.loss);
   json.at("evaluated").get_to(state.evaluated);
   json.at("threads").get_to(state.threads);
+  if (json.contains("best") && !json["best"].is_null()) state.best = json["best"].get<double>();
+  state.best_step = json.value("best_step", state.best_step);
+  state.since_best = json.value("since_best", state.since_best);
   return state;
 }
 

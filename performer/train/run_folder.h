@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "performer/train/task.h"
@@ -21,6 +22,9 @@ struct RunState {
   double loss = 0;         // of the last step
   int64_t evaluated = -1;  // step of the last evaluation
   int threads = 0;
+  // With train.patience: the best evaluation, and how many came after it.
+  std::optional<double> best;
+  int64_t best_step = -1, since_best = 0;
 };
 
 // The contents of training.safetensors.

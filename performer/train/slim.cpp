@@ -140,9 +140,14 @@ class SlimPass {
     sums_.correct += sums.correct;
 
     torch::autograd::variable_list outputs = {logits}, gradients = {logits.detach()};
+    const auto add = [&](const at::Tensor& state, const at::Tensor& its_gradient) {
+      if (!state.requires_grad() || !its_gradient.defined()) return;  // of frozen layers
+      outputs.push_back(state);
+      gradients.push_back(its_gradient);
+    };
     for (size_t layer = 0; layer < gradient.size(); ++layer) {
-      outputs.insert(outputs.end(), {after[layer].kv, after[layer].key_sum});
-      gradients.insert(gradients.end(), {gradient[layer].kv, gradient[layer].key_sum});
+      add(after[layer].kv, gradient[layer].kv);
+      add(after[layer].key_sum, gradient[layer].key_sum);
     }
     torch::autograd::backward(outputs, gradients);
     States result;

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -43,6 +44,8 @@ struct EvaluationReport {
   nlohmann::ordered_json record;                        // metrics.jsonl: under "valid"
   std::vector<std::pair<std::string, double>> scalars;  // TensorBoard: behind "valid/"
   std::string summary;                                  // a part of a sentence, after "step 500: "
+  // What train.patience watches: the larger, the better; NaN is no result.
+  double goodness = std::numeric_limits<double>::quiet_NaN();
 };
 
 // A task's part of a checkpoint. Tensors may share memory with the task.
@@ -71,6 +74,8 @@ class Task {
   virtual void before_step(int64_t /*steps made so far*/) {}
   virtual void after_step() {}
 
+  // Whether evaluate() has something to evaluate on.
+  virtual bool evaluates() const { return false; }
   // Nothing where there is nothing to evaluate on.
   virtual std::optional<EvaluationReport> evaluate() { return std::nullopt; }
 

@@ -61,6 +61,7 @@ class Run {
   void restore();
   void save();
   void evaluate();
+  void compare(double goodness);
   Group next_group();
   void step();
   StepMetrics optimize(const Group& group);
@@ -70,6 +71,8 @@ class Run {
   [[noreturn]] void interrupt();
   RunResult finish();
 
+  bool keeps_best() const { return config_.patience > 0; }
+  bool out_of_patience() const { return keeps_best() && state_.since_best >= config_.patience; }
   bool stopping() const { return options_.stop != nullptr && options_.stop->load(); }
   bool out_of_time() const {
     return options_.time_limit > 0 && seconds_since(started_) >= options_.time_limit;
@@ -139,8 +142,22 @@ void Run::restore() {
 void Run::save() {
   save_training(folder_.path(), {state_, all_settings(task_, config_), task_.state(), adam_.state(),
                                  default_generator().get_state()});
-  task_.save(folder_.path());
+  if (!keeps_best() || !state_.best) task_.save(folder_.path());
   saved_step_ = state_.step;
+}
+
+// With train.patience the model folder is that of the best evaluation; the checkpoint goes on from the last
+// step.
+void Run::compare(double goodness) {
+  if (!keeps_best()) return;
+  if (!std::isnan(goodness) && (!state_.best || goodness > *state_.best)) {
+    state_.best = goodness;
+    state_.best_step = state_.step;
+    state_.since_best = 0;
+    task_.save(folder_.path());
+  } else {
+    ++state_.since_best;
+  }
 }
 
 std::string Run::checkpoint_note() const {
@@ -163,6 +180,7 @@ void Run::evaluate() {
   state_.evaluated = state_.step;
   log_->add(state_.step, *report);
   progress_.message(fmt::format("step {}: {}", state_.step, report->summary));
+  compare(report->goodness);
 }
 
 Run::Group Run::next_group() {
@@ -276,7 +294,7 @@ RunResult Run::go() {
   started_ = Clock::now();
   for (;;) {
     if (!stopping() && due(config_.evaluate_every, state_.evaluated)) evaluate();
-    if (state_.step >= config_.steps || out_of_time()) break;
+    if (state_.step >= config_.steps || out_of_time() || out_of_patience()) break;
     update_seconds();
     if (stopping()) interrupt();
     if (due(config_.checkpoint_every, saved_step_)) save();
@@ -292,6 +310,14 @@ RunResult Run::finish() {
   }
   update_seconds();
   save();
+  if (keeps_best() && state_.best) {
+    progress_.message(
+        fmt::format("{}the model in {} is that of step {}, the best of the evaluations",
+                    out_of_patience()
+                        ? fmt::format("ended after {} evaluations without a better one; ", state_.since_best)
+                        : "",
+                    folder_.path(), state_.best_step));
+  }
   const double rate = step_seconds_ > 0 ? static_cast<double>(step_tokens_) / step_seconds_ : 0;
   log_->finish(state_, rate, task_.totals());
   for (const std::string& line : task_.end_lines()) progress_.message(line);
@@ -303,6 +329,9 @@ RunResult Run::finish() {
 
 RunResult run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options) {
   validate(config);
+  check<UsageError>(config.patience == 0 || task.evaluates(),
+                    "train.patience = {} needs held-out sequences: give --valid files or raise data.holdout",
+                    config.patience);
   check<UsageError>(options.time_limit >= 0, "the time limit must be 0 (none) or more seconds, but is {}",
                     options.time_limit);
   return Run(task, folder, config, options).go();

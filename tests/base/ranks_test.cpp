@@ -39,5 +39,14 @@ TEST(Ranks, SpearmanIsNotThereWithoutDifferences) {
   EXPECT_THROW(spearman(std::vector<double>{1}, std::vector<double>{2, 3}), Error);
 }
 
+TEST(Ranks, PearsonByHand) {
+  // Deviations -2 0 2 and -7/3 -4/3 11/3: 12 over sqrt(8 * 62 / 3).
+  EXPECT_THAT(pearson(std::vector<double>{1, 3, 5}, std::vector<double>{1, 2, 7}),
+              DoubleNear(12 / std::sqrt(8 * 62 / 3.0), 1e-12));
+  EXPECT_TRUE(std::isnan(pearson(std::vector<double>(7, 0.1), std::vector<double>{1, 2, 3, 4, 5, 6, 7})))
+      << "whose mean is rounded";
+  EXPECT_THROW(pearson(std::vector<double>{1}, std::vector<double>{2, 3}), Error);
+}
+
 }  // namespace
 }  // namespace performer

@@ -387,6 +387,54 @@ std::map<std::string, Ints> masked_epoch(const Corpus& store, const DataConfig& 
   return result;
 }
 
+TEST(BatchStream, PlainBatchesHideNothingAndSayWhoseTheSegmentsAre) {
+  const Sequences sequences = random_sequences(20, 9, 4);
+  const MemoryCorpus store = proteins(sequences);
+  for (const char* layout : {"packed", "padded"}) {
+    DataConfig config = config_of(layout, 8, 40);
+    config.crop = "split";
+    BatchStream stream(store, config, "plain");
+    for (int i = 0; i < 10; ++i) {
+      const Batch batch = stream.next();
+      EXPECT_EQ(batch.inputs, batch.targets);
+      const bool packed = !batch.cu_seqlens.empty();
+      ASSERT_EQ(batch.sequences.size(),
+                packed ? batch.cu_seqlens.size() - 1 : static_cast<size_t>(batch.rows));
+      for (size_t segment = 0; segment < batch.sequences.size(); ++segment) {
+        const size_t at = packed ? static_cast<size_t>(batch.cu_seqlens[segment])
+                                 : segment * static_cast<size_t>(batch.width);
+        const auto tokens = store.tokens(batch.sequences[segment]);
+        const auto place = static_cast<size_t>(batch.positions[at]);
+        const int64_t expected = place == 0 ? kBos : place <= tokens.size() ? tokens[place - 1] : kEos;
+        EXPECT_EQ(batch.inputs[at], expected);
+      }
+    }
+  }
+}
+
+TEST(BatchStream, WeightsOfSequencesMultiplyThoseOfTokens) {
+  const Sequences sequences = random_sequences(12, 9, 4);
+  const MemoryCorpus store = proteins(sequences);
+  std::vector<float> weights;
+  for (size_t i = 0; i < sequences.size(); ++i) weights.push_back(0.5F * static_cast<float>(i));
+  for (const char* objective : {"causal", "masked"}) {
+    BatchStream stream(store, config_of("packed", 16, 64), objective, weights),
+        plain(store, config_of("packed", 16, 64), objective);
+    for (int i = 0; i < 5; ++i) {
+      const Batch batch = stream.next(), without = plain.next();
+      for (size_t segment = 0; segment < batch.sequences.size(); ++segment) {
+        for (auto at = batch.cu_seqlens[segment]; at < batch.cu_seqlens[segment + 1]; ++at) {
+          const auto place = static_cast<size_t>(at);
+          EXPECT_EQ(batch.weights[place],
+                    without.weights[place] * weights[static_cast<size_t>(batch.sequences[segment])]);
+        }
+      }
+    }
+  }
+  const std::vector<float> few = {1};
+  EXPECT_THROW(BatchStream(store, config_of("packed", 16, 64), "causal", few), Error);
+}
+
 TEST(BatchStream, MasksDependOnSeedEpochAndSequenceOnly) {
   const MemoryCorpus store = proteins(random_sequences(40, 9, 60));
   DataConfig config = config_of("packed", 16, 64);

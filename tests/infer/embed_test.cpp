@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "performer/base/error.h"
+#include "performer/infer/embedding_file.h"
 #include "performer/models/long_sequence.h"
 #include "performer/models/safetensors.h"
 #include "tests/errors.h"

@@ -154,5 +154,21 @@ TEST(Adam, ScalesGradientsInTheSamePass) {
   }
 }
 
+TEST(Adam, ParametersHaveRatesOfTheirOwn) {
+  const at::Tensor start = random_tensor({5, 3}, 1), gradient = random_tensor({5, 3}, 2);
+  NamedParameter fast = parameter("fast", start), slow = parameter("slow", start, false),
+                 alone = parameter("a", start);
+  slow.rate = 0.25;
+  Adam both({fast, slow}, {}), one({alone}, {.weight_decay = 0});
+  fast.value.mutable_grad() = gradient.clone();
+  slow.value.mutable_grad() = gradient.clone();
+  alone.value.mutable_grad() = gradient.clone();
+  both.step(1e-2);
+  one.step(0.25e-2);
+  EXPECT_TRUE(at::allclose(slow.value, alone.value, 1e-6, 1e-7));
+  EXPECT_GT((fast.value - start).abs().mean().item<double>(),
+            3 * (slow.value - start).abs().mean().item<double>());
+}
+
 }  // namespace
 }  // namespace performer::train
