@@ -4,6 +4,7 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/train/out_of_memory.h"
+#include "performer/train/slices.h"
 #include "performer/train/slim.h"
 
 namespace performer::train {
@@ -39,6 +40,7 @@ void validate(const LanguageModelConfig& config) {
   validate(config.data);
   validate(config.train);
   validate_slim(config.model, config.attention, config.train);
+  validate_slices(config);
   check_memory(config);
 }
 

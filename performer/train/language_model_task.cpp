@@ -9,6 +9,7 @@
 #include <chrono>
 
 #include "performer/base/error.h"
+#include "performer/distributed/states.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/train/autocast.h"
 #include "performer/train/evaluation.h"
@@ -16,22 +17,23 @@
 #include "performer/train/out_of_memory.h"
 #include "performer/train/progress.h"
 #include "performer/train/run_folder.h"
+#include "performer/train/slices.h"
 #include "performer/train/slim.h"
 
 namespace performer::train {
 namespace {
 
 struct TokenBatch final : Batch {
-  explicit TokenBatch(data::Batch made) : content(std::move(made)) {
-    tokens = content.tokens_read();
-    targets = content.targets_counted();
-    for (const float each : content.weights) weight += each;
+  TokenBatch(const data::Batch& whole, const data::Share& share) : part(data::share_of(whole, share)) {
+    tokens = whole.tokens_read();
+    targets = whole.targets_counted();
+    for (const float each : whole.weights) weight += each;
   }
   std::string description() const override {
-    return fmt::format("a batch of {} x {} tokens", content.rows, content.width);
+    return fmt::format("a batch of {} x {} tokens", part.batch.rows, part.batch.width);
   }
 
-  data::Batch content;
+  data::SharedBatch part;
 };
 
 // Norm gains, biases and temperatures are exempt: shrinking them is no regularisation.
@@ -133,25 +135,35 @@ std::vector<NamedParameter> LanguageModelTask::parameters() {
 }
 
 std::unique_ptr<Batch> LanguageModelTask::next() {
-  if (!queue_) queue_.emplace(data::training_batches(train_, config_.data, config_.model.objective, cursor_));
+  if (!queue_) {
+    const DataConfig all = data::for_ranks(config_.data, share_.parts * share_.slices);
+    queue_.emplace(data::training_batches(train_, all, config_.model.objective, cursor_));
+  }
   data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
   crops_ = sum(crops_before_, queued.crops);
-  return std::make_unique<TokenBatch>(std::move(queued.batch));
+  return std::make_unique<TokenBatch>(queued.batch, share_);
 }
 
 BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
+  const auto& own = dynamic_cast<const TokenBatch&>(batch);
+  const data::Batch& content = own.part.batch;
+  sequences_ = content.cu_seqlens.empty() ? content.rows : std::ssize(content.cu_seqlens) - 1;
+  return backward(own.part, divisor);
+}
+
+BatchSums LanguageModelTask::backward(const data::SharedBatch& part, double divisor) {
   const TrainConfig& train = config_.train;
-  const data::Batch& content = dynamic_cast<const TokenBatch&>(batch).content;
+  const data::Batch& content = part.batch;
   const bool bfloat16 = train.precision == "bfloat16";
   const at::Tensor targets = target_tensor(content), weights = weight_tensor(content);
   if (train.slim_chunk > 0) {
-    return slim_backward(folder_.model, to_tensors(content), targets, weights,
+    return slim_backward(folder_.model, tensors_of(part), targets, weights,
                          {train.slim_chunk, divisor, bfloat16});
   }
   const at::Tensor logits = [&] {
     const AutocastScope autocast(bfloat16);
-    return folder_.model->forward(to_tensors(content));
+    return folder_.model->forward(tensors_of(part));
   }();
   const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, divisor);
   torch::autograd::backward({logits}, {logits.detach()});
@@ -167,6 +179,49 @@ void LanguageModelTask::before_step(int64_t steps) {
 
 void LanguageModelTask::after_step() {
   folder_.model->after_step();
+  if (ranks_ != nullptr) share_statistics();
+}
+
+void LanguageModelTask::divide(distributed::Communicator& ranks) {
+  const int64_t slices = config_.train.sequence_parallel;
+  check<UsageError>(
+      ranks.size() % slices == 0,
+      "train.sequence_parallel is {}, but there are {} ranks: their number must be a multiple of it", slices,
+      ranks.size());
+  check<UsageError>(
+      config_.data.length >= slices,
+      "train.sequence_parallel is {}, which leaves ranks without a token of rows of data.length = {}", slices,
+      config_.data.length);
+  ranks_ = ranks.size() > 1 ? &ranks : nullptr;
+  share_ = {ranks.rank() / slices, ranks.size() / slices, ranks.rank() % slices, slices};
+  if (slices == 1) return;
+  // Neighbours, which most often are on one machine: they talk in every layer.
+  group_ = ranks.group("sequence", static_cast<int>(share_.part * slices), 1, static_cast<int>(slices));
+  exchange_ = distributed::state_exchange(group_);
+}
+
+SequenceBatch LanguageModelTask::tensors_of(const data::SharedBatch& part) const {
+  SequenceBatch tensors = to_tensors(part.batch);
+  tensors.window = {part.row * part.length + part.begin, part.length};
+  if (exchange_) tensors.slices = slices_of(part, share_.slices, exchange_);
+  return tensors;
+}
+
+// What the kinds measured is a mean over the sequences of a batch, of which each rank saw its own.
+void LanguageModelTask::share_statistics() {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> statistics = folder_.model->statistics();
+  if (statistics.empty()) return;
+  const auto weight = static_cast<double>(sequences_);
+  std::vector<at::Tensor> flat = {at::full({1}, weight, at::kDouble)};
+  for (const at::Tensor& each : statistics) flat.push_back(each.reshape({-1}).to(at::kDouble) * weight);
+  const at::Tensor sums = at::cat(flat);
+  ranks_->sum(sums);
+  int64_t begin = 1;
+  for (at::Tensor each : statistics) {
+    each.copy_((sums.narrow(0, begin, each.numel()) / sums[0]).view(each.sizes()));
+    begin += each.numel();
+  }
 }
 
 std::optional<EvaluationReport> LanguageModelTask::evaluate() {
@@ -174,10 +229,11 @@ std::optional<EvaluationReport> LanguageModelTask::evaluate() {
   constexpr auto kSilence = std::chrono::seconds(10);
   const auto begun = std::chrono::steady_clock::now();
   auto said = begun;
-  EvaluationOptions options{.stop = stop_};
+  EvaluationOptions options{.stop = stop_, .ranks = ranks_};
   options.progress = [&](int64_t done, int64_t total) {
     const auto now = std::chrono::steady_clock::now();
-    if (now - said < kSilence || done == 0 || done >= total) return;
+    if (now - said < kSilence || done == 0 || done >= total || (ranks_ != nullptr && ranks_->rank() > 0))
+      return;
     said = now;
     const double seconds = std::chrono::duration<double>(now - begun).count();
     const double left = seconds / static_cast<double>(done) * static_cast<double>(total - done);
@@ -293,12 +349,21 @@ std::vector<std::string> LanguageModelTask::begin_lines() const {
 }
 
 std::vector<std::string> LanguageModelTask::end_lines() const {
-  if (crops_.cropped == 0) return {};
-  return {
+  std::vector<std::string> lines;
+  if (group_) {
+    const distributed::Traffic sent = group_->traffic();
+    lines.push_back(
+        fmt::format("{} ranks a sequence: each handed {:.3f} MB of states and of their gradients to the "
+                    "others, in {} exchanges",
+                    share_.slices, static_cast<double>(sent.bytes) / 1e6, sent.exchanges));
+  }
+  if (crops_.cropped == 0) return lines;
+  lines.push_back(
       fmt::format("{} of {} sequences seen were longer than data.length = {} (data.crop = {}): {} pieces, "
                   "{} {} dropped",
                   crops_.cropped, crops_.sequences, config_.data.length, config_.data.crop, crops_.pieces,
-                  crops_.tokens_dropped, train_.vocabulary().unit())};
+                  crops_.tokens_dropped, train_.vocabulary().unit()));
+  return lines;
 }
 
 nlohmann::ordered_json LanguageModelTask::totals() const {

@@ -11,7 +11,10 @@
 
 #include "performer/data/batch_queue.h"
 #include "performer/data/corpus.h"
+#include "performer/data/share.h"
+#include "performer/distributed/communicator.h"
 #include "performer/models/folder.h"
+#include "performer/nn/state_exchange.h"
 #include "performer/train/language_model_config.h"
 #include "performer/train/task.h"
 
@@ -37,11 +40,16 @@ class LanguageModelTask final : public Task {
   // takes long. `stop` may be null.
   void watch_evaluations(const std::atomic<bool>* stop) { stop_ = stop; }
 
+  // From the first step on batches are the parts of this rank; `ranks` outlives the task. Groups of
+  // train.sequence_parallel ranks share the sequences of a part.
+  void divide(distributed::Communicator& ranks);
+
   const ModelFolder& folder() const { return folder_; }  // what save() writes
 
   std::vector<NamedParameter> parameters() override;
   std::unique_ptr<Batch> next() override;
   BatchSums backward(const Batch& batch, double divisor) override;
+  bool one_backward_pass() const override { return config_.train.slim_chunk == 0; }
   void before_step(int64_t steps) override;
   void after_step() override;
   std::optional<EvaluationReport> evaluate() override;
@@ -55,8 +63,11 @@ class LanguageModelTask final : public Task {
   nlohmann::ordered_json totals() const override;
 
  private:
+  BatchSums backward(const data::SharedBatch& part, double divisor);
+  SequenceBatch tensors_of(const data::SharedBatch& part) const;
   void check_corpora() const;
   void check_attended_length() const;
+  void share_statistics();
   void check_same_data(const nlohmann::json& fingerprints, const std::string& folder) const;
   nlohmann::json fingerprints() const;
 
@@ -65,10 +76,15 @@ class LanguageModelTask final : public Task {
   const data::Corpus* valid_;
   ModelFolder folder_;
   const std::atomic<bool>* stop_ = nullptr;
-  data::Cursor cursor_;                    // behind the last batch of next()
-  data::CropCounts crops_;                 // of all batches so far
-  data::CropCounts crops_before_;          // of those before this call
-  std::optional<data::BatchQueue> queue_;  // begins at the cursor with the first batch
+  distributed::Communicator* ranks_ = nullptr;  // null: this process alone
+  data::Share share_;
+  std::shared_ptr<distributed::Communicator> group_;  // of the ranks that share sequences
+  std::shared_ptr<nn::StateExchange> exchange_;       // over it; null where sequences are whole
+  int64_t sequences_ = 0;                             // of the last batch, on this rank
+  data::Cursor cursor_;                               // behind the last batch of next()
+  data::CropCounts crops_;                            // of all batches so far
+  data::CropCounts crops_before_;                     // of those before this call
+  std::optional<data::BatchQueue> queue_;             // begins at the cursor with the first batch
 };
 
 }  // namespace performer::train

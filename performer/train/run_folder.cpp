@@ -24,7 +24,7 @@ namespace {
 nlohmann::json state_to_json(const RunState& state) {
   return {{"step", state.step},       {"tokens", state.tokens}, {"targets", state.targets},
           {"seconds", state.seconds}, {"loss", state.loss},     {"evaluated", state.evaluated},
-          {"threads", state.threads}};
+          {"threads", state.threads}, {"ranks", state.ranks}};
 }
 
 RunState state_from_json(const nlohmann::json& json) {
@@ -36,6 +36,7 @@ RunState state_from_json(const nlohmann::json& json) {
   json.at("loss").get_to(state.loss);
   json.at("evaluated").get_to(state.evaluated);
   json.at("threads").get_to(state.threads);
+  state.ranks = json.value("ranks", 1);
   return state;
 }
 
@@ -106,8 +107,12 @@ TrainingCheckpoint load_training(const std::string& directory) {
 }
 
 void check_same_settings(const std::string& directory, const Settings& then, const Settings& now) {
-  static const std::set<std::string> free = {"train.steps", "train.log_every", "train.evaluate_every",
-                                             "train.checkpoint_every"};
+  static const std::set<std::string> free = {"train.steps",
+                                             "train.log_every",
+                                             "train.evaluate_every",
+                                             "train.checkpoint_every",
+                                             "train.sequence_parallel",
+                                             "train.shard_optimizer"};
   for (const auto& [key, value] : now) {
     const auto found = then.find(key);
     const std::string before = found == then.end() ? "(not recorded)" : found->second;
@@ -118,8 +123,10 @@ void check_same_settings(const std::string& directory, const Settings& then, con
   }
 }
 
-RunFolder::RunFolder(const std::string& path, bool resume) : path_(path), resumes_(resume) {
+RunFolder::RunFolder(const std::string& path, bool resume, bool writes)
+    : path_(path), resumes_(resume), writes_(writes) {
   check<UsageError>(!path.empty(), "no output folder given (-o DIR)");
+  if (!writes) return;
   std::error_code ignored;
   check<UsageError>(resume || !fs::is_directory(path) || fs::is_empty(path, ignored),
                     "{} is not empty: continue the run in it with --resume, or choose another folder with -o",
@@ -141,7 +148,7 @@ RunFolder::RunFolder(const std::string& path, bool resume) : path_(path), resume
 }
 
 RunFolder::~RunFolder() {
-  ::close(descriptor_);
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 }  // namespace performer::train
