@@ -58,9 +58,11 @@ constexpr const char* kOutOfMemory =
     "machine with "
     "more memory";
 
+std::string message_begin;
+
 int fail(int exit_code, const std::string& message) {
   // Where this cannot be written, the exit code still tells.
-  std::fputs(fmt::format("performer: {}\n", printable(message)).c_str(), stderr);
+  std::fputs(fmt::format("performer: {}{}\n", message_begin, printable(message)).c_str(), stderr);
   return exit_code;
 }
 
@@ -178,9 +180,15 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
+void begin_messages_with(const std::string& words) {
+  message_begin = words;
+}
+
 int run_program(int argc, char** argv) {
   try {
     return run(argc, argv);
+  } catch (const SilentEnd& end) {
+    return end.exit_code;
   } catch (const Error& error) {
     return fail(error.exit_code(), error.what());
   } catch (const c10::Error& error) {

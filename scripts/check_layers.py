@@ -18,12 +18,14 @@ MAY_INCLUDE = {
     "ops": {"kernels", "base"},
     "nn": {"ops", "kernels", "base"},
     "models": {"nn", "ops", "kernels", "data", "base"},
-    "train": {"models", "nn", "ops", "kernels", "data", "base"},
+    "distributed": {"nn", "ops", "kernels", "base"},
+    "train": {"distributed", "models", "nn", "ops", "kernels", "data", "base"},
     "infer": {"models", "nn", "ops", "kernels", "data", "base"},
     "studies": {"models", "nn", "ops", "kernels", "data", "base"},
-    "bench": {"train", "studies", "models", "nn", "ops", "kernels", "data", "base"},
-    "references": {"train", "infer", "models", "nn", "ops", "kernels", "data", "base"},
-    "cli": {"references", "bench", "train", "infer", "studies", "models", "nn", "ops", "kernels", "data", "base"},
+    "bench": {"train", "distributed", "studies", "models", "nn", "ops", "kernels", "data", "base"},
+    "references": {"train", "distributed", "infer", "models", "nn", "ops", "kernels", "data", "base"},
+    "cli": {"references", "bench", "train", "infer", "distributed", "studies", "models", "nn", "ops", "kernels", "data",
+            "base"},
 }
 WITHOUT_TORCH = {"base", "kernels", "data"}
 # The kernels as JAX calls them (python/performer/jax/ffi), which no layer includes.

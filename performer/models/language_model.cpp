@@ -116,7 +116,7 @@ at::Tensor LanguageModelImpl::embed(const SequenceBatch& batch, const ops::Token
   }
   if (embedding_norm_) x = embedding_norm_->forward(x);
   if (!is_training()) return x;
-  return window != nullptr ? ops::dropout(x, model_.dropout, *window) : ops::dropout(x, model_.dropout);
+  return ops::dropout(x, model_.dropout, window != nullptr ? *window : batch.window);
 }
 
 at::Tensor LanguageModelImpl::run_block(nn::Block& block, const at::Tensor& x, const SequenceBatch& batch,
@@ -325,6 +325,17 @@ nn::MultiHeadAttention LanguageModelImpl::attention(int64_t layer) const {
 
 void LanguageModelImpl::after_step() {
   for (nn::Block& block : blocks_) block->after_step();
+}
+
+std::vector<at::Tensor> LanguageModelImpl::statistics() const {
+  std::vector<at::Tensor> found;
+  for (const auto& module : modules(/*include_self=*/false)) {
+    const auto* kind = dynamic_cast<const nn::Attention*>(module.get());
+    if (kind == nullptr) continue;
+    const std::vector<at::Tensor> own = kind->statistics();
+    found.insert(found.end(), own.begin(), own.end());
+  }
+  return found;
 }
 
 int64_t LanguageModelImpl::parameter_count() const {

@@ -101,6 +101,8 @@ class LanguageModelImpl : public torch::nn::Module {
   nn::MultiHeadAttention attention(int64_t layer) const;
   // Called after every optimizer step: running statistics of the attention kinds move on.
   void after_step();
+  // The running statistics of all layers (nn::Attention::statistics).
+  std::vector<at::Tensor> statistics() const;
   // Recompute each block in the backward pass instead of keeping its intermediates. Same gradients, dropout
   // included. Blocks with cross-attention and reversible ones are not affected.
   void set_checkpoint_activations(bool on) { checkpoint_activations_ = on; }

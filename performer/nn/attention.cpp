@@ -12,6 +12,7 @@
 #include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 #include "performer/nn/positions.h"
+#include "performer/nn/sliced_attention.h"
 #include "performer/ops/block.h"
 #include "performer/ops/linear.h"
 
@@ -257,10 +258,14 @@ at::Tensor MultiHeadAttentionImpl::attend_exactly_first(const at::Tensor& out,
 }
 
 at::Tensor MultiHeadAttentionImpl::attend(const Heads& heads, const SequenceBatch& batch) {
+  require(attention_.kind, !batch.slices || (can_.chunks && local_heads_ == 0 && begin_kernel_ == 0),
+          "state in this layer through which the slices of a sequence see each other",
+          "use a kind with a state of constant size (favor-softmax), without local heads and begin_kernel");
   std::vector<at::Tensor> parts;
   if (kind_) {
     const ops::AttentionInputs inputs = inputs_of(local_ ? heads.part(0, global_heads()) : heads, batch);
-    const at::Tensor out = kind_->forward(inputs);
+    const at::Tensor out =
+        batch.slices ? attend_sliced(*kind_, inputs, *batch.slices) : kind_->forward(inputs);
     parts.push_back(exact_ ? attend_exactly_first(out, inputs) : out);
   }
   if (local_) parts.push_back(local_->forward(inputs_of(heads.part(global_heads(), local_heads_), batch)));

@@ -61,8 +61,8 @@ ops::Dropping BlockImpl::dropping(const ops::TokenWindow* window) const {
   return {is_training() ? dropout_ : 0, window != nullptr ? *window : ops::TokenWindow{}};
 }
 
-at::Tensor BlockImpl::drop(const at::Tensor& x) const {
-  return is_training() ? ops::dropout(x, dropout_) : x;
+at::Tensor BlockImpl::drop(const at::Tensor& x, const ops::TokenWindow& window) const {
+  return is_training() ? ops::dropout(x, dropout_, window) : x;
 }
 
 at::Tensor BlockImpl::gated(const at::Tensor& x, const ops::TokenWindow* window) const {
@@ -79,9 +79,9 @@ at::Tensor BlockImpl::inner(const at::Tensor& x, const ops::TokenWindow* window)
   return ops::linear(active, down_->weight);
 }
 
-at::Tensor BlockImpl::feed_forward(const at::Tensor& x) const {
-  const at::Tensor y = inner(x, nullptr);
-  return drop(down_->bias.defined() ? y + down_->bias.to(y.scalar_type()) : y);
+at::Tensor BlockImpl::feed_forward(const at::Tensor& x, const ops::TokenWindow& window) const {
+  const at::Tensor y = inner(x, &window);
+  return drop(down_->bias.defined() ? y + down_->bias.to(y.scalar_type()) : y, window);
 }
 
 at::Tensor BlockImpl::shifted(const at::Tensor& x, const SequenceBatch& batch) const {
@@ -105,24 +105,24 @@ at::Tensor BlockImpl::residual(const at::Tensor& x, const Norm& norm, const at::
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& x, const SequenceBatch& batch, const Context* context) {
-  at::Tensor y = residual(x, attention_norm_, {}, nullptr,
+  at::Tensor y = residual(x, attention_norm_, {}, &batch.window,
                           [&](const at::Tensor& input) { return attention_(shifted(input, batch), batch); });
   if (context != nullptr) {
-    y = residual(y, cross_norm_, {}, nullptr, [&](const at::Tensor& input) {
+    y = residual(y, cross_norm_, {}, &batch.window, [&](const at::Tensor& input) {
       return cross_attention_->attend_to(input, batch, context->encoded, context->batch);
     });
   }
-  return residual(y, ffn_norm_, down_->bias, nullptr,
-                  [&](const at::Tensor& input) { return inner(shifted(input, batch), nullptr); });
+  return residual(y, ffn_norm_, down_->bias, &batch.window,
+                  [&](const at::Tensor& input) { return inner(shifted(input, batch), &batch.window); });
 }
 
 ReversibleLayer BlockImpl::reversible_layer(const SequenceBatch& batch) {
   ReversibleLayer layer;
   layer.f = [this, batch](const at::Tensor& x) {
-    return drop(attention_(shifted(normalized(attention_norm_, x), batch), batch));
+    return drop(attention_(shifted(normalized(attention_norm_, x), batch), batch), batch.window);
   };
   layer.g = [this, batch](const at::Tensor& x) {
-    return feed_forward(shifted(normalized(ffn_norm_, x), batch));
+    return feed_forward(shifted(normalized(ffn_norm_, x), batch), batch.window);
   };
   layer.used = read_parameters();
   for (const at::Tensor& buffer : buffers()) layer.used.push_back(buffer);
@@ -172,7 +172,7 @@ void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, B
                        positions, *cache.attention, rotary);
   streams.first = streams.first + attended;
   streams.second =
-      streams.second + feed_forward(shifted_next(normalized(ffn_norm_, streams.first), cache.ffn_token));
+      streams.second + feed_forward(shifted_next(normalized(ffn_norm_, streams.first), cache.ffn_token), {});
 }
 
 bool BlockImpl::reads_pieces() const {

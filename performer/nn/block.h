@@ -73,7 +73,7 @@ class BlockImpl : public torch::nn::Module {
  private:
   // The feed-forward part; inner() is it without its last bias and dropout. `window` is null for a whole
   // batch.
-  at::Tensor feed_forward(const at::Tensor& x) const;
+  at::Tensor feed_forward(const at::Tensor& x, const ops::TokenWindow& window) const;
   at::Tensor inner(const at::Tensor& x, const ops::TokenWindow* window) const;
   at::Tensor gated(const at::Tensor& x, const ops::TokenWindow* window) const;  // what `down` reads
   at::Tensor shifted(const at::Tensor& x, const SequenceBatch& batch) const;
@@ -85,7 +85,7 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor residual(const at::Tensor& x, const Norm& norm, const at::Tensor& bias,
                       const ops::TokenWindow* window, Branch&& branch) const;
 
-  at::Tensor drop(const at::Tensor& x) const;  // in training mode only
+  at::Tensor drop(const at::Tensor& x, const ops::TokenWindow& window) const;  // in training mode only
   ops::Dropping dropping(const ops::TokenWindow* window) const;
 
   bool pre_norm_;

@@ -4,7 +4,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
+
+#include "performer/ops/dropout.h"
+
+namespace performer::nn {
+struct Slices;
+}
 
 namespace performer {
 
@@ -18,6 +25,11 @@ struct SequenceBatch {
   std::optional<at::Tensor> cu_seqlens;
   // Of the positions (nn::rotary_table), for all layers at once; undefined: each layer computes its own.
   at::Tensor rotary = {};
+  // Where these tokens stand in the batch that they are a part of, for dropout; by default they are all of
+  // it.
+  ops::TokenWindow window = {};
+  // Set where the tokens are a slice of sequences that lie on several ranks (nn/state_exchange.h).
+  std::shared_ptr<const nn::Slices> slices = nullptr;
 };
 
 }  // namespace performer

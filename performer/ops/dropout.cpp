@@ -120,7 +120,8 @@ at::Tensor dropout_op(const at::Tensor& x, double probability, int64_t start, in
 
 MaskRuns mask_runs(const at::Tensor& x, const TokenWindow& window) {
   if (window.length == 0 && window.start == 0) return {x.numel(), 0, 0};
-  TORCH_CHECK_VALUE(x.dim() >= 2 && window.start >= 0 && window.start + x.size(1) <= window.length,
+  TORCH_CHECK_VALUE(x.dim() >= 2 && window.start >= 0 && window.length > 0 &&
+                        window.start % window.length + x.size(1) <= window.length,
                     "dropout of a chunk needs [batch, tokens, ...] with the tokens within rows of ",
                     window.length, ", found ", x.dim(), " dimensions and the tokens ", window.start, " to ",
                     window.start + (x.dim() >= 2 ? x.size(1) : 0));

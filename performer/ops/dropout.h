@@ -14,7 +14,8 @@ namespace performer::ops {
 at::Tensor dropout(const at::Tensor& x, double probability);
 
 // Where a chunk stands in the batch that it was cut from: x [B, C, ...] holds the tokens start to
-// start + C - 1 of rows of `length` tokens.
+// start + C - 1 of rows of `length` tokens. Tokens count through all rows: rows r, r + 1, .. begin at
+// r * length.
 struct TokenWindow {
   int64_t start = 0, length = 0;
 };

@@ -27,6 +27,7 @@ void validate(const TrainConfig& config) {
   check_at_least("steps", config.steps, 1);
   check_at_least("accumulate", config.accumulate, 1);
   check_at_least("slim_chunk", config.slim_chunk, 0);
+  check_at_least("sequence_parallel", config.sequence_parallel, 1);
   check_at_least("log_every", config.log_every, 1);
   check_at_least("evaluate_every", config.evaluate_every, 0);
   check_at_least("checkpoint_every", config.checkpoint_every, 0);

@@ -25,6 +25,8 @@ struct TrainConfig {
   std::string precision = "float32";
   bool checkpoint_activations = false;
   int64_t slim_chunk = 0;
+  int64_t sequence_parallel = 1;
+  bool shard_optimizer = false;
   int64_t log_every = 10;
   int64_t evaluate_every = 500;
   int64_t checkpoint_every = 500;
@@ -66,6 +68,11 @@ struct TrainConfig {
         "causal favor-* models: tokens of a row (packed: of the batch) whose activations are kept at a time, "
         "the rest recomputed from the attention's states: same gradients, memory in proportion to this; "
         "0: off");
+    visit("sequence_parallel", self.sequence_parallel,
+          "several ranks: that many of them share each sequence, a slice of its tokens each; "
+          "favor-* models alone");
+    visit("shard_optimizer", self.shard_optimizer,
+          "several ranks: each keeps its part of the optimizer's state (ZeRO, stage 1) and not all of it");
     visit("log_every", self.log_every, "steps between progress lines; every step goes to metrics.jsonl");
     visit("evaluate_every", self.evaluate_every,
           "steps between evaluations on the held-out sequences; 0: only at the end");

@@ -55,13 +55,19 @@ void add_model(Evaluation& evaluation, data::Score& symbols, const data::Batch& 
   }
 }
 
-// The sequences of the stream's last batch: the model, and the baselines on the symbols that it was scored
-// on.
-void add_sequences(Evaluation& evaluation, const data::Batch& batch, const Predictions& predictions,
+// A batch of the stream, and which sequences of the corpus it holds.
+struct Piece {
+  data::Batch batch;
+  int64_t first = 0, count = 0;
+};
+
+// The sequences of a batch: the model, and the baselines on the symbols that it was scored on.
+void add_sequences(Evaluation& evaluation, const Piece& piece, const Predictions& predictions,
                    const data::EvaluationStream& stream, const data::Corpus& corpus,
                    const data::Baselines& baselines) {
-  for (int64_t segment = 0; segment < stream.count(); ++segment) {
-    const auto sequence = corpus.tokens(stream.first() + segment);
+  const data::Batch& batch = piece.batch;
+  for (int64_t segment = 0; segment < piece.count; ++segment) {
+    const auto sequence = corpus.tokens(piece.first + segment);
     const int64_t begin = batch.cu_seqlens[static_cast<size_t>(segment)];
     const int64_t end = batch.cu_seqlens[static_cast<size_t>(segment) + 1];
     const auto weights = std::span(batch.weights)
@@ -75,7 +81,47 @@ void add_sequences(Evaluation& evaluation, const data::Batch& batch, const Predi
     evaluation.bigram += bigram;
     evaluation.breakdown.add(std::ssize(sequence), model, unigram, bigram);
   }
-  evaluation.sequences += stream.count();
+  evaluation.sequences += piece.count;
+}
+
+// The next batches, one for each rank as far as there are any.
+std::vector<Piece> next_round(data::EvaluationStream& stream, int ranks) {
+  std::vector<Piece> round;
+  while (std::ssize(round) < ranks) {
+    std::optional<data::Batch> batch = stream.next();
+    if (!batch) break;
+    round.push_back({std::move(*batch), stream.first(), stream.count()});
+  }
+  return round;
+}
+
+// Those of all batches of a round, of which each rank computes one.
+std::vector<Predictions> predict(LanguageModel& model, const std::vector<Piece>& round,
+                                 distributed::Communicator& ranks) {
+  if (ranks.size() == 1) return {predict(model, round[0].batch)};
+  int64_t widest = 0;
+  for (const Piece& piece : round) widest = std::max(widest, piece.batch.width);
+  const at::Tensor sent = at::zeros({3, widest}, at::kFloat);
+  if (ranks.rank() < std::ssize(round)) {
+    const Predictions own = predict(model, round[static_cast<size_t>(ranks.rank())].batch);
+    const at::Tensor part = sent.narrow(1, 0, own.best.size(0));
+    part[0].copy_(own.log_probabilities);
+    part[1].copy_(own.best);  // ids of 16 bits are exact in float32
+    part[2].copy_(own.highest);
+  }
+  const at::Tensor all = ranks.gather(sent);
+  std::vector<Predictions> found;
+  for (int64_t i = 0; i < std::ssize(round); ++i) {
+    const at::Tensor one = all[i].narrow(1, 0, round[static_cast<size_t>(i)].batch.width);
+    found.push_back({one[0].contiguous(), one[1].to(at::kLong), one[2].contiguous()});
+  }
+  return found;
+}
+
+bool any_stops(const std::atomic<bool>* stop, distributed::Communicator& ranks) {
+  const at::Tensor flag = at::full({1}, stop != nullptr && stop->load() ? 1 : 0, at::kLong);
+  ranks.maximum(flag);
+  return flag.item<int64_t>() != 0;
 }
 
 nlohmann::ordered_json to_json(const data::Score& score, const std::string& bits_key) {
@@ -123,10 +169,15 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
   Evaluation evaluation;
   evaluation.bits_key = bits_key(corpus);
   data::EvaluationStream stream(corpus, data, model->model_config().objective);
-  while (const auto batch = stream.next()) {
-    add_sequences(evaluation, *batch, predict(model, *batch), stream, corpus, baselines);
+  const auto alone = distributed::single_rank();
+  distributed::Communicator& ranks = options.ranks != nullptr ? *options.ranks : *alone;
+  for (std::vector<Piece> round; !(round = next_round(stream, ranks.size())).empty();) {
+    const std::vector<Predictions> predictions = predict(model, round, ranks);
+    for (size_t i = 0; i < round.size(); ++i) {
+      add_sequences(evaluation, round[i], predictions[i], stream, corpus, baselines);
+    }
     if (options.progress) options.progress(evaluation.sequences, corpus.size());
-    if (options.stop != nullptr && options.stop->load()) {
+    if (any_stops(options.stop, ranks)) {
       model->train(was_training);
       throw Interrupted("interrupted in an evaluation");
     }

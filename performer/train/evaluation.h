@@ -11,6 +11,7 @@
 #include "performer/data/baselines.h"
 #include "performer/data/batches.h"
 #include "performer/data/corpus.h"
+#include "performer/distributed/communicator.h"
 #include "performer/models/language_model.h"
 #include "performer/train/breakdown.h"
 
@@ -39,6 +40,9 @@ struct Evaluation {
 struct EvaluationOptions {
   const std::atomic<bool>* stop = nullptr;
   std::function<void(int64_t done, int64_t total)> progress = {};
+  // Several ranks, which all call it and predict a batch each in turn; the result is the same on all and that
+  // of one, bit for bit. A stop on one rank ends all.
+  distributed::Communicator* ranks = nullptr;
 };
 Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
                     const data::Baselines& baselines, const EvaluationOptions& options = {});

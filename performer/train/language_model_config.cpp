@@ -4,6 +4,7 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/train/out_of_memory.h"
+#include "performer/train/slices.h"
 #include "performer/train/slim.h"
 #include "performer/train/trained_parameters.h"
 
@@ -56,6 +57,7 @@ void validate(const LanguageModelConfig& config) {
   validate_slim(config.model, config.attention, config.train);
   validate(config.task);
   validate_task(config);
+  validate_slices(config);
   check_memory(config);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/train/language_model_run.h"
 
+#include <ATen/ATen.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -33,8 +34,13 @@ void validate_request(const LanguageModelRequest& request) {
 }
 
 // Before any file is worked on: what can be said about all of them.
-void check_files(const LanguageModelRequest& request, const std::optional<data::Vocabulary>& vocabulary) {
+void check_files(const LanguageModelRequest& request, const std::optional<data::Vocabulary>& vocabulary,
+                 int ranks) {
   for (const std::string& path : request.train_files) {
+    check<UsageError>(
+        ranks == 1 || data::can_be_read_twice(path),
+        "{} can be read only once, and each of {} ranks reads the data: store them in a file first",
+        data::source_name(path), ranks);
     check<UsageError>(
         !holds_out(request) || data::can_be_read_twice(path),
         "{} can be read only once, and holding sequences out takes two passes: store the data in "
@@ -126,17 +132,17 @@ class Tables {
 // What is evaluated on; null when that is nothing. Format, vocabulary and image shape are those of the
 // training sequences.
 std::unique_ptr<data::Corpus> open_held_out(const LanguageModelRequest& request, const data::Corpus& train,
-                                            const data::RecordFilter& filter) {
+                                            const std::string& folder, const data::RecordFilter& filter) {
   DataConfig config = request.data;
   data::record_source(config, train);
   const data::Vocabulary& vocabulary = train.vocabulary();
   if (!request.valid_files.empty()) {
-    return std::make_unique<data::SequenceStore>(request.valid_files, request.output, config,
-                                                 data::HashSplit{}, vocabulary, request.reading, filter);
+    return std::make_unique<data::SequenceStore>(request.valid_files, folder, config, data::HashSplit{},
+                                                 vocabulary, request.reading, filter);
   }
   if (!holds_out(request)) return nullptr;
   try {
-    return std::make_unique<data::SequenceStore>(request.train_files, request.output, config,
+    return std::make_unique<data::SequenceStore>(request.train_files, folder, config,
                                                  split(request, data::HashSplit::Side::held_out), vocabulary,
                                                  request.reading, filter);
   } catch (const InputError&) {  // the files themselves were read without complaint just before
@@ -197,27 +203,52 @@ Start find_start(const LanguageModelRequest& request) {
   return start;
 }
 
-}  // namespace
+// Where a rank keeps what it read: in the folder of the run, or on a machine that does not see it in the
+// system's temporary folder.
+std::string data_folder(const RunFolder& folder) {
+  if (folder.writes() || std::filesystem::is_directory(folder.path())) return folder.path();
+  return std::filesystem::temp_directory_path().string();
+}
 
-RunResult run(const LanguageModelRequest& request) {
-  validate_request(request);
+RunResult run_on(distributed::Communicator& ranks, const LanguageModelRequest& request) {
   Start start = find_start(request);
   const Tables tables(request.task);
-  const RunFolder folder(request.output, request.resume);
-  check_files(request, start.vocabulary);
+  const RunFolder folder(request.output, request.resume, ranks.rank() == 0);
+  check_files(request, start.vocabulary, ranks.size());
+  ranks.sum(at::zeros({1}));  // rank 0 has made the folder
+  const std::string place = data_folder(folder);
   data::LabelledSequences train_labels = tables.sequences(), valid_labels = tables.sequences();
-  const data::SequenceStore train(request.train_files, folder.path(), request.data,
+  const data::SequenceStore train(request.train_files, place, request.data,
                                   split(request, data::HashSplit::Side::train), start.vocabulary,
                                   request.reading, tables.filter(train_labels));
-  const std::unique_ptr<data::Corpus> valid = open_held_out(request, train, tables.filter(valid_labels));
+  const std::unique_ptr<data::Corpus> valid =
+      open_held_out(request, train, place, tables.filter(valid_labels));
   tables.report(train_labels, valid_labels);
   const std::unique_ptr<ModelTask> task =
       make_task(request, {train, valid.get(), train_labels, &valid_labels, tables.labels()});
   if (start.folder) task->start_from(start.folder->model);
   start.folder.reset();
   task->watch_evaluations(request.options.stop);
+  task->divide(ranks);
   if (request.before_training) request.before_training();
-  return run(*task, folder, request.train, request.options);
+  RunOptions options = request.options;
+  options.ranks = &ranks;
+  return run(*task, folder, request.train, options);
+}
+
+}  // namespace
+
+RunResult run(const LanguageModelRequest& request) {
+  validate_request(request);
+  if (request.options.ranks == nullptr) return run_on(*distributed::single_rank(), request);
+  try {
+    return run_on(*request.options.ranks, request);
+  } catch (const Interrupted&) {  // all ranks were
+    throw;
+  } catch (const std::exception& error) {
+    request.options.ranks->fail(error.what());
+    throw;
+  }
 }
 
 }  // namespace performer::train

@@ -30,24 +30,27 @@ LanguageModelTask::LanguageModelTask(const LanguageModelConfig& config, const da
 }
 
 BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
+  const data::SharedBatch& part = dynamic_cast<const TokenBatch&>(batch).part;
+  const data::Batch& content = part.batch;
+  sequences_ = content.cu_seqlens.empty() ? content.rows : std::ssize(content.cu_seqlens) - 1;
   trained().begin_backward();
-  const BatchSums sums = model_backward(batch, divisor);
+  const BatchSums sums = model_backward(part, divisor);
   trained().end_backward();
   return sums;
 }
 
-BatchSums LanguageModelTask::model_backward(const Batch& batch, double divisor) {
+BatchSums LanguageModelTask::model_backward(const data::SharedBatch& part, double divisor) {
   const TrainConfig& train = config_.train;
-  const data::Batch& content = dynamic_cast<const TokenBatch&>(batch).content;
+  const data::Batch& content = part.batch;
   const bool bfloat16 = train.precision == "bfloat16";
   const at::Tensor targets = target_tensor(content), weights = weight_tensor(content);
   if (train.slim_chunk > 0) {
-    return slim_backward(folder_.model, to_tensors(content), targets, weights,
+    return slim_backward(folder_.model, tensors_of(part), targets, weights,
                          {train.slim_chunk, divisor, bfloat16});
   }
   const at::Tensor logits = [&] {
     const AutocastScope autocast(bfloat16);
-    return folder_.model->forward(to_tensors(content));
+    return folder_.model->forward(tensors_of(part));
   }();
   const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, divisor);
   torch::autograd::backward({logits}, {logits.detach()});
@@ -56,7 +59,7 @@ BatchSums LanguageModelTask::model_backward(const Batch& batch, double divisor) 
 
 std::optional<EvaluationReport> LanguageModelTask::evaluate() {
   if (valid_ == nullptr) return std::nullopt;
-  EvaluationOptions options{.stop = stop_};
+  EvaluationOptions options{.stop = stop_, .ranks = ranks_};
   options.progress = evaluation_progress();
   const Evaluation found = train::evaluate(folder_.model, *valid_, config_.data, folder_.baselines, options);
   EvaluationReport report;

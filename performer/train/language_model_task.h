@@ -21,7 +21,7 @@ class LanguageModelTask final : public ModelTask {
   std::optional<EvaluationReport> evaluate() override;
 
  private:
-  BatchSums model_backward(const Batch& batch, double divisor);
+  BatchSums model_backward(const data::SharedBatch& part, double divisor);
 };
 
 }  // namespace performer::train

@@ -9,10 +9,13 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/base/printable.h"
+#include "performer/distributed/states.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/train/evaluation.h"
 #include "performer/train/out_of_memory.h"
 #include "performer/train/progress.h"
 #include "performer/train/run_folder.h"
+#include "performer/train/slices.h"
 
 namespace performer::train {
 namespace {
@@ -30,14 +33,16 @@ data::CropCounts sum(const data::CropCounts& a, const data::CropCounts& b) {
 
 }  // namespace
 
-ModelTask::TokenBatch::TokenBatch(data::Batch made) : content(std::move(made)) {
-  tokens = content.tokens_read();
-  targets = content.targets_counted();
-  for (const float each : content.weights) weight += each;
+// Numbers are those of the whole batch.
+ModelTask::TokenBatch::TokenBatch(const data::Batch& whole, const data::Share& share)
+    : part(data::share_of(whole, share)) {
+  tokens = whole.tokens_read();
+  targets = whole.targets_counted();
+  for (const float each : whole.weights) weight += each;
 }
 
 std::string ModelTask::TokenBatch::description() const {
-  return fmt::format("a batch of {} x {} tokens", content.rows, content.width);
+  return fmt::format("a batch of {} x {} tokens", part.batch.rows, part.batch.width);
 }
 
 ModelTask::ModelTask(const LanguageModelConfig& config, const data::Corpus& train, const data::Corpus* valid,
@@ -116,11 +121,14 @@ std::vector<NamedParameter> ModelTask::parameters() {
 }
 
 std::unique_ptr<Batch> ModelTask::next() {
-  if (!queue_) queue_.emplace(data::training_batches(train_, config_.data, objective_, cursor_, weights_));
+  if (!queue_) {
+    const DataConfig all = data::for_ranks(config_.data, share_.parts * share_.slices);
+    queue_.emplace(data::training_batches(train_, all, objective_, cursor_, weights_));
+  }
   data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
   crops_ = sum(crops_before_, queued.crops);
-  return std::make_unique<TokenBatch>(std::move(queued.batch));
+  return std::make_unique<TokenBatch>(queued.batch, share_);
 }
 
 // Projections hold for `redraw_every` steps; drawn at the start of a step, so that an evaluation or a saved
@@ -130,9 +138,57 @@ void ModelTask::before_step(int64_t steps) {
   if (every > 0 && steps / every != folder_.model->redraw_index()) folder_.model->redraw(steps / every);
 }
 
+// Gradients of adapters are made from those of the merged weights, when these are whole.
+bool ModelTask::one_backward_pass() const {
+  return config_.train.slim_chunk == 0 && config_.train.lora_rank == 0;
+}
+
 void ModelTask::after_step() {
   trained().after_step();
   folder_.model->after_step();
+  if (ranks_ != nullptr) share_statistics();
+}
+
+void ModelTask::divide(distributed::Communicator& ranks) {
+  const int64_t slices = config_.train.sequence_parallel;
+  check<UsageError>(
+      ranks.size() % slices == 0,
+      "train.sequence_parallel is {}, but there are {} ranks: their number must be a multiple of it", slices,
+      ranks.size());
+  check<UsageError>(
+      config_.data.length >= slices,
+      "train.sequence_parallel is {}, which leaves ranks without a token of rows of data.length = {}", slices,
+      config_.data.length);
+  ranks_ = ranks.size() > 1 ? &ranks : nullptr;
+  share_ = {ranks.rank() / slices, ranks.size() / slices, ranks.rank() % slices, slices};
+  if (slices == 1) return;
+  // Neighbours, which most often are on one machine: they talk in every layer.
+  group_ = ranks.group("sequence", static_cast<int>(share_.part * slices), 1, static_cast<int>(slices));
+  exchange_ = distributed::state_exchange(group_);
+}
+
+SequenceBatch ModelTask::tensors_of(const data::SharedBatch& part) const {
+  SequenceBatch tensors = to_tensors(part.batch);
+  tensors.window = {part.row * part.length + part.begin, part.length};
+  if (exchange_) tensors.slices = slices_of(part, share_.slices, exchange_);
+  return tensors;
+}
+
+// What the kinds measured is a mean over the sequences of a batch, of which each rank saw its own.
+void ModelTask::share_statistics() {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor> statistics = folder_.model->statistics();
+  if (statistics.empty()) return;
+  const auto weight = static_cast<double>(sequences_);
+  std::vector<at::Tensor> flat = {at::full({1}, weight, at::kDouble)};
+  for (const at::Tensor& each : statistics) flat.push_back(each.reshape({-1}).to(at::kDouble) * weight);
+  const at::Tensor sums = at::cat(flat);
+  ranks_->sum(sums);
+  int64_t begin = 1;
+  for (at::Tensor each : statistics) {
+    each.copy_((sums.narrow(0, begin, each.numel()) / sums[0]).view(each.sizes()));
+    begin += each.numel();
+  }
 }
 
 std::function<void(int64_t done, int64_t total)> ModelTask::evaluation_progress() const {
@@ -140,7 +196,8 @@ std::function<void(int64_t done, int64_t total)> ModelTask::evaluation_progress(
   const auto begun = std::chrono::steady_clock::now();
   return [this, begun, said = begun](int64_t done, int64_t total) mutable {
     const auto now = std::chrono::steady_clock::now();
-    if (now - said < kSilence || done == 0 || done >= total) return;
+    const bool silent = ranks_ != nullptr && ranks_->rank() > 0;
+    if (silent || now - said < kSilence || done == 0 || done >= total) return;
     said = now;
     const double seconds = std::chrono::duration<double>(now - begun).count();
     const double left = seconds / static_cast<double>(done) * static_cast<double>(total - done);
@@ -264,12 +321,21 @@ std::vector<std::string> ModelTask::begin_lines() const {
 }
 
 std::vector<std::string> ModelTask::end_lines() const {
-  if (crops_.cropped == 0) return {};
-  return {
+  std::vector<std::string> lines;
+  if (group_) {
+    const distributed::Traffic sent = group_->traffic();
+    lines.push_back(
+        fmt::format("{} ranks a sequence: each handed {:.3f} MB of states and of their gradients to the "
+                    "others, in {} exchanges",
+                    share_.slices, static_cast<double>(sent.bytes) / 1e6, sent.exchanges));
+  }
+  if (crops_.cropped == 0) return lines;
+  lines.push_back(
       fmt::format("{} of {} sequences seen were longer than data.length = {} (data.crop = {}): {} pieces, "
                   "{} {} dropped",
                   crops_.cropped, crops_.sequences, config_.data.length, config_.data.crop, crops_.pieces,
-                  crops_.tokens_dropped, train_.vocabulary().unit())};
+                  crops_.tokens_dropped, train_.vocabulary().unit()));
+  return lines;
 }
 
 nlohmann::ordered_json ModelTask::totals() const {

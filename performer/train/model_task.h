@@ -15,7 +15,10 @@
 
 #include "performer/data/batch_queue.h"
 #include "performer/data/corpus.h"
+#include "performer/data/share.h"
+#include "performer/distributed/communicator.h"
 #include "performer/models/folder.h"
+#include "performer/nn/state_exchange.h"
 #include "performer/train/language_model_config.h"
 #include "performer/train/task.h"
 #include "performer/train/trained_parameters.h"
@@ -34,10 +37,16 @@ class ModelTask : public Task {
   // takes long. `stop` may be null.
   void watch_evaluations(const std::atomic<bool>* stop) { stop_ = stop; }
 
+  // From the first step on batches are the parts of this rank; `ranks` outlives the task. Groups of
+  // train.sequence_parallel ranks share the sequences of a part. Throws UsageError for a number of ranks that
+  // does not fit.
+  virtual void divide(distributed::Communicator& ranks);
+
   const ModelFolder& folder() const { return folder_; }  // what save() writes
 
   std::vector<NamedParameter> parameters() override;
   std::unique_ptr<Batch> next() override;
+  bool one_backward_pass() const override;
   void before_step(int64_t steps) override;
   void after_step() override;
   bool evaluates() const override { return valid_ != nullptr; }
@@ -52,9 +61,9 @@ class ModelTask : public Task {
 
  protected:
   struct TokenBatch final : Batch {
-    explicit TokenBatch(data::Batch made);
+    TokenBatch(const data::Batch& whole, const data::Share& share);
     std::string description() const override;
-    data::Batch content;
+    data::SharedBatch part;
   };
 
   // Makes the model after seeding LibTorch's default generator with train.seed, and counts the baselines of
@@ -65,6 +74,8 @@ class ModelTask : public Task {
   ModelTask(const LanguageModelConfig& config, const data::Corpus& train, const data::Corpus* valid,
             const std::string& objective, std::span<const float> weights);
 
+  // The tokens of this rank's part, with what other ranks hold of its sequences.
+  SequenceBatch tensors_of(const data::SharedBatch& part) const;
   // Made when first asked for: start_from() comes before.
   TrainedParameters& trained();
   // Names and values that a checkpoint compares with those of a resumed run: of the data.
@@ -81,14 +92,20 @@ class ModelTask : public Task {
   const data::Corpus* valid_;
   ModelFolder folder_;
   const std::atomic<bool>* stop_ = nullptr;
+  distributed::Communicator* ranks_ = nullptr;  // null: this process alone
+  int64_t sequences_ = 0;                       // of the last batch, on this rank
 
  private:
   void check_corpora() const;
   void check_attended_length() const;
+  void share_statistics();
   void check_same_data(const nlohmann::json& fingerprints, const std::string& folder) const;
 
   std::string objective_;
   std::span<const float> weights_;
+  data::Share share_;
+  std::shared_ptr<distributed::Communicator> group_;  // of the ranks that share sequences
+  std::shared_ptr<nn::StateExchange> exchange_;       // over it; null where sequences are whole
   std::optional<TrainedParameters> trained_;
   data::Cursor cursor_;                    // behind the last batch of next()
   data::CropCounts crops_;                 // of all batches so far

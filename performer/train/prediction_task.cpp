@@ -87,6 +87,14 @@ HeadConfig PredictionTask::make_head(const std::vector<std::string>& classes) co
   return head;
 }
 
+void PredictionTask::divide(distributed::Communicator& ranks) {
+  check<UsageError>(
+      ranks.size() == 1 && config_.train.sequence_parallel == 1,
+      "task.kind = {} trains on one rank, not on {}: start it without --nproc, torchrun, mpirun "
+      "or srun",
+      config_.task.kind, ranks.size());
+}
+
 std::vector<NamedParameter> PredictionTask::parameters() {
   std::vector<NamedParameter> all = ModelTask::parameters();
   for (const auto& item : folder_.head->named_parameters())
@@ -98,7 +106,7 @@ std::vector<NamedParameter> PredictionTask::parameters() {
 std::unique_ptr<Batch> PredictionTask::next() {
   auto made = std::make_unique<LabelledBatch>();
   std::unique_ptr<Batch> plain = ModelTask::next();
-  made->content = std::move(dynamic_cast<TokenBatch&>(*plain).content);
+  made->content = std::move(dynamic_cast<TokenBatch&>(*plain).part.batch);
   made->tokens = plain->tokens;
   ask(*made, train_labels_, train_);
   made->targets = std::ssize(made->values);

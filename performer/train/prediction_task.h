@@ -25,6 +25,7 @@ class PredictionTask final : public ModelTask {
                  const data::LabelledSequences& train_labels, const data::LabelledSequences* valid_labels,
                  const std::vector<std::string>& classes);
 
+  void divide(distributed::Communicator& ranks) override;  // UsageError for more than one
   std::vector<NamedParameter> parameters() override;
   std::unique_ptr<Batch> next() override;
   BatchSums backward(const Batch& batch, double divisor) override;

@@ -27,7 +27,8 @@ nlohmann::json state_to_json(const RunState& state) {
       {"targets", state.targets},     {"seconds", state.seconds},
       {"loss", state.loss},           {"evaluated", state.evaluated},
       {"threads", state.threads},     {"best", state.best ? nlohmann::json(*state.best) : nlohmann::json()},
-      {"best_step", state.best_step}, {"since_best", state.since_best}};
+      {"best_step", state.best_step}, {"since_best", state.since_best},
+      {"ranks", state.ranks}};
 }
 
 RunState state_from_json(const nlohmann::json& json) {
@@ -42,6 +43,7 @@ RunState state_from_json(const nlohmann::json& json) {
   if (json.contains("best") && !json["best"].is_null()) state.best = json["best"].get<double>();
   state.best_step = json.value("best_step", state.best_step);
   state.since_best = json.value("since_best", state.since_best);
+  state.ranks = json.value("ranks", 1);
   return state;
 }
 
@@ -112,8 +114,12 @@ TrainingCheckpoint load_training(const std::string& directory) {
 }
 
 void check_same_settings(const std::string& directory, const Settings& then, const Settings& now) {
-  static const std::set<std::string> free = {"train.steps", "train.log_every", "train.evaluate_every",
-                                             "train.checkpoint_every"};
+  static const std::set<std::string> free = {"train.steps",
+                                             "train.log_every",
+                                             "train.evaluate_every",
+                                             "train.checkpoint_every",
+                                             "train.sequence_parallel",
+                                             "train.shard_optimizer"};
   for (const auto& [key, value] : now) {
     const auto found = then.find(key);
     const std::string before = found == then.end() ? "(not recorded)" : found->second;
@@ -124,8 +130,10 @@ void check_same_settings(const std::string& directory, const Settings& then, con
   }
 }
 
-RunFolder::RunFolder(const std::string& path, bool resume) : path_(path), resumes_(resume) {
+RunFolder::RunFolder(const std::string& path, bool resume, bool writes)
+    : path_(path), resumes_(resume), writes_(writes) {
   check<UsageError>(!path.empty(), "no output folder given (-o DIR)");
+  if (!writes) return;
   std::error_code ignored;
   check<UsageError>(resume || !fs::is_directory(path) || fs::is_empty(path, ignored),
                     "{} is not empty: continue the run in it with --resume, or choose another folder with -o",
@@ -147,7 +155,7 @@ RunFolder::RunFolder(const std::string& path, bool resume) : path_(path), resume
 }
 
 RunFolder::~RunFolder() {
-  ::close(descriptor_);
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 }  // namespace performer::train

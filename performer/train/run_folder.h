@@ -22,6 +22,7 @@ struct RunState {
   double loss = 0;         // of the last step
   int64_t evaluated = -1;  // step of the last evaluation
   int threads = 0;
+  int ranks = 1;
   // With train.patience: the best evaluation, and how many came after it.
   std::optional<double> best;
   int64_t best_step = -1, since_best = 0;
@@ -46,25 +47,28 @@ void save_training(const std::string& directory, const TrainingCheckpoint& check
 TrainingCheckpoint load_training(const std::string& directory);
 
 // Throws UsageError naming the first key whose value in `now` is not that of the checkpoint. Keys that change
-// no result may differ: train.steps, train.log_every, train.evaluate_every, train.checkpoint_every.
+// no result may differ: train.steps, train.log_every, train.evaluate_every, train.checkpoint_every, and how
+// the work is divided over ranks.
 void check_same_settings(const std::string& directory, const Settings& then, const Settings& now);
 
 // The output folder of a run, reserved for this process until destroyed.
 class RunFolder {
  public:
   // Makes the folder when missing and removes what a killed process left half-written. Throws UsageError when
-  // it is not empty and `resume` is false, or when another process trains into it.
-  RunFolder(const std::string& path, bool resume);
+  // it is not empty and `resume` is false, or when another process trains into it. With `writes` false it
+  // only names the folder: that of a rank which leaves writing to rank 0.
+  RunFolder(const std::string& path, bool resume, bool writes = true);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
   const std::string& path() const { return path_; }
   bool resumes() const { return resumes_; }
+  bool writes() const { return writes_; }
 
  private:
   std::string path_;
-  bool resumes_;
+  bool resumes_, writes_;
   int descriptor_ = -1;  // holds the lock
 };
 

@@ -114,7 +114,10 @@ class SlimPass {
     }
     // A scope for each pass: casts of weights that one without gradients caches must not be met by the next.
     const AutocastScope autocast(options_.bfloat16);
-    return model_->forward_chunk(cut(batch_, begin, end), {begin, batch_.tokens.size(1)}, initial, final);
+    // Of the whole batch, which on several ranks is more than this one's part.
+    const int64_t length = batch_.window.length > 0 ? batch_.window.length : batch_.tokens.size(1);
+    return model_->forward_chunk(cut(batch_, begin, end), {batch_.window.start + begin, length}, initial,
+                                 final);
   }
 
   // The states before chunk i and before all others that its rows, or the segment which goes on into it, run

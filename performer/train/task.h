@@ -57,6 +57,9 @@ struct TaskState {
 // At which work memory can run out.
 enum class Work { preparation, step, evaluation };
 
+// On several ranks each has a task of its own, and calls it alike: next() gives the rank's part of the batch
+// with the numbers (tokens, targets, weight) of all of it, backward() the sums and gradients of the part.
+//
 // One step of the optimizer is: before_step(), then next() and backward() for each of train.accumulate
 // batches (all of next() first), clipping and the optimizer's update of parameters(), after_step().
 class Task {
@@ -71,6 +74,9 @@ class Task {
   // Adds to the parameters' gradients those of the batch's summed losses over `divisor`, the weight of all
   // batches of the step. `batch` is one that next() gave.
   virtual BatchSums backward(const Batch& batch, double divisor) = 0;
+  // Whether backward() gives each parameter its gradient at once, so that gradients can go to other ranks
+  // while it runs.
+  virtual bool one_backward_pass() const { return true; }
   virtual void before_step(int64_t /*steps made so far*/) {}
   virtual void after_step() {}
 

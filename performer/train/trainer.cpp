@@ -11,9 +11,11 @@
 #include <optional>
 
 #include "performer/base/error.h"
+#include "performer/distributed/gradients.h"
 #include "performer/train/metrics_log.h"
 #include "performer/train/out_of_memory.h"
 #include "performer/train/progress.h"
+#include "performer/train/sharded_adam.h"
 
 namespace performer::train {
 namespace {
@@ -35,20 +37,28 @@ Settings all_settings(const Task& task, const TrainConfig& config) {
   return settings;
 }
 
-Adam make_optimizer(Task& task, const TrainConfig& config) {
+ShardedAdam make_optimizer(Task& task, const TrainConfig& config, distributed::Communicator& ranks) {
   return or_out_of_memory(
       [&] {
-        return Adam(task.parameters(), AdamOptions{config.adam_beta1, config.adam_beta2, config.adam_epsilon,
-                                                   config.weight_decay});
+        return ShardedAdam(task.parameters(),
+                           {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay},
+                           ranks, config.shard_optimizer);
       },
       [] { return std::string("while making the optimizer"); },
       [&] { return task.memory_advice(Work::preparation); });
 }
 
+std::vector<at::Tensor> values_of(const std::vector<NamedParameter>& parameters) {
+  std::vector<at::Tensor> values;
+  for (const NamedParameter& parameter : parameters) values.push_back(parameter.value);
+  return values;
+}
+
 // One run from its first to its last step.
 class Run {
  public:
-  Run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options);
+  Run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options,
+      distributed::Communicator& ranks);
   RunResult go();
 
  private:
@@ -59,6 +69,7 @@ class Run {
   };
 
   void restore();
+  void begin_alike();
   void save();
   void evaluate();
   void compare(double goodness);
@@ -66,6 +77,7 @@ class Run {
   void step();
   StepMetrics optimize(const Group& group);
   void accumulate(const Group& group, StepMetrics& metrics);
+  double gradient_norm();
   void count(const Group& group, StepMetrics& metrics, double duration);
   void report(const StepMetrics& metrics);
   [[noreturn]] void interrupt();
@@ -73,10 +85,9 @@ class Run {
 
   bool keeps_best() const { return config_.patience > 0; }
   bool out_of_patience() const { return keeps_best() && state_.since_best >= config_.patience; }
-  bool stopping() const { return options_.stop != nullptr && options_.stop->load(); }
-  bool out_of_time() const {
-    return options_.time_limit > 0 && seconds_since(started_) >= options_.time_limit;
-  }
+  bool leads() const { return ranks_.rank() == 0; }
+  void agree();
+  std::string traffic_note() const;
   bool due(int64_t every, int64_t last) const {
     return every > 0 && state_.step > 0 && state_.step % every == 0 && state_.step != last;
   }
@@ -88,11 +99,16 @@ class Run {
   const RunFolder& folder_;
   const TrainConfig& config_;
   const RunOptions& options_;
+  distributed::Communicator& ranks_;
   Progress progress_;
   Schedule schedule_;
-  Adam adam_;
+  ShardedAdam adam_;
+  distributed::GradientSum gradients_;
   RunState state_;
-  std::optional<MetricsLog> log_;
+  std::optional<MetricsLog> log_;                // of rank 0
+  bool stopping_ = false, out_of_time_ = false;  // on any rank, when agree() was called last
+  int64_t first_step_ = 0;                       // of this call, and what was exchanged before it
+  distributed::Traffic before_steps_;
   Clock::time_point started_{};
   double seconds_before_ = 0;  // of the runs that this one continues
   int64_t saved_step_ = -1;
@@ -101,16 +117,21 @@ class Run {
   double pace_ = 0;          // smoothed seconds a step
 };
 
-Run::Run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options)
+Run::Run(Task& task, const RunFolder& folder, const TrainConfig& config, const RunOptions& options,
+         distributed::Communicator& ranks)
     : task_(task),
       folder_(folder),
       config_(config),
       options_(options),
-      progress_(options.progress),
+      ranks_(ranks),
+      progress_(options.progress && ranks.rank() == 0),
       schedule_(make_schedule(config)),
-      adam_(make_optimizer(task, config)) {
+      adam_(make_optimizer(task, config, ranks)),
+      gradients_(ranks, values_of(adam_.parameters())) {
   state_.threads = at::get_num_threads();
+  state_.ranks = ranks.size();
   if (folder.resumes()) restore();
+  begin_alike();
   for (const std::string& line : task.begin_lines()) progress_.message(line);
 }
 
@@ -125,8 +146,14 @@ void Run::restore() {
   }
   adam_.set_state(checkpoint.adam, training_file(path));
   default_generator().set_state(checkpoint.generator);
-  const int threads = state_.threads;
+  const int threads = state_.threads, ranks = state_.ranks;
   state_ = checkpoint.state;
+  if (state_.ranks != ranks) {
+    progress_.warning(
+        fmt::format("the run used {} ranks so far and now uses {}: a step reads the batches of all of them",
+                    state_.ranks, ranks));
+  }
+  state_.ranks = ranks;
   if (state_.threads != threads) {
     progress_.warning(
         fmt::format("the run used {} threads so far and now uses {}: results may differ by rounding from "
@@ -139,25 +166,55 @@ void Run::restore() {
   progress_.message(fmt::format("continuing the run in {} after step {}", path, state_.step));
 }
 
+// All ranks go on from the same step with the same weights, whatever made them.
+void Run::begin_alike() {
+  if (ranks_.size() == 1) return;
+  at::Tensor steps = at::full({2}, state_.step, at::kLong);
+  steps[1].neg_();
+  ranks_.maximum(steps);
+  check(steps.sum().item<int64_t>() == 0,
+        "the ranks read different checkpoints in {}: all must see the same folder", folder_.path());
+  const at::NoGradGuard no_grad;
+  for (const NamedParameter& parameter : adam_.parameters()) {
+    at::Tensor value = parameter.value.detach();
+    const at::Tensor sent = value.contiguous();
+    ranks_.broadcast(sent, 0);
+    if (!sent.is_same(value)) value.copy_(sent);
+  }
+}
+
 void Run::save() {
-  save_training(folder_.path(), {state_, all_settings(task_, config_), task_.state(), adam_.state(),
-                                 default_generator().get_state()});
-  if (!keeps_best() || !state_.best) task_.save(folder_.path());
+  const std::map<std::string, at::Tensor> moments = adam_.state();
+  if (leads()) {
+    save_training(folder_.path(), {state_, all_settings(task_, config_), task_.state(), moments,
+                                   default_generator().get_state()});
+    if (!keeps_best() || !state_.best) task_.save(folder_.path());
+  }
   saved_step_ = state_.step;
 }
 
 // With train.patience the model folder is that of the best evaluation; the checkpoint goes on from the last
-// step.
+// step. All ranks found the same.
 void Run::compare(double goodness) {
   if (!keeps_best()) return;
   if (!std::isnan(goodness) && (!state_.best || goodness > *state_.best)) {
     state_.best = goodness;
     state_.best_step = state_.step;
     state_.since_best = 0;
-    task_.save(folder_.path());
+    if (leads()) task_.save(folder_.path());
   } else {
     ++state_.since_best;
   }
+}
+
+// Whether a signal came or the time is over, on whatever rank.
+void Run::agree() {
+  const bool stop = options_.stop != nullptr && options_.stop->load();
+  const bool time = options_.time_limit > 0 && seconds_since(started_) >= options_.time_limit;
+  const at::Tensor flags = at::tensor({int64_t{stop}, int64_t{time}}, at::kLong);
+  ranks_.maximum(flags);
+  stopping_ = flags[0].item<int64_t>() != 0;
+  out_of_time_ = flags[1].item<int64_t>() != 0;
 }
 
 std::string Run::checkpoint_note() const {
@@ -178,7 +235,8 @@ void Run::evaluate() {
       [&] { return fmt::format("{}; {}", task_.memory_advice(Work::evaluation), checkpoint_note()); });
   if (!report) return;
   state_.evaluated = state_.step;
-  log_->add(state_.step, *report);
+  agree();  // it may have taken long
+  if (leads()) log_->add(state_.step, *report);
   progress_.message(fmt::format("step {}: {}", state_.step, report->summary));
   compare(report->goodness);
 }
@@ -223,7 +281,7 @@ StepMetrics Run::optimize(const Group& group) {
   metrics.step = state_.step + 1;
   task_.before_step(state_.step);
   accumulate(group, metrics);
-  metrics.gradient_norm = global_norm(adam_.gradients());
+  metrics.gradient_norm = gradient_norm();
   check(std::isfinite(metrics.gradient_norm),
         "the gradient norm is {} in step {}: lower train.learning_rate ({}), lengthen train.warmup, or use "
         "train.precision = float32; {}",
@@ -238,14 +296,28 @@ void Run::accumulate(const Group& group, StepMetrics& metrics) {
   const double weight = std::max(group.weight, 1e-9);
   adam_.zero_gradients();
   for (const auto& batch : group.batches) {
+    // Gradients of the earlier ones stay here: only their sum travels.
+    if (batch == group.batches.back() && task_.one_backward_pass()) gradients_.begin();
     const BatchSums sums = task_.backward(*batch, weight);
-    check(std::isfinite(sums.loss),
-          "the loss is {} in step {}: lower train.learning_rate ({}) or train.clip ({}), lengthen "
-          "train.warmup, or use train.precision = float32; {}",
-          sums.loss, metrics.step, config_.learning_rate, config_.clip, checkpoint_note());
     metrics.loss += sums.loss;
     metrics.accuracy += sums.correct / weight;
   }
+  gradients_.finish();
+  const at::Tensor sums = at::tensor({metrics.loss, metrics.accuracy}, at::kDouble);
+  ranks_.sum(sums);
+  metrics.loss = sums[0].item<double>();
+  metrics.accuracy = sums[1].item<double>();
+  check(std::isfinite(metrics.loss),
+        "the loss is {} in step {}: lower train.learning_rate ({}) or train.clip ({}), lengthen "
+        "train.warmup, or use train.precision = float32; {}",
+        metrics.loss, metrics.step, config_.learning_rate, config_.clip, checkpoint_note());
+}
+
+// That of rank 0: others may sum in another order, and would step a little differently.
+double Run::gradient_norm() {
+  const at::Tensor norm = at::scalar_tensor(global_norm(adam_.gradients()), at::kDouble);
+  ranks_.broadcast(norm, 0);
+  return norm.item<double>();
 }
 
 void Run::count(const Group& group, StepMetrics& metrics, double duration) {
@@ -264,6 +336,7 @@ void Run::count(const Group& group, StepMetrics& metrics, double duration) {
 }
 
 void Run::report(const StepMetrics& metrics) {
+  if (!leads()) return;
   log_->add(metrics);
   const ProgressState shown{.step = metrics.step,
                             .steps = config_.steps,
@@ -290,13 +363,16 @@ RunResult Run::go() {
   // Step 0 is saved too: an unwritable folder is found out at once, and a resume works from the first second
   // on.
   if (!folder_.resumes()) save();
-  log_.emplace(folder_.path(), state_.step);
+  if (leads()) log_.emplace(folder_.path(), state_.step);
   started_ = Clock::now();
+  first_step_ = state_.step;
+  before_steps_ = ranks_.traffic();
   for (;;) {
-    if (!stopping() && due(config_.evaluate_every, state_.evaluated)) evaluate();
-    if (state_.step >= config_.steps || out_of_time() || out_of_patience()) break;
+    agree();
+    if (!stopping_ && due(config_.evaluate_every, state_.evaluated)) evaluate();
+    if (state_.step >= config_.steps || out_of_time_ || out_of_patience()) break;
     update_seconds();
-    if (stopping()) interrupt();
+    if (stopping_) interrupt();
     if (due(config_.checkpoint_every, saved_step_)) save();
     step();
   }
@@ -319,10 +395,22 @@ RunResult Run::finish() {
                     folder_.path(), state_.best_step));
   }
   const double rate = step_seconds_ > 0 ? static_cast<double>(step_tokens_) / step_seconds_ : 0;
-  log_->finish(state_, rate, task_.totals());
+  if (leads()) log_->finish(state_, rate, task_.totals());
+  const std::string traffic = traffic_note();
+  if (!traffic.empty()) progress_.message(traffic);
   for (const std::string& line : task_.end_lines()) progress_.message(line);
   progress_.message(fmt::format("peak memory {:.0f} MiB", peak_memory_mib()));
   return {state_.step, state_.tokens, state_.targets, state_.loss, state_.seconds, rate};
+}
+
+std::string Run::traffic_note() const {
+  const int64_t steps = state_.step - first_step_;
+  if (ranks_.size() == 1 || steps == 0) return "";
+  const distributed::Traffic now = ranks_.traffic();
+  return fmt::format(
+      "{} ranks: each handed {:.3f} MB in {:.0f} exchanges a step to the others", ranks_.size(),
+      static_cast<double>(now.bytes - before_steps_.bytes) / 1e6 / static_cast<double>(steps),
+      static_cast<double>(now.exchanges - before_steps_.exchanges) / static_cast<double>(steps));
 }
 
 }  // namespace
@@ -334,7 +422,9 @@ RunResult run(Task& task, const RunFolder& folder, const TrainConfig& config, co
                     config.patience);
   check<UsageError>(options.time_limit >= 0, "the time limit must be 0 (none) or more seconds, but is {}",
                     options.time_limit);
-  return Run(task, folder, config, options).go();
+  if (options.ranks != nullptr) return Run(task, folder, config, options, *options.ranks).go();
+  const auto alone = distributed::single_rank();
+  return Run(task, folder, config, options, *alone).go();
 }
 
 }  // namespace performer::train

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "performer/distributed/communicator.h"
 #include "performer/train/config.h"
 #include "performer/train/run_folder.h"
 #include "performer/train/task.h"
@@ -18,6 +19,9 @@ struct RunOptions {
   bool progress = false;  // draw a progress line on standard error
   const std::atomic<bool>* stop =
       nullptr;  // set by a signal handler: write a checkpoint and throw Interrupted
+  // Of the run; null: this process alone. All ranks call run() with the same task, settings and folder, of
+  // which rank 0 alone writes (RunFolder); a signal or a time limit of one stops all after the same step.
+  distributed::Communicator* ranks = nullptr;
 };
 
 struct RunResult {

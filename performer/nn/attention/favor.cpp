@@ -106,6 +106,10 @@ class FavorAttention final : public Attention {
     return ops::mapped_attention(inputs, options_, weights(), running_);
   }
 
+  ops::State key_state(const ops::KeyInputs& inputs) override {
+    return ops::key_state(inputs, options_, weights(), running_);
+  }
+
   at::Tensor rows(const ops::AttentionInputs& inputs, const RowRange& range) override {
     return rows_of_sequences(inputs, range, [&](const ops::AttentionInputs& one, const RowRange& some) {
       return mapped_rows(one, some, options_, weights(), running_, visible_keys(one, some));
@@ -194,6 +198,13 @@ class FavorAttention final : public Attention {
       }
     }
     last_measured_ = {};
+  }
+
+  std::vector<at::Tensor> statistics() const override {
+    std::vector<at::Tensor> found;
+    if (!running_.defined()) return found;
+    for (const auto& [name, member] : moments()) found.push_back(running_.*member);
+    return found;
   }
 
  private:

@@ -93,6 +93,10 @@ class Attention : public torch::nn::Module {
   // inputs.return_state (Capabilities::chunks). Differentiable in the state's kv and key_sum.
   virtual std::tuple<at::Tensor, ops::State> continue_from(const ops::AttentionInputs& inputs);
 
+  // The state of keys alone, from which continue_from() goes on, also without `causal` and without keys of
+  // its own (Capabilities::chunks). Differentiable.
+  virtual ops::State key_state(const ops::KeyInputs& inputs);
+
   // Cross-attention of streamed sequences (Capabilities::cross): what is kept of a context, key
   // [B, S, H, D], value [B, S, H, E], and attention of query [B, T, H, D] to it.
   virtual std::unique_ptr<Cache> begin_cross(const at::Tensor& key, const at::Tensor& value,
@@ -113,6 +117,9 @@ class Attention : public torch::nn::Module {
   virtual void redraw(int64_t /*index*/) {}
   // Called after every optimizer step, for example to update running statistics.
   virtual void after_step() {}
+  // Buffers that after_step() moves towards what was measured in the last training batch: running means over
+  // its sequences.
+  virtual std::vector<at::Tensor> statistics() const { return {}; }
   // Parameters of other layers that forward() reads (AttentionShape::shared).
   virtual std::vector<at::Tensor> borrowed() const { return {}; }
 };

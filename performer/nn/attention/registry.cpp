@@ -89,6 +89,9 @@ at::Tensor Attention::advance(const at::Tensor& query, const at::Tensor& key, co
 std::tuple<at::Tensor, ops::State> Attention::continue_from(const ops::AttentionInputs&) {
   refuse("state to continue from");
 }
+ops::State Attention::key_state(const ops::KeyInputs&) {
+  refuse("state to continue from");
+}
 std::unique_ptr<Cache> Attention::begin_cross(const at::Tensor&, const at::Tensor&,
                                               const std::optional<at::Tensor>&) const {
   refuse("cross-attention");
