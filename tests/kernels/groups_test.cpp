@@ -110,7 +110,7 @@ double gap(const std::vector<float>& a, const std::vector<float>& b) {
   return most / size;
 }
 
-constexpr Family kFamilies[] = {Family::exponential, Family::elementwise, Family::trigonometric};
+constexpr Family kEveryFamily[] = {Family::exponential, Family::elementwise, Family::trigonometric};
 
 void expect_same(const SharedHeads& alone, const SharedHeads& four, double bound, const std::string& text) {
   EXPECT_LE(gap(alone.out, four.out), bound) << text;
@@ -126,7 +126,7 @@ TEST_P(EveryTableGrouped, LongHeadIsTheSameAloneAndAmongOthers) {
   const bool quick = GetParam() != &favor_reference();
   for (const DataType type : {DataType::float32, DataType::bfloat16}) {
     for (const bool causal : {false, true}) {
-      for (const Family family : kFamilies) {
+      for (const Family family : kEveryFamily) {
         for (const bool stateful : {false, true}) {
           // Longer than a window of the groups, in one case of each kind.
           const int64_t tokens = quick && stateful ? 4500 : 600;
@@ -146,7 +146,7 @@ TEST_P(EveryTableGrouped, LongHeadIsTheSameAloneAndAmongOthers) {
 TEST_P(EveryTableGrouped, ThreadsChangeNothing) {
   SerialExecutor serial;
   ThreadExecutor three(3);
-  for (const Family family : kFamilies) {
+  for (const Family family : kEveryFamily) {
     for (const bool causal : {false, true}) {
       const SharedHeads one(*GetParam(), 1, 700, DataType::float32, causal, family, true, serial);
       const SharedHeads many(*GetParam(), 1, 700, DataType::float32, causal, family, true, three);

@@ -80,16 +80,16 @@ HWY_INLINE void StoreRow(const View& view, int64_t offset, int64_t count, float 
 #if HWY_TARGET != HWY_SCALAR
 // The 128-bit block at x, and under it those `step` elements further on: one in each block of a vector.
 HWY_INLINE Vec LoadBlocks(const float* x, int64_t step) {
-  const hn::FixedTag<float, 4> block;
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
   __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(x));
   v = _mm512_insertf32x4(v, _mm_loadu_ps(x + step), 1);
   v = _mm512_insertf32x4(v, _mm_loadu_ps(x + 2 * step), 2);
   return Vec{_mm512_insertf32x4(v, _mm_loadu_ps(x + 3 * step), 3)};
 #elif HWY_TARGET <= HWY_AVX2 && HWY_ARCH_X86
+  const hn::FixedTag<float, 4> block;
   return hn::Combine(Tag(), hn::LoadU(block, x + step), hn::LoadU(block, x));
 #else
-  return hn::LoadU(block, x);
+  return hn::LoadU(hn::FixedTag<float, 4>(), x);
 #endif
 }
 #endif

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One token of one head of some sequences. What costs time is passing over the states, which are contiguous
-// and unpadded: their rows are read and written once, in place, and asked for while the state before is
-// worked on.
+// and unpadded: their rows are read and written once, in place. The CPU's own prefetching follows such a
+// pass; asking for the next state's rows besides made it a fifth slower.
 #if defined(PERFORMER_KERNELS_CPU_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PERFORMER_KERNELS_CPU_STEP_INL_H_
 #undef PERFORMER_KERNELS_CPU_STEP_INL_H_
@@ -59,10 +59,7 @@ class StepHead {
       LoadRow(p.key, row.at(p.key, 0, head), d, input_scale, keys + i * dp);
     }
     Logits(first, count, head);
-    for (int64_t i = 0; i < count; ++i) {
-      next_kv_ = i + 1 < count ? KvOf(first + i + 1, head) : nullptr;
-      RunSequence(first + i, head, i);
-    }
+    for (int64_t i = 0; i < count; ++i) RunSequence(first + i, head, i);
   }
 
  private:
@@ -152,16 +149,24 @@ class StepHead {
   // its largest exponent.
   void ExponentialWeights(float* log_scale) {
     const float none = -std::numeric_limits<float>::infinity();
-    for (int64_t f = m; f < mp; ++f) read[f] = weight[f] = none;
-    for (int64_t f = 0; f < m; ++f) {
+    for (int64_t f = m; f < mp; ++f) read[f] = weight[f] = decay[f] = none;
+    const Tag tag;
+    int64_t f = 0;
+    for (; f + kLanes <= m; f += kLanes) {
+      const Vec before = hn::LoadU(tag, log_scale + f), own = hn::Load(tag, weight + f);
+      const Vec raised = hn::Max(own, before);
+      hn::StoreU(raised, tag, log_scale + f);
+      hn::Store(hn::Sub(before, raised), tag, decay + f);
+      hn::Store(hn::Sub(own, raised), tag, weight + f);
+      hn::Store(hn::Add(hn::Load(tag, read + f), raised), tag, read + f);
+    }
+    for (; f < m; ++f) {
       const float raised = HWY_MAX(log_scale[f], weight[f]);
       decay[f] = log_scale[f] - raised;
       weight[f] -= raised;
       read[f] += raised;
       log_scale[f] = raised;
     }
-    for (int64_t f = m; f < mp; ++f) decay[f] = none;
-    const Tag tag;
     const Vec largest = hn::Set(tag, MaxOf(read, mp));
     for (int64_t f = 0; f < mp; f += kLanes) {
       hn::Store(ExpUnchecked(hn::Load(tag, decay + f)), tag, decay + f);
@@ -216,9 +221,6 @@ class StepHead {
     }
     for (int64_t f = 0; f < m; ++f) {
       float* row = kv + f * e + first;
-      if (next_kv_ != nullptr) {
-        for (int k = 0; k < kVecs; ++k) hwy::Prefetch(next_kv_ + f * e + first + k * kLanes);
-      }
       const Vec down = hn::Set(tag, decay[f]), add = hn::Set(tag, weight[f]), take = hn::Set(tag, read[f]);
       for (int k = 0; k < kVecs; ++k) {
         const Vec x = hn::MulAdd(hn::LoadU(tag, row + k * kLanes), down, hn::Mul(add, v[k]));
@@ -238,7 +240,6 @@ class StepHead {
   float log_weights[kSequences];             // of the keys: the part of their norms
   float *value, *out, *decay;                // [Ep], [Ep], [Mp]: what the state's scale costs what it holds
   float *read = nullptr, *weight = nullptr;  // of the sequence at work, of its query and its key
-  const float* next_kv_ = nullptr;
 };
 
 }  // namespace PERFORMER_TARGET
