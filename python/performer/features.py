@@ -192,9 +192,10 @@ _drawn: dict[tuple[_Arguments, bool, int, int, int, torch.device, int], Tensor |
 _MOST_DRAWN = 256
 
 
-def _kept_projection(
+def kept_projection(
     arguments: _Arguments, shared: bool, heads: int, head_size: int, seed: int, device: torch.device, layer: int
 ) -> Tensor | None:
+    """The projection of redraw 0 of a map's `arguments`, drawn when it is first asked for; the last 256 are kept."""
     key = (arguments, shared, heads, head_size, seed, device, layer)
     try:
         return _drawn[key]
@@ -212,19 +213,19 @@ def _kept_projection(
 def _constant_projection(
     arguments: _Arguments, shared: bool, heads: int, head_size: int, seed: int, device: torch.device, layer: int
 ) -> Tensor | None:
-    return _kept_projection(arguments, shared, heads, head_size, seed, device, layer)
+    return kept_projection(arguments, shared, heads, head_size, seed, device, layer)
 
 
 def default_projection(
     feature_map: FeatureMap, heads: int, head_size: int, seed: int, device: torch.device, layer: int = 0
 ) -> Tensor | None:
-    """The projection of a call that was given none: of redraw 0. The last 256 are kept.
+    """The projection of a call that was given none.
 
     Under torch.compile it becomes a constant of the graph.
     """
     named = (feature_map.arguments, feature_map.shared_projection)
     if not torch.compiler.is_compiling():
-        return _kept_projection(*named, heads, head_size, seed, device, layer)
+        return kept_projection(*named, heads, head_size, seed, device, layer)
     # Sizes may be symbols here; the length of a tuple is a number, so the graph is one of this number of heads.
     heads, head_size = len((0,) * heads), len((0,) * head_size)
     constant: Tensor | None = _constant_projection(*named, heads, head_size, seed, device, layer)
