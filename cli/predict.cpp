@@ -8,8 +8,11 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <string>
 
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
@@ -31,6 +34,11 @@ struct PredictOptions {
   bool json = false, per_sequence = false;
   EmbedRequest request;
 };
+
+// The shortest decimal number of a float, which as a double has more digits.
+double shortest(float value) {
+  return std::isfinite(value) ? std::stod(fmt::format("{}", value)) : static_cast<double>(value);
+}
 
 // The lines of a sequence.
 class PredictionLines {
@@ -102,11 +110,12 @@ class PredictionLines {
       return all;
     };
     if (!head_.classifies()) {
-      json["prediction"] = list([](std::span<const float> row) { return row[0]; });
+      json["prediction"] = list([](std::span<const float> row) { return shortest(row[0]); });
     } else {
       json["prediction"] = list([&](std::span<const float> row) { return prediction(row); });
       for (size_t i = 0; i < head_.classes.size(); ++i)
-        json["probabilities"][head_.classes[i]] = list([i](std::span<const float> row) { return row[i]; });
+        json["probabilities"][head_.classes[i]] =
+            list([i](std::span<const float> row) { return shortest(row[i]); });
     }
     return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   }
