@@ -9,6 +9,7 @@
 #if defined(USE_C10D_GLOO) && __has_include(<torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>)
 
 #include <arpa/inet.h>
+#include <c10/util/Logging.h>
 #include <fmt/ranges.h>
 #include <netdb.h>
 #include <sys/socket.h>
@@ -248,6 +249,8 @@ void meet(c10d::Store& store, const Environment& environment, double seconds) {
 
 std::unique_ptr<Communicator> connect(const Environment& environment, const ConnectOptions& options) {
   if (environment.size == 1) return single_rank();
+  // c10d warns of each lost connection with a trace of calls; what it means is said by the watch.
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) ::FLAGS_caffe2_log_level = 2;
   const bool serves = environment.rank == 0 && !environment.agent_store;
   Meeting meeting;
   StorePointer signs;

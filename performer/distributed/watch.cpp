@@ -88,9 +88,11 @@ struct Watch::State {
     }
   }
 
+  // None of the others will read any more: they ended, or were lost.
   bool all_ended() const {
     for (const Other& other : others) {
-      if (!other.sign.empty() && other.sign.front() == kRuns) return false;
+      const double quiet = std::chrono::duration<double>(contact - other.changed).count();
+      if (!other.sign.empty() && other.sign.front() == kRuns && quiet < kDying) return false;
     }
     return true;
   }
