@@ -25,7 +25,6 @@ SCRIPTS = {
 }
 TESTS = (
     "test_masking.py",
-    "test_transformer_encoder.py",
     "attention/test_linear_attention.py",
     "attention/test_causal_linear_attention.py",
     "attention/test_full_attention.py",
@@ -67,6 +66,7 @@ def test_scripts_of_performer_pytorch(name, tmp_path):
         "np.fromstring(file.read(int(95e6)), dtype=np.uint8)", "np.random.randint(0, 255, 4000).astype(np.uint8)"
     )
     text = text.replace("gzip.open('./data/enwik8.gz')", "open(__file__)").replace("int(90e6)", "2000")
+    text = text.replace("(src != sample).abs()", "(src != sample)")  # which PyTorch refuses for bool
     text = text.replace("dim = 512", "dim = 64").replace("dim=512", "dim=64")
     for constant, value in SIZES.items():
         text = re.sub(rf"^{constant} *= .*$", f"{constant} = {value}", text, flags=re.MULTILINE)
