@@ -32,6 +32,8 @@ TEST(TrainConfig, EveryBadValueIsNamed) {
   EXPECT_THAT(config_error([](TrainConfig& c) { c.steps = 0; }),
               HasSubstr("train.steps must be 1 or more, but is 0"));
   EXPECT_THAT(config_error([](TrainConfig& c) { c.accumulate = 0; }), HasSubstr("train.accumulate"));
+  EXPECT_THAT(config_error([](TrainConfig& c) { c.sequence_parallel = 0; }),
+              HasSubstr("train.sequence_parallel"));
   EXPECT_THAT(config_error([](TrainConfig& c) { c.log_every = 0; }), HasSubstr("train.log_every"));
   EXPECT_THAT(config_error([](TrainConfig& c) { c.evaluate_every = -1; }), HasSubstr("train.evaluate_every"));
   EXPECT_THAT(config_error([](TrainConfig& c) { c.checkpoint_every = -1; }),

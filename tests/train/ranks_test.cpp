@@ -81,22 +81,22 @@ class Ranks : public testing::RunTest {
   std::unique_ptr<LanguageModelTask> start_;
 };
 
-void padded(LanguageModelRequest& request) {
+void use_rows(LanguageModelRequest& request) {
   request.data.layout = "padded";
 }
-void masked(LanguageModelRequest& request) {
+void use_masks(LanguageModelRequest& request) {
   request.model.objective = "masked";
 }
 
 TEST_F(Ranks, TwoAreAsOne) {
   expect_as_one([](auto&) {}, 2);
-  expect_as_one(padded, 2);
+  expect_as_one(use_rows, 2);
 }
 
 TEST_F(Ranks, FourAreAsOneWithMasks) {
-  expect_as_one(masked, 4);
-  expect_as_one([](auto& request) { masked(request), padded(request); }, 4);
-  expect_as_one([](auto& request) { masked(request), request.data.layout = "concatenated"; }, 4);
+  expect_as_one(use_masks, 4);
+  expect_as_one([](auto& request) { use_masks(request), use_rows(request); }, 4);
+  expect_as_one([](auto& request) { use_masks(request), request.data.layout = "concatenated"; }, 4);
 }
 
 TEST_F(Ranks, ASequenceOnTwoRanks) {
@@ -191,7 +191,7 @@ TEST_P(RanksOfKinds, AreAsOne) {
     request.attention.kind = GetParam();
     if (nn::has_option(kind, "features")) request.attention.set("features", 8);
     request.attention.redraw_every = kind.capabilities.redraws ? 3 : 0;
-    if (!kind.capabilities.causal) masked(request);
+    if (!kind.capabilities.causal) use_masks(request);
     request.train.accumulate = 1;
     request.train.steps = 4;
   };
