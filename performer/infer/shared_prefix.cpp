@@ -19,9 +19,8 @@ class SharedPrefixReader {
                      const std::vector<data::Token>& common)
       : model_(model), vocabulary_(vocabulary), common_(common), state_(model->begin(1)) {
     sums_.push_back(0);
-    for (const float value : causal_log_probabilities(model, vocabulary, {&common})[0]) {
-      sums_.push_back(sums_.back() + value);
-    }
+    const std::vector<std::vector<float>> found = causal_log_probabilities(model, vocabulary, {&common});
+    for (const float value : found[0]) sums_.push_back(sums_.back() + value);
   }
 
   // The log-likelihood of the first `length` tokens of the common sequence.

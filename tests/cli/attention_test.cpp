@@ -65,12 +65,13 @@ TEST_F(AttentionCommand, NamesBadRequests) {
   failure({"--rows", "5:100000"}, 2, {"--rows 5:100000"});
   failure({"--layers", "77"}, 2, {"--layers 77"});
   failure({"--ids", "nobody"}, 3, {"nobody", "train.fasta"});
-  ASSERT_EQ(run({"train", "--preset", "tiny", "--train", "train.fasta", "-o", "hashed", "--steps", "2",
-                 "--set", "attention.kind=lsh", "--set", "data.batch_tokens=512"})
+  ASSERT_EQ(run({"train", "--preset", "tiny", "--train", "train.fasta", "-o", "projected", "--steps", "2",
+                 "--set", "attention.kind=linformer", "--set", "attention.length=512", "--set",
+                 "model.objective=masked", "--set", "data.batch_tokens=512"})
                 .code,
             0);
-  expect_failure(run({"attention", "hashed", "train.fasta", "-o", "seen"}), 2,
-                 {"lsh", "exact", "favor-softmax", "local"});
+  expect_failure(run({"attention", "projected", "train.fasta", "-o", "seen"}), 2,
+                 {"linformer", "exact", "favor-softmax", "local"});
   expect_failure(run({"attention", "nowhere", "train.fasta", "-o", "seen"}), 3, {"nowhere"});
 }
 

@@ -39,7 +39,9 @@ TEST_F(Bench, JsonIsAListOfRows) {
     EXPECT_EQ(row.at("head_size"), 8);
     EXPECT_FALSE(row.at("target").get<std::string>().empty());
     const std::string kind = row.at("kind");
-    const int features = kind == "favor-softmax" ? 16 : kind == "favor-relu" ? 8 : 0;
+    const int features = kind == "favor-softmax" || kind == "favor-trigonometric" ? 16
+                         : kind == "favor-relu"                                   ? 8
+                                                                                  : 0;
     EXPECT_EQ(row.at("features"), features) << kind << ": those of favor-relu are its inputs";
     EXPECT_GT(row.at("ns"), 0.0);
     EXPECT_GE(row.at("share_of_limit"), 0.0);

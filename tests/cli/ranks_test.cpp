@@ -159,6 +159,7 @@ TEST_F(RanksOfTrain, AStoppedRankIsLostAfterTheTimeout) {
 
 TEST_F(RanksOfTrain, ErrorsOfOneRankReachAll) {
   // The folder is not empty, which only rank 0 looks at.
+  std::filesystem::create_directories(path("full"));
   write("full/file", "something");
   const Result result = run(command("full", 64, {"--steps", "3", "--nproc", "2"}));
   EXPECT_EQ(result.code, 2) << result.err;

@@ -33,8 +33,9 @@ Source read_folder(const std::string& path) {
       "own path",
       path);
   read_config(source);
-  check<InputError>(!source.config.has("format") || source.config.has("model_type"),
-                    "{} is a model of this program already: nothing is left to convert", path);
+  check<InputError>(
+      !source.config.has("format") || source.config.text_or("model_type", "performer") != "performer",
+      "{} is a model of this program already: nothing is left to convert", path);
   const FolderWeights weights = read_weights_folder(path);
   source.tensors = weights.stored.tensors;
   if (!weights.files.empty() && !weights.files.front().ends_with(".safetensors")) source.format = "torch";
