@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 
@@ -23,7 +24,8 @@ constexpr LabelForm kSequenceClasses{true, false}, kSequenceValues{false, false}
     kTokenValues{false, true};
 
 std::string label_file(const std::string& text) {
-  const std::string path = testing::TempDir() + "/performer-labels.tsv";
+  // Of this process: ctest runs several at a time.
+  const std::string path = fmt::format("{}/performer-labels-{}.tsv", testing::TempDir(), ::getpid());
   write_file(path, text);
   return path;
 }

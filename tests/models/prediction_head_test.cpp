@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -71,7 +72,7 @@ TEST(PredictionHead, ComesBackFromItsFile) {
 }
 
 TEST(PredictionHead, LiesInTheModelFolder) {
-  const std::string path = testing::TempDir() + "/performer-head-folder";
+  const std::string path = fmt::format("{}/performer-head-{}", testing::TempDir(), ::getpid());
   std::filesystem::remove_all(path);
   ModelFolder folder;
   folder.model = LanguageModel(ModelConfig{.layers = 1, .width = 16, .heads = 2, .ffn = 16},
