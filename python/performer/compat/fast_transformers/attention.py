@@ -7,6 +7,7 @@ import math
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from performer.compat import _arithmetic
@@ -73,15 +74,15 @@ class CausalLinearAttention(_FeatureMapAttention):
         query_lengths: BaseMask | None,
         key_lengths: BaseMask | None,
     ) -> Tensor:
-        """[N, L, H, E]; keys beyond the L-th are dropped."""
+        """[N, L, H, E]; keys beyond the L-th are dropped, and missing ones are taken for zeros."""
         if not attn_mask.lower_triangular:
             raise RuntimeError("CausalLinearAttention only supports full lower triangular masks")
         length = queries.shape[1]
-        if keys.shape[1] < length:
-            raise ValueError(f"causal attention of {length} queries needs as many keys, found {keys.shape[1]}")
         q, k = self._features(queries, keys, key_lengths)
-        v = values.transpose(1, 2)[:, :, :length]
-        return self._normalized(*_arithmetic.causal_linear_attention(q, k[:, :, :length], v), values.dtype)
+        v = values.transpose(1, 2)
+        missing = max(0, length - keys.shape[1])
+        k, v = (F.pad(x[:, :, :length], (0, 0, 0, missing)) for x in (k, v))
+        return self._normalized(*_arithmetic.causal_linear_attention(q, k, v), values.dtype)
 
 
 class FullAttention(nn.Module):
