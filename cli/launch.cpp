@@ -153,8 +153,11 @@ class Ranks {
       spdlog::error("rank {} was ended by signal {} ({})", rank, WTERMSIG(status),
                     ::strsignal(WTERMSIG(status)));
     }
-    if (code == 0 || code_ != 0) return;
-    code_ = code;
+    if (code == 0) return;
+    const bool first = code_ == 0;
+    // A rank that is told of another's error ends with 1, perhaps before that rank, whose code says more.
+    if (first || code_ == 1) code_ = code;
+    if (!first) return;
     deadline_ = std::chrono::steady_clock::now() + std::chrono::seconds(static_cast<int64_t>(patience_));
   }
 
