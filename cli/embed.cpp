@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "cli/chunk_options.h"
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
 #include "cli/inputs.h"
@@ -135,11 +136,7 @@ Action embed_command(CLI::App& app) {
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
       ->capture_default_str();
   app.add_flag("--resume", options->resume, "go on where an interrupted run stopped");
-  whole_option(app, "--chunk", options->request.chunk, "tokens of a long sequence that are handled at a time",
-               {.least = 1, .most = 1 << 24});
-  whole_option(app, "--most-whole", options->request.most_whole,
-               "longest sequence, in tokens, for models that cannot read in chunks: memory grows with it",
-               {.least = 1});
+  add_chunk_options(app, options->request);
   options->common.add_to(app);
   app.footer(kEmbedFooter);
   return [options] { run(*options); };

@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 
+#include "cli/chunk_options.h"
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
 #include "cli/inputs.h"
@@ -190,11 +191,7 @@ Action predict_command(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--json", options->json, "JSON lines instead of TSV");
   app.add_flag("--per-sequence", options->per_sequence, "labels of tokens: one line a sequence");
-  whole_option(app, "--chunk", options->request.chunk, "tokens of a long sequence that are handled at a time",
-               {.least = 1, .most = 1 << 24});
-  whole_option(app, "--most-whole", options->request.most_whole,
-               "longest sequence, in tokens, for models that cannot read in chunks: memory grows with it",
-               {.least = 1});
+  add_chunk_options(app, options->request);
   options->common.add_to(app);
   app.footer(kPredictFooter);
   return [options] { run(*options); };

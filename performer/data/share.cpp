@@ -52,12 +52,14 @@ SharedBatch share_of(const Batch& whole, const Share& share) {
   shared.length = whole.width;
   shared.part_end = whole.width;
   const bool packed = !whole.cu_seqlens.empty();
+  size_t first_segment = 0;
   if (packed) {
     const std::vector<size_t> first = segments_of_parts(whole.cu_seqlens, share.parts);
     const size_t begin = first[static_cast<size_t>(share.part)],
                  end = first[static_cast<size_t>(share.part) + 1];
     shared.part_begin = whole.cu_seqlens[begin];
     shared.part_end = whole.cu_seqlens[end];
+    first_segment = begin;
     for (size_t i = begin; i <= end; ++i)
       shared.part_bounds.push_back(whole.cu_seqlens[i] - shared.part_begin);
     batch.rows = 1;
@@ -77,12 +79,17 @@ SharedBatch share_of(const Batch& whole, const Share& share) {
   take(whole.weights, batch.weights);
   take(whole.positions, batch.positions);
   take(whole.valid, batch.valid);
-  if (share.whole()) batch.sequences = whole.sequences;
-  if (!packed) return shared;
+  if (!packed) {
+    take_columns(whole.sequences, 1, shared.row, batch.rows, 0, 1, batch.sequences);
+    return shared;
+  }
   batch.cu_seqlens = {0};
-  for (const int64_t bound : shared.part_bounds) {
-    const int64_t own = std::min(bound + shared.part_begin, end) - shared.begin;
-    if (own > batch.cu_seqlens.back()) batch.cu_seqlens.push_back(own);
+  for (size_t i = 0; i < shared.part_bounds.size(); ++i) {
+    const int64_t own = std::min(shared.part_bounds[i] + shared.part_begin, end) - shared.begin;
+    if (own <= batch.cu_seqlens.back())
+      continue;  // of slices before, or the segment that ends this one was it
+    batch.cu_seqlens.push_back(own);
+    if (!whole.sequences.empty()) batch.sequences.push_back(whole.sequences[first_segment + i - 1]);
   }
   return shared;
 }

@@ -57,8 +57,11 @@ TEST(Share, SharesOfRowsMakeTheBatch) {
 }
 
 TEST(Share, PackedSegmentsStayWholeWithinAPart) {
-  const Batch whole = packed_of({0, 10, 14, 20, 23, 40});
+  Batch whole = packed_of({0, 10, 14, 20, 23, 40});
+  whole.sequences = {7, 8, 9, 3, 4};
   const SharedBatch first = share_of(whole, {0, 2}), second = share_of(whole, {1, 2});
+  EXPECT_EQ(first.batch.sequences, (std::vector<int64_t>{7, 8, 9}));
+  EXPECT_EQ(second.batch.sequences, (std::vector<int64_t>{3, 4}));
   EXPECT_EQ(first.batch.cu_seqlens, (std::vector<int64_t>{0, 10, 14, 20}));
   EXPECT_EQ(second.batch.cu_seqlens, (std::vector<int64_t>{0, 3, 20}));
   EXPECT_EQ(second.begin, 20);

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "performer/nn/attention/kind.h"
@@ -37,6 +38,41 @@ inline at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const a
   const at::Tensor weights = (scores - largest).exp() * seen.to(scores.scalar_type());
   const at::Tensor total = weights.sum(1, /*keepdim=*/true);
   return at::mm(weights, value) / total.masked_fill(total == 0, 1);
+}
+
+// A segment of one head of one sequence; part() takes it out of [B, T, H, D].
+struct Segment {
+  int64_t row = 0, head = 0, begin = 0, end = 0;
+
+  at::Tensor part(const at::Tensor& x) const { return x.select(0, row).select(1, head).slice(0, begin, end); }
+  // Bool [end - begin]: the tokens that a mask [B, T] keeps.
+  at::Tensor kept(const std::optional<at::Tensor>& mask) const {
+    return mask ? mask->select(0, row).slice(0, begin, end) : at::ones({end - begin}, at::kBool);
+  }
+};
+
+// Rows [B, T, H, E] of what `rows_of` gives for each segment, [end - begin, E], all sequences cut at
+// `bounds`.
+inline at::Tensor rows_of_segments(const properties::Tokens& in, const std::vector<int64_t>& bounds,
+                                   const std::function<at::Tensor(const Segment&)>& rows_of) {
+  std::vector<at::Tensor> rows;
+  for (int64_t b = 0; b < in.query.size(0); ++b) {
+    std::vector<at::Tensor> heads;
+    for (int64_t h = 0; h < in.query.size(2); ++h) {
+      std::vector<at::Tensor> segments;
+      for (size_t n = 0; n + 1 < bounds.size(); ++n)
+        segments.push_back(rows_of({b, h, bounds[n], bounds[n + 1]}));
+      heads.push_back(at::cat(segments));
+    }
+    rows.push_back(at::stack(heads, 1));
+  }
+  return at::stack(rows);
+}
+
+inline std::vector<bool> flags(const at::Tensor& kept) {
+  std::vector<bool> all;
+  for (int64_t t = 0; t < kept.size(0); ++t) all.push_back(kept[t].item<bool>());
+  return all;
 }
 
 // Rows and gradients of a function of queries, keys and values that all have gradients.

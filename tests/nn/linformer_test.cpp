@@ -86,32 +86,16 @@ at::Tensor reduced(const Attention& attention, const std::string& reduce, const 
 
 at::Tensor dense_rows(const Attention& attention, const std::string& reduce, const Tokens& in,
                       const std::optional<at::Tensor>& mask, const std::vector<int64_t>& bounds) {
-  std::vector<at::Tensor> rows;
-  for (int64_t b = 0; b < in.query.size(0); ++b) {
-    std::vector<at::Tensor> heads;
-    for (int64_t h = 0; h < kHeads; ++h) {
-      std::vector<at::Tensor> segments;
-      for (size_t n = 0; n + 1 < bounds.size(); ++n) {
-        const auto part = [&](const at::Tensor& x) {
-          return x.select(0, b).select(1, h).slice(0, bounds[n], bounds[n + 1]);
-        };
-        std::vector<bool> kept;
-        for (int64_t t = bounds[n]; t < bounds[n + 1]; ++t)
-          kept.push_back(!mask || (*mask)[b][t].item<bool>());
-        const at::Tensor key = reduced(attention, reduce, "keys", h, part(in.key), kept),
-                         value = reduced(attention, reduce, "values", h, part(in.value), kept);
-        const at::Tensor seen = at::ones({part(in.query).size(0), key.size(0)}, at::kBool);
-        at::Tensor out = key.size(0) == 0 ? at::zeros_like(part(in.query))
-                                          : dense::attend(part(in.query), key, value, seen, 0.5);
-        if (mask)
-          out = out * mask->select(0, b).slice(0, bounds[n], bounds[n + 1]).unsqueeze(1).to(at::kDouble);
-        segments.push_back(out);
-      }
-      heads.push_back(at::cat(segments));
-    }
-    rows.push_back(at::stack(heads, 1));
-  }
-  return at::stack(rows);
+  return dense::rows_of_segments(in, bounds, [&](const dense::Segment& segment) {
+    const at::Tensor query = segment.part(in.query), kept = segment.kept(mask);
+    const auto reduced_part = [&](const char* name, const at::Tensor& x) {
+      return reduced(attention, reduce, name, segment.head, segment.part(x), dense::flags(kept));
+    };
+    const at::Tensor key = reduced_part("keys", in.key), value = reduced_part("values", in.value);
+    if (key.size(0) == 0) return at::zeros_like(query);
+    const at::Tensor seen = at::ones({query.size(0), key.size(0)}, at::kBool);
+    return dense::attend(query, key, value, seen, 0.5) * kept.unsqueeze(1).to(at::kDouble);
+  });
 }
 
 TEST(Linformer, FollowsTheDefinition) {

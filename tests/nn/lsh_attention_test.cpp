@@ -99,25 +99,10 @@ at::Tensor dense_head(const at::Tensor& query, const at::Tensor& value, const at
 
 at::Tensor dense_rows(const Tokens& in, const at::Tensor& projection, const Sizes& sizes,
                       const std::optional<at::Tensor>& mask, const std::vector<int64_t>& bounds) {
-  std::vector<at::Tensor> rows;
-  for (int64_t b = 0; b < in.query.size(0); ++b) {
-    std::vector<at::Tensor> heads;
-    for (int64_t h = 0; h < kHeads; ++h) {
-      std::vector<at::Tensor> segments;
-      for (size_t n = 0; n + 1 < bounds.size(); ++n) {
-        const auto part = [&](const at::Tensor& x) {
-          return x.select(0, b).select(1, h).slice(0, bounds[n], bounds[n + 1]);
-        };
-        std::vector<bool> kept;
-        for (int64_t t = bounds[n]; t < bounds[n + 1]; ++t)
-          kept.push_back(!mask || (*mask)[b][t].item<bool>());
-        segments.push_back(dense_head(part(in.query), part(in.value), projection[h], kept, sizes));
-      }
-      heads.push_back(at::cat(segments));
-    }
-    rows.push_back(at::stack(heads, 1));
-  }
-  return at::stack(rows);
+  return dense::rows_of_segments(in, bounds, [&](const dense::Segment& segment) {
+    return dense_head(segment.part(in.query), segment.part(in.value), projection[segment.head],
+                      dense::flags(segment.kept(mask)), sizes);
+  });
 }
 
 TEST(LshAttention, FollowsTheDefinition) {

@@ -36,29 +36,14 @@ using HeadSees = std::function<Sees(int64_t head)>;
 // All heads of all rows; hidden tokens are neither keys nor queries, and segments do not see each other.
 at::Tensor dense_rows(const Tokens& in, const HeadSees& sees, const std::optional<at::Tensor>& mask,
                       const std::vector<int64_t>& bounds) {
-  std::vector<at::Tensor> rows;
-  for (int64_t b = 0; b < in.query.size(0); ++b) {
-    std::vector<at::Tensor> heads;
-    for (int64_t h = 0; h < in.query.size(2); ++h) {
-      std::vector<at::Tensor> segments;
-      for (size_t n = 0; n + 1 < bounds.size(); ++n) {
-        const auto part = [&](const at::Tensor& x) {
-          return x.select(0, b).select(1, h).slice(0, bounds[n], bounds[n + 1]);
-        };
-        const int64_t tokens = bounds[n + 1] - bounds[n];
-        at::Tensor seen = dense::matrix(tokens, sees(h));
-        if (mask) {
-          const at::Tensor kept = mask->select(0, b).slice(0, bounds[n], bounds[n + 1]);
-          seen = seen.logical_and(kept.unsqueeze(0)).logical_and(kept.unsqueeze(1));
-        }
-        segments.push_back(dense::attend(part(in.query), part(in.key), part(in.value), seen,
-                                         1 / std::sqrt(static_cast<double>(kSize))));
-      }
-      heads.push_back(at::cat(segments));
-    }
-    rows.push_back(at::stack(heads, 1));
-  }
-  return at::stack(rows);
+  return dense::rows_of_segments(in, bounds, [&](const dense::Segment& segment) {
+    const at::Tensor kept = segment.kept(mask);
+    const at::Tensor seen = dense::matrix(segment.end - segment.begin, sees(segment.head))
+                                .logical_and(kept.unsqueeze(0))
+                                .logical_and(kept.unsqueeze(1));
+    return dense::attend(segment.part(in.query), segment.part(in.key), segment.part(in.value), seen,
+                         1 / std::sqrt(static_cast<double>(kSize)));
+  });
 }
 
 void expect_definition(const AttentionConfig& config, bool causal, const HeadSees& sees, int64_t tokens,

@@ -55,7 +55,7 @@ void take_decoder(SourceWeights& weights, ModelConfig& model, int64_t vocabulary
 }
 
 // Sources without a head for hidden tokens: encoders of sentences, for example.
-std::string no_head(SourceWeights&, ModelConfig& model, int64_t vocabulary, Tensors& ours) {
+std::string no_head(ModelConfig& model, int64_t vocabulary, Tensors& ours) {
   model.output_head = "linear";
   model.tied_output = true;
   ours["output_bias"] = at::zeros({vocabulary});
@@ -73,6 +73,30 @@ void take_positions(SourceWeights& weights, ModelConfig& model, int64_t first, i
     rows = rows + weights.take("embeddings.token_type_embeddings.weight", {types, model.width})[0];
   model.max_length -= first;
   ours["positions"] = rows.contiguous();
+}
+
+int64_t vocabulary_of(const SourceWeights& weights) {
+  return weights.size("embeddings.word_embeddings.weight", 0);
+}
+
+// All below the head: tokens, positions as take_positions() has them, and blocks.
+void take_encoder(SourceWeights& weights, ModelConfig& model, int64_t first, int64_t types,
+                  BlockNames (*names_of)(int64_t layer), Tensors& ours) {
+  ours["embedding.weight"] =
+      weights.take("embeddings.word_embeddings.weight", {vocabulary_of(weights), model.width});
+  take_positions(weights, model, first, types, ours);
+  take_norm(weights, model, "embeddings.LayerNorm", "embedding_norm", ours);
+  for (int64_t layer = 0; layer < model.layers; ++layer)
+    take_block(weights, model, layer, names_of(layer), ours);
+}
+
+// Nothing of the weights may be left.
+Imported finish(Imported made, const SourceWeights& weights, const Source& source, int64_t vocabulary) {
+  weights.finish();
+  const auto report = weights.report();
+  made.notes.insert(made.notes.end(), report.begin(), report.end());
+  made.tokens = read_tokens(source.directory, vocabulary);
+  return made;
 }
 
 BlockNames bert_names(int64_t layer) {
@@ -101,25 +125,16 @@ Imported import_bert(const Source& source) {
   leave_out_extras(weights);
   for (const char* head : {"cls.species.", "cls.chain.", "cls.graft."})
     weights.leave_out(head, "a classification head of AntiBERTy");
-  const int64_t vocabulary = weights.size("embeddings.word_embeddings.weight", 0);
-  made.tensors["embedding.weight"] =
-      weights.take("embeddings.word_embeddings.weight", {vocabulary, model.width});
-  take_positions(weights, model, 0, source.config.whole_or("type_vocab_size", 2), made.tensors);
-  take_norm(weights, model, "embeddings.LayerNorm", "embedding_norm", made.tensors);
-  for (int64_t layer = 0; layer < model.layers; ++layer)
-    take_block(weights, model, layer, bert_names(layer), made.tensors);
+  const int64_t vocabulary = vocabulary_of(weights);
+  take_encoder(weights, model, 0, source.config.whole_or("type_vocab_size", 2), bert_names, made.tensors);
   if (weights.has("cls.predictions.transform.dense.weight")) {
     take_transform(weights, model, "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
                    made.tensors);
     take_decoder(weights, model, vocabulary, "cls.predictions.decoder", "cls.predictions.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(weights, model, vocabulary, made.tensors));
+    made.notes.push_back(no_head(model, vocabulary, made.tensors));
   }
-  weights.finish();
-  const auto report = weights.report();
-  made.notes.insert(made.notes.end(), report.begin(), report.end());
-  made.tokens = read_tokens(source.directory, vocabulary);
-  return made;
+  return finish(std::move(made), weights, source, vocabulary);
 }
 
 Imported import_roberta(const Source& source) {
@@ -129,30 +144,21 @@ Imported import_roberta(const Source& source) {
   SourceWeights weights = source.weights();
   weights.strip("roberta.");
   leave_out_extras(weights);
-  const int64_t vocabulary = weights.size("embeddings.word_embeddings.weight", 0);
-  made.tensors["embedding.weight"] =
-      weights.take("embeddings.word_embeddings.weight", {vocabulary, model.width});
+  const int64_t vocabulary = vocabulary_of(weights);
   // Positions count from the row behind that of PAD.
   const int64_t first = std::min(source.config.whole_or("pad_token_id", 1), kLargestSize) + 1;
   check<InputError>(first >= 0 && first < model.max_length, "{}: pad_token_id {} leaves none of {} positions",
                     source.config.source(), first - 1, model.max_length);
-  take_positions(weights, model, first, source.config.whole_or("type_vocab_size", 1), made.tensors);
-  take_norm(weights, model, "embeddings.LayerNorm", "embedding_norm", made.tensors);
-  for (int64_t layer = 0; layer < model.layers; ++layer)
-    take_block(weights, model, layer, bert_names(layer), made.tensors);
+  take_encoder(weights, model, first, source.config.whole_or("type_vocab_size", 1), bert_names, made.tensors);
   if (weights.has("lm_head.dense.weight")) {
     check<InputError>(model.activation == "gelu", "{}: RoBERTa's head has the activation gelu, its blocks {}",
                       source.config.source(), model.activation);
     take_transform(weights, model, "lm_head.dense", "lm_head.layer_norm", made.tensors);
     take_decoder(weights, model, vocabulary, "lm_head.decoder", "lm_head.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(weights, model, vocabulary, made.tensors));
+    made.notes.push_back(no_head(model, vocabulary, made.tensors));
   }
-  weights.finish();
-  const auto report = weights.report();
-  made.notes.insert(made.notes.end(), report.begin(), report.end());
-  made.tokens = read_tokens(source.directory, vocabulary);
-  return made;
+  return finish(std::move(made), weights, source, vocabulary);
 }
 
 BlockNames distilbert_names(int64_t layer) {
@@ -178,24 +184,15 @@ Imported import_distilbert(const Source& source) {
   SourceWeights weights = source.weights();
   weights.strip("distilbert.");
   leave_out_extras(weights);
-  const int64_t vocabulary = weights.size("embeddings.word_embeddings.weight", 0);
-  made.tensors["embedding.weight"] =
-      weights.take("embeddings.word_embeddings.weight", {vocabulary, model.width});
-  take_positions(weights, model, 0, 0, made.tensors);
-  take_norm(weights, model, "embeddings.LayerNorm", "embedding_norm", made.tensors);
-  for (int64_t layer = 0; layer < model.layers; ++layer)
-    take_block(weights, model, layer, distilbert_names(layer), made.tensors);
+  const int64_t vocabulary = vocabulary_of(weights);
+  take_encoder(weights, model, 0, 0, distilbert_names, made.tensors);
   if (weights.has("vocab_transform.weight")) {
     take_transform(weights, model, "vocab_transform", "vocab_layer_norm", made.tensors);
     take_decoder(weights, model, vocabulary, "vocab_projector", "vocab_projector.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(weights, model, vocabulary, made.tensors));
+    made.notes.push_back(no_head(model, vocabulary, made.tensors));
   }
-  weights.finish();
-  const auto report = weights.report();
-  made.notes.insert(made.notes.end(), report.begin(), report.end());
-  made.tokens = read_tokens(source.directory, vocabulary);
-  return made;
+  return finish(std::move(made), weights, source, vocabulary);
 }
 
 }  // namespace
