@@ -336,11 +336,11 @@ std::vector<std::string> LabelledSequences::report(const std::string& what) cons
 std::string unused_labels(const LabelTable& table, const std::vector<const LabelledSequences*>& parts) {
   int64_t unused = 0, first_line = std::numeric_limits<int64_t>::max();
   std::string first;
-  for (const auto& [id, row] : table.rows()) {
-    if (std::ranges::any_of(parts, [&](const LabelledSequences* part) { return part->met().contains(id); }))
-      continue;
+  for (const auto& row : table.rows()) {
+    const auto has_it = [&row](const LabelledSequences* part) { return part->met().contains(row.first); };
+    if (std::ranges::any_of(parts, has_it)) continue;
     ++unused;
-    if (row.line < first_line) first_line = row.line, first = id;
+    if (row.second.line < first_line) first_line = row.second.line, first = row.first;
   }
   if (unused == 0) return "";
   return fmt::format("{} of {} labels in {} belong to no sequence (the first is '{}', line {})", unused,

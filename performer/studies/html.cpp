@@ -16,7 +16,7 @@ constexpr const char* kNone = "<span class=\"none\" title=\"not measured\">–</
 std::string grouped(double value) {
   std::string digits = fmt::format("{:.0f}", std::abs(value));
   for (auto at = static_cast<int64_t>(digits.size()) - 3; at > 0; at -= 3)
-    digits.insert(static_cast<size_t>(at), ",");
+    digits.insert(static_cast<size_t>(at), 1, ',');
   return (value < 0 ? "-" : "") + digits;
 }
 

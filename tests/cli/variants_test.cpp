@@ -61,7 +61,9 @@ TEST_F(VariantsCommand, MaskedModelsHaveThreeScores) {
     EXPECT_EQ(columns_of(lines_of(result.out)[1])[2], score);
     const bool marginal = std::string(score) != "pseudo-likelihood";
     EXPECT_EQ(columns_of(lines_of(result.out)[2])[2], marginal ? "one-pass-pseudo-likelihood" : score);
-    if (marginal) EXPECT_THAT(result.err, HasSubstr("1 of 2 variants insert or delete residues"));
+    if (marginal) {
+      EXPECT_THAT(result.err, HasSubstr("1 of 2 variants insert or delete residues"));
+    }
   }
   EXPECT_EQ(run({"variants", "masked", "wild.fasta", "--table", "list"}).code, 0);
 }

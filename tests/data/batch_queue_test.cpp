@@ -55,7 +55,9 @@ TEST_F(BatchQueueTest, QueuesShareACorpusAndMayBeGivenUpAtAnyMoment) {
     BatchQueue other(training_batches(corpus_, config_, "causal", {}));
     for (int i = 0; i < taken % 6; ++i) {
       const QueuedBatch batch = one.next();
-      if (i == 0) EXPECT_EQ(batch.batch.inputs, expected.inputs);
+      if (i == 0) {
+        EXPECT_EQ(batch.batch.inputs, expected.inputs);
+      }
     }
     EXPECT_EQ(other.next().batch.inputs, expected.inputs);
   }

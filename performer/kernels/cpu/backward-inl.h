@@ -114,7 +114,7 @@ class BackwardHead : public Head<Number> {
       if (exponential) log_scale[f] = -final_scale[f];
     }
   }
-  void PackMirror(const float* state) {
+  void PackMirror([[maybe_unused]] const float* state) {
 #ifdef PERFORMER_BFLOAT16
     if constexpr (kHalf) {
       PackRowPairs(state, n.ep, n.rows, n.ep, mirror_pairs, n.ep);

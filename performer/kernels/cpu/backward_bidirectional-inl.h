@@ -68,7 +68,7 @@ class BidirectionalBackward : public BackwardHead<Number> {
     }
   }
   // phi_cells: phi with depth C.
-  void PackTokens(int64_t count) {
+  void PackTokens([[maybe_unused]] int64_t count) {
 #ifdef PERFORMER_BFLOAT16
     if constexpr (kHalf) PackRowPairs(phi, n.mp, count, n.mp, phi_cells, n.mp);
 #endif

@@ -202,7 +202,7 @@ class CausalBackward : public BackwardHead<Number> {
                  true);
     for (int64_t i = 0; i < count; ++i) Axpy(inner[i], phi_q + i * n.mp, mirror_sum, n.mp);
   }
-  void PackQueryFeatures(int64_t count, bool rows_too) {
+  void PackQueryFeatures([[maybe_unused]] int64_t count, [[maybe_unused]] bool rows_too) {
 #ifdef PERFORMER_BFLOAT16
     if constexpr (kHalf) {
       PackRowPairs(phi_q, n.mp, count, n.mp, phi_q_tokens, n.mp);

@@ -28,10 +28,10 @@ HWY_INLINE void ScaleRow(const float* x, float a, int64_t count, float* y) {
 HWY_INLINE void LoadRow(const View& view, int64_t offset, int64_t count, float factor, float* row) {
   if (view.type == DataType::float32)
     return ScaleRow(static_cast<const float*>(view.data) + offset, factor, count, row);
-  const Tag d;
-  const uint16_t* from = static_cast<const uint16_t*>(view.data) + offset;
   int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
+  const Tag d;
+  const uint16_t* from = static_cast<const uint16_t*>(view.data) + offset;
   if (view.type == DataType::bfloat16) {
     const hn::Rebind<uint16_t, Tag> bits;
     const hn::RebindToUnsigned<Tag> wide;

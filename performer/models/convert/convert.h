@@ -40,8 +40,8 @@ struct Imported {
   AttentionConfig attention;  // what the source computes: exact, unless the source is linear itself
   // Other kinds that the attention weights of the file may be of: they are kept when one of them is chosen.
   std::vector<std::string> kinds = {};
-  Tensors tensors;
-  SourceTokens tokens;
+  Tensors tensors = {};
+  SourceTokens tokens = {};
   std::vector<std::string> notes = {};  // for the user: what was left out, and why
 };
 
