@@ -2,6 +2,7 @@
 // Where bytes come from: a file, standard input, memory, or one of those unpacked on the way.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -30,6 +31,8 @@ class ByteSource {
 std::unique_ptr<ByteSource> open_bytes(const std::string& path);
 // Bytes that lie in memory and outlive the source.
 std::unique_ptr<ByteSource> memory_bytes(std::string_view bytes);
+template <std::same_as<std::string> Text>
+std::unique_ptr<ByteSource> memory_bytes(Text&& bytes) = delete;  // a temporary would not outlive it
 // What messages call a path: standard input for "-".
 std::string source_name(const std::string& path);
 

@@ -161,7 +161,7 @@ AttentionResult attention_meta(const Tensor& query, const Tensor& key, const Ten
   const Tensor out = tokens_first(rows, heads_first);
   auto [kv, key_sum, log_scale] = state_shapes(q, v, cu_query, NamedMap(PERFORMER_MAP_NAMES).options);
   if (return_state) return {out, kv, key_sum, log_scale};
-  const auto none = [&] { return at::empty({0}, kv.options()); };
+  const auto none = [options = kv.options()] { return at::empty({0}, options); };
   return {out, none(), none(), none()};
 }
 

@@ -189,13 +189,13 @@ std::string calibration(const ReportInput& input, const std::vector<Found>& foun
   table.columns({"probability", "tokens", "mean probability", "right"});
   std::string errors;
   for (const Found& each : found) {
-    if (!each.json.contains("calibration")) continue;
-    const Json& bins = each.json["calibration"]["bins"];
+    if (!each.json.contains("calibration") || !each.json["calibration"].is_array()) continue;
+    const Json& bins = each.json["calibration"];
     ChartSeries series{each.name, {}};
     for (size_t i = 0; i < bins.size(); ++i) {
       series.points.push_back({value_of(bins[i], "confidence"), value_of(bins[i], "accuracy"), 0});
       const auto cell = [&](const char* key, NumberStyle style) {
-        return number(input.numbers, fmt::format("{}/calibration/bins/{}/{}", each.pointer, i, key), style);
+        return number(input.numbers, fmt::format("{}/calibration/{}/{}", each.pointer, i, key), style);
       };
       if (value_of(bins[i], "tokens") > 0) {
         table.row(fmt::format("{}{:.0f}–{:.0f} %", found.size() > 1 ? each.name + ": " : "",
@@ -206,7 +206,7 @@ std::string calibration(const ReportInput& input, const std::vector<Found>& foun
     }
     chart.series.push_back(series);
     errors += fmt::format("<p>Expected calibration error of {}: {}.</p>\n", escape(each.name),
-                          number(input.numbers, each.pointer + "/calibration/error", NumberStyle::share));
+                          number(input.numbers, each.pointer + "/calibration_error", NumberStyle::share));
   }
   if (table.empty()) return "";
   chart.series.push_back(

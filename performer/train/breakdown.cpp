@@ -81,8 +81,9 @@ Json Breakdown::to_json(const data::Vocabulary& vocabulary, const data::Baseline
                     {"confidence", mean(bin.confidence)},
                     {"accuracy", mean(correct)}});
   }
-  json["calibration"] = {{"bins", bins}, {"error", nullptr}};
-  if (tokens > 0) json["calibration"]["error"] = error / static_cast<double>(tokens);
+  json["calibration"] = std::move(bins);
+  json["calibration_error"] = nullptr;
+  if (tokens > 0) json["calibration_error"] = error / static_cast<double>(tokens);
   return json;
 }
 

@@ -29,10 +29,10 @@ class Breakdown {
   void add(int64_t length, const data::Score& model, const data::Score& unigram, const data::Score& bigram);
 
   // {"by_length": [{"from", "to", "sequences", "model", "unigram", "bigram"}], "by_symbol": [{"symbol",
-  // "tokens", "accuracy", "perplexity", "predicted", "unigram_perplexity"}], "calibration": {"bins":
-  // [{"from", "to", "tokens", "confidence", "accuracy"}], "error"}}. Lengths are 1 to 64 and then double, and
-  // only those that occur are listed, as are symbols. The error is the expected calibration error: the mean
-  // of |confidence - accuracy| over the bins, weighted by their tokens. null: nothing was scored.
+  // "tokens", "accuracy", "perplexity", "predicted", "unigram_perplexity"}], "calibration": [{"from",
+  // "to", "tokens", "confidence", "accuracy"}], "calibration_error"}. Lengths are 1 to 64 and then double,
+  // and only those that occur are listed, as are symbols. The expected calibration error is the mean of
+  // |confidence - accuracy| over the parts, weighted by their tokens. null: nothing was scored.
   nlohmann::ordered_json to_json(const data::Vocabulary& vocabulary, const data::Baselines& baselines) const;
 
  private:

@@ -32,6 +32,8 @@ TEST_F(ReportCommand, ShowsWhatTheOtherCommandsWrote) {
   EXPECT_TRUE(evaluation.contains("by_length"));
   EXPECT_TRUE(evaluation.contains("by_symbol"));
   EXPECT_TRUE(evaluation.contains("calibration"));
+  for (const auto& [key, part] : evaluation.items())  // whoever prints all parts may rely on it
+    EXPECT_TRUE(!part.is_object() || part.contains("perplexity")) << key;
   const std::string page = read("report.html");
   for (const char* text : {"attention.kind", "Similarity of amino acids", "generated.fasta", "Calibration"})
     EXPECT_THAT(page, HasSubstr(text));

@@ -41,7 +41,7 @@ inline void try_form(const data::TextTable& rows, const data::LabelForm& form) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace performer;
-  const auto source = data::memory_bytes(std::string(reinterpret_cast<const char*>(data), size));
+  const auto source = data::memory_bytes({reinterpret_cast<const char*>(data), size});
   data::TextTable rows;
   try {
     rows = data::read_table(*source, "table", /*header=*/false);

@@ -75,8 +75,8 @@ class Report : public ::testing::Test {
         R"(18.0, "tokens": 12}, "bigram": null, "sequences": 3, "seconds": 1.0, "by_length": [{"from": 1, "to": 64,)"
         R"("sequences": 3, "model": {"accuracy": 0.125, "perplexity": 16.5, "tokens": 12}, "unigram": {"accuracy": 0.1,)"
         R"("perplexity": 18.0, "tokens": 12}, "bigram": null}], "by_symbol": [{"symbol": "A<", "tokens": 12, "accuracy":)"
-        R"(0.125, "perplexity": 16.5, "unigram_perplexity": 18.0, "predicted": 2}], "calibration": {"bins": [{"from": 0,)"
-        R"("to": 0.1, "tokens": 12, "confidence": 0.08, "accuracy": 0.125}], "error": 0.045}})");
+        R"(0.125, "perplexity": 16.5, "unigram_perplexity": 18.0, "predicted": 2}], "calibration": [{"from": 0,)"
+        R"("to": 0.1, "tokens": 12, "confidence": 0.08, "accuracy": 0.125}], "calibration_error": 0.045})");
     write(name + "/results.json", Json{{"what", kEvil}, {"deep", {{"a/b", 0.123456789}}}}.dump());
     write(name + "/generated_1.fasta", std::string(">1 ") + kEvil + "\nMKT\n");
     write(

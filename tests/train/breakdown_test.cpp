@@ -42,15 +42,15 @@ TEST(Breakdown, CountsSymbolsLengthsAndConfidence) {
   EXPECT_EQ(symbols[1]["symbol"], "C");
   EXPECT_EQ(symbols[1]["predicted"], 1);
   EXPECT_TRUE(symbols[1]["accuracy"].is_null()) << "no C was asked for";
-  const auto& bins = json["calibration"]["bins"];
+  const auto& bins = json["calibration"];
   ASSERT_EQ(bins.size(), 10u);
   EXPECT_EQ(bins[5]["tokens"], 2);
   EXPECT_NEAR(bins[5]["confidence"].get<double>(), 0.51, 1e-12);
   EXPECT_EQ(bins[5]["accuracy"], 0.5);
   EXPECT_EQ(bins[9]["tokens"], 1) << "a probability of 1 is in the last bin";
   EXPECT_TRUE(bins[0]["accuracy"].is_null());
-  EXPECT_NEAR(json["calibration"]["error"].get<double>(), (2 * 0.01 + 0) / 3, 1e-12);
-  EXPECT_TRUE(Breakdown().to_json(vocabulary, baselines)["calibration"]["error"].is_null());
+  EXPECT_NEAR(json["calibration_error"].get<double>(), (2 * 0.01 + 0) / 3, 1e-12);
+  EXPECT_TRUE(Breakdown().to_json(vocabulary, baselines)["calibration_error"].is_null());
 }
 
 // The parts of an evaluation add up to the whole.
@@ -78,7 +78,7 @@ TEST(Breakdown, AddsUpToTheEvaluation) {
       by_symbol += symbol["tokens"].get<int64_t>();
       predicted += symbol["predicted"].get<int64_t>();
     }
-    for (const auto& bin : json["calibration"]["bins"]) {
+    for (const auto& bin : json["calibration"]) {
       in_bins += bin["tokens"].get<int64_t>();
       if (bin["tokens"] > 0) right += bin["tokens"].get<double>() * bin["accuracy"].get<double>();
     }
