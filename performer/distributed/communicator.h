@@ -29,8 +29,8 @@ struct Traffic {
 };
 
 // All ranks of a communicator call the same functions in the same order with tensors of the same shape and
-// type; messages between two ranks concern these alone. Tensors are contiguous and on the CPU. Errors: Error saying which rank was lost, or which failed and
-// why; after one, nothing more can be exchanged.
+// type; messages between two ranks concern these alone. Tensors are contiguous and on the CPU. Errors: Error
+// saying which rank was lost, or which failed and why; after one, nothing more can be exchanged.
 class Communicator {
  public:
   virtual ~Communicator() = default;
