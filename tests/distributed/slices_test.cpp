@@ -74,29 +74,30 @@ SequenceBatch slice_of(const Whole& whole, const std::vector<int64_t>& cuts, int
   return batch;
 }
 
-struct Result {
+struct LayerResult {
   at::Tensor output, x;                          // the gradient of x
   std::map<std::string, at::Tensor> parameters;  // their gradients
 };
 
-void add_gradients(Result& result, nn::MultiHeadAttention& layer) {
+void add_layer_gradients(LayerResult& result, nn::MultiHeadAttention& layer) {
   for (const auto& item : layer->named_parameters()) {
     at::Tensor& sum = result.parameters[item.key()];
     sum = sum.defined() ? sum + item.value().grad() : item.value().grad().clone();
   }
 }
 
-Result in_one_call(const std::string& objective, const Whole& whole) {
+LayerResult layer_in_one_call(const std::string& objective, const Whole& whole) {
   nn::MultiHeadAttention layer = make_layer(objective);
   const at::Tensor x = whole.x.detach().clone().requires_grad_();
   const at::Tensor output = layer->forward(x, whole.batch);
   (output * whole.weights).sum().backward();
-  Result result{output.detach(), x.grad(), {}};
-  add_gradients(result, layer);
+  LayerResult result{output.detach(), x.grad(), {}};
+  add_layer_gradients(result, layer);
   return result;
 }
 
-Result over_ranks(const std::string& objective, const Whole& whole, int size, int64_t most_gathered) {
+LayerResult layer_over_ranks(const std::string& objective, const Whole& whole, int size,
+                             int64_t most_gathered) {
   std::vector<nn::MultiHeadAttention> layers;  // made one after the other: they draw from the same generator
   std::vector<int64_t> cuts = {0};
   for (int rank = 0; rank < size; ++rank) {
@@ -104,7 +105,7 @@ Result over_ranks(const std::string& objective, const Whole& whole, int size, in
     cuts.push_back(kTokens * (rank + 1) / size);
   }
   std::vector<at::Tensor> outputs(static_cast<size_t>(size)), gradients(static_cast<size_t>(size));
-  Result result;
+  LayerResult result;
   std::mutex mutex;
   testing::expect_no_errors(testing::run_ranks(size, [&](Communicator& ranks) {
     const auto rank = static_cast<size_t>(ranks.rank());
@@ -116,14 +117,14 @@ Result over_ranks(const std::string& objective, const Whole& whole, int size, in
     outputs[rank] = output.detach();
     gradients[rank] = x.grad();
     const std::lock_guard lock(mutex);
-    add_gradients(result, layers[rank]);
+    add_layer_gradients(result, layers[rank]);
   }));
   result.output = at::cat(outputs, 1);
   result.x = at::cat(gradients, 1);
   return result;
 }
 
-void expect_near(const at::Tensor& found, const at::Tensor& expected, const std::string& what) {
+void expect_close(const at::Tensor& found, const at::Tensor& expected, const std::string& what) {
   EXPECT_LE((found - expected).norm().item<double>(), 1e-11 * expected.norm().item<double>()) << what;
 }
 
@@ -137,13 +138,13 @@ TEST_P(SlicesOfAttention, AreThoseOfOneCall) {
                                             {"a long one", make_whole(1, {0, 3, 36, kTokens})},
                                             {"many", make_whole(1, {0, 8, 9, 13, 24, 30, kTokens})}};
   for (const auto& [name, whole] : all) {
-    const Result expected = in_one_call(objective, whole);
+    const LayerResult expected = layer_in_one_call(objective, whole);
     for (const int size : {3, 5}) {
-      const Result found = over_ranks(objective, whole, size, most_gathered);
-      expect_near(found.output, expected.output, name);
-      expect_near(found.x, expected.x, name + ", gradient of x");
+      const LayerResult found = layer_over_ranks(objective, whole, size, most_gathered);
+      expect_close(found.output, expected.output, name);
+      expect_close(found.x, expected.x, name + ", gradient of x");
       for (const auto& [parameter, gradient] : expected.parameters)
-        expect_near(found.parameters.at(parameter), gradient, name + ", gradient of " + parameter);
+        expect_close(found.parameters.at(parameter), gradient, name + ", gradient of " + parameter);
     }
   }
 }
