@@ -12,6 +12,7 @@
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/models/sizes.h"
+#include "performer/train/slices.h"
 
 namespace performer::cli {
 
@@ -178,8 +179,8 @@ RunConfig resolve(const ConfigSources& sources) {
 
 void validate(const RunConfig& config) {
   performer::validate(config.model, config.attention);
-  performer::validate(config.data);
   performer::validate(config.train);
+  train::validate_data(config.data, config.train);
   performer::validate(config.task);
 }
 

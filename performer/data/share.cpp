@@ -38,11 +38,10 @@ void take_columns(const std::vector<T>& from, int64_t width, int64_t row, int64_
 
 }  // namespace
 
-DataConfig for_ranks(const DataConfig& config, int64_t ranks) {
+DataConfig for_ranks(const DataConfig& config, int64_t parts, int64_t slices) {
   DataConfig all = config;
-  const int64_t own =
-      config.layout == "packed" ? config.batch_tokens : config.batch_tokens / config.length * config.length;
-  all.batch_tokens = ranks * own;
+  const int64_t tokens = slices * config.batch_tokens;
+  all.batch_tokens = parts * (config.layout == "packed" ? tokens : tokens / config.length * config.length);
   return all;
 }
 

@@ -15,9 +15,9 @@ struct Share {
   bool whole() const { return parts == 1 && slices == 1; }
 };
 
-// What one process reads in a step of `ranks` ranks, each of which reads config.batch_tokens: the same with
-// that many times the tokens. Batches with rows have the rows of all ranks.
-DataConfig for_ranks(const DataConfig& config, int64_t ranks);
+// What one process reads in a step of parts x slices ranks, each of which reads config.batch_tokens: the same
+// with that many times the tokens. Batches with rows have as many for each part as its ranks hold together.
+DataConfig for_ranks(const DataConfig& config, int64_t parts, int64_t slices = 1);
 
 // The tokens of a share, and where they stand in the whole batch.
 struct SharedBatch {

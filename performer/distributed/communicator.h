@@ -22,14 +22,15 @@ class Pending {
   virtual void wait() = 0;
 };
 
-// What a rank handed to exchanges so far: their number, and the bytes of its own tensors in them.
+// What a rank handed to exchanges so far: their number, and the bytes of its own tensors in them. A message
+// counts where it is sent.
 struct Traffic {
   int64_t exchanges = 0, bytes = 0;
 };
 
 // All ranks of a communicator call the same functions in the same order with tensors of the same shape and
-// type. Tensors are contiguous and on the CPU. Errors: Error saying which rank was lost, or which failed and
-// why; after one, nothing more can be exchanged.
+// type; messages between two ranks concern these alone. Tensors are contiguous and on the CPU. Errors: Error
+// saying which rank was lost, or which failed and why; after one, nothing more can be exchanged.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -47,6 +48,12 @@ class Communicator {
   virtual at::Tensor gather(const at::Tensor& own) = 0;
   // parts[r] of all ranks, summed, goes to rank r: [size, ...] -> [...].
   virtual at::Tensor sum_of_own_part(const at::Tensor& parts) = 0;
+
+  // A message to one other rank, and its counterpart there: messages from one rank to another arrive in the
+  // order in which they were sent. At least one number, of the same shape and type on both sides.
+  virtual std::unique_ptr<Pending> begin_send(const at::Tensor& tensor, int to) = 0;
+  virtual std::unique_ptr<Pending> begin_receive(const at::Tensor& tensor, int from) = 0;
+  void receive(const at::Tensor& tensor, int from) { begin_receive(tensor, from)->wait(); }
 
   // The communicator of the ranks first, first + stride, ... (`count` of them), this one included. All ranks
   // call it together, each for its own group, with a name that no other division of the ranks has. It must

@@ -18,6 +18,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -54,35 +55,72 @@ std::string reason_of(const std::exception_ptr& pointer) {
   }
 }
 
-class PendingWork final : public Pending {
+// How an exchange went, once another thread knows.
+class Outcome {
  public:
-  PendingWork(const c10::intrusive_ptr<c10d::Work>& work, std::shared_ptr<Watch> watch)
-      : watch_(std::move(watch)), end_(std::make_shared<End>()) {
-    work->getFuture()->addCallback([end = end_](c10::ivalue::Future& future) {
-      const std::lock_guard lock(end->mutex);
-      end->reached = true;
-      if (future.hasError()) end->error = future.exception_ptr();
-      end->changed.notify_all();
-    });
+  void reach(const std::exception_ptr& error) {
+    const std::lock_guard lock(mutex_);
+    reached_ = true;
+    error_ = error;
+    changed_.notify_all();
   }
-
-  void wait() override {
-    std::unique_lock lock(end_->mutex);
-    while (!end_->changed.wait_for(lock, kLook, [&] { return end_->reached; })) {
-      if (const std::string trouble = watch_->trouble(); !trouble.empty()) throw Error(trouble);
+  void wait(Watch& watch) {
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, kLook, [&] { return reached_; })) {
+      if (const std::string trouble = watch.trouble(); !trouble.empty()) throw Error(trouble);
     }
-    if (end_->error) throw Error(watch_->explain(reason_of(end_->error)));
+    if (error_) throw Error(watch.explain(reason_of(error_)));
   }
 
  private:
-  struct End {
-    std::mutex mutex;
-    std::condition_variable changed;
-    bool reached = false;
-    std::exception_ptr error;
-  };
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool reached_ = false;
+  std::exception_ptr error_;
+};
+
+class PendingWork final : public Pending {
+ public:
+  PendingWork(const c10::intrusive_ptr<c10d::Work>& work, std::shared_ptr<Watch> watch)
+      : watch_(std::move(watch)), outcome_(std::make_shared<Outcome>()) {
+    work->getFuture()->addCallback([outcome = outcome_](c10::ivalue::Future& future) {
+      outcome->reach(future.hasError() ? future.exception_ptr() : nullptr);
+    });
+  }
+  void wait() override { outcome_->wait(*watch_); }
+
+ private:
   std::shared_ptr<Watch> watch_;
-  std::shared_ptr<End> end_;
+  std::shared_ptr<Outcome> outcome_;
+};
+
+// Messages have no future, and to give up waiting for one breaks its connection: a thread waits for it.
+class PendingMessage final : public Pending {
+ public:
+  PendingMessage(c10::intrusive_ptr<c10d::Work> work, std::shared_ptr<Watch> watch)
+      : work_(std::move(work)), watch_(std::move(watch)), thread_([this] {
+          try {
+            work_->wait();
+            outcome_.reach(nullptr);
+          } catch (...) {
+            outcome_.reach(std::current_exception());
+          }
+        }) {}
+  ~PendingMessage() override {
+    if (!done_) work_->abort();
+    thread_.join();
+  }
+  void wait() override {
+    outcome_.wait(*watch_);
+    done_ = true;
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> work_;
+  std::shared_ptr<Watch> watch_;
+  Outcome outcome_;
+  bool done_ = false;
+  std::thread thread_;  // last: it uses the others
 };
 
 // What the groups of one meeting share.
@@ -145,6 +183,17 @@ class GlooCommunicator final : public Communicator {
     return all[rank_];
   }
 
+  // A number of its own for each message between two ranks: none takes the place of another.
+  std::unique_ptr<Pending> begin_send(const at::Tensor& tensor, int to) override {
+    std::vector<at::Tensor> tensors{tensor};
+    count(tensor);
+    return message(group_->send(tensors, to, sent_to_[to]++));
+  }
+  std::unique_ptr<Pending> begin_receive(const at::Tensor& tensor, int from) override {
+    std::vector<at::Tensor> tensors{tensor};
+    return message(group_->recv(tensors, from, received_from_[from]++));
+  }
+
   std::unique_ptr<Communicator> group(const std::string& name, int first, int stride, int count) override {
     if (count == 1) return single_rank();
     return std::make_unique<GlooCommunicator>(meeting_, fmt::format("{}/{}", name, first),
@@ -165,6 +214,9 @@ class GlooCommunicator final : public Communicator {
   std::unique_ptr<Pending> pending(const c10::intrusive_ptr<c10d::Work>& work) {
     return std::make_unique<PendingWork>(work, meeting_.watch);
   }
+  std::unique_ptr<Pending> message(const c10::intrusive_ptr<c10d::Work>& work) {
+    return std::make_unique<PendingMessage>(work, meeting_.watch);
+  }
   void finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Tensor& counted) {
     count(counted);
     pending(work)->wait();
@@ -173,6 +225,7 @@ class GlooCommunicator final : public Communicator {
   Meeting meeting_;
   int rank_, size_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  std::map<int, int> sent_to_, received_from_;  // messages so far
   Traffic traffic_;
   bool broken_ = false;
 };

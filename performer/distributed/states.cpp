@@ -7,6 +7,9 @@
 
 #include <utility>
 
+#include "performer/distributed/state_messages.h"
+#include "performer/distributed/state_scan.h"
+
 namespace performer::distributed {
 namespace {
 
@@ -15,13 +18,6 @@ namespace autograd = torch::autograd;
 struct Group : torch::CustomClassHolder {
   std::shared_ptr<Communicator> ranks;
 };
-
-// Tensors of one rank behind each other, and apart again.
-at::Tensor joined(const std::vector<at::Tensor>& tensors) {
-  std::vector<at::Tensor> flat;
-  for (const at::Tensor& tensor : tensors) flat.push_back(tensor.reshape({-1}));
-  return at::cat(flat);
-}
 
 // The anchor, and for each of kv, key_sum and log_scale all ranks' one above the other: [size, ...].
 class GatherStates : public autograd::Function<GatherStates> {
@@ -63,20 +59,41 @@ class GatherStates : public autograd::Function<GatherStates> {
   }
 };
 
-class RankStates final : public nn::StateExchange {
+ops::State merged(const ops::State& a, const ops::State& b) {
+  return a.defined() ? ops::merge_states(a, b) : b;
+}
+
+// Rows of both states: those of `a`, then those of `b`.
+ops::State both(const ops::State& a, const ops::State& b) {
+  return {at::cat({a.kv, b.kv}), at::cat({a.key_sum, b.key_sum}), at::cat({a.log_scale, b.log_scale})};
+}
+
+class GatheredStates final : public nn::StateExchange {
  public:
-  explicit RankStates(std::shared_ptr<Communicator> ranks) : group_(c10::make_intrusive<Group>()) {
+  explicit GatheredStates(std::shared_ptr<Communicator> ranks) : group_(c10::make_intrusive<Group>()) {
     group_->ranks = std::move(ranks);
   }
   int64_t rank() const override { return group_->ranks->rank(); }
 
-  std::vector<ops::State> gather(const ops::State& own, at::Tensor& anchor) override {
+  nn::Neighbours exchange(const ops::State& last, const ops::State* first, const nn::Reach& reach,
+                          at::Tensor& anchor) override {
+    const bool two = first != nullptr && first != &last;
+    const ops::State own = two ? both(last, *first) : last;
     const autograd::variable_list all =
         GatherStates::apply(anchor, own.kv, own.key_sum, own.log_scale, group_);
     anchor = all[0];
-    std::vector<ops::State> states;
-    for (int64_t i = 0; i < all[1].size(0); ++i) states.push_back({all[1][i], all[2][i], all[3][i]});
-    return states;
+    const int64_t rows = last.kv.size(0);
+    const auto state_of = [&](int64_t rank, int64_t row) -> ops::State {
+      const auto take = [&](const at::Tensor& tensor) { return tensor[rank].narrow(0, row, rows); };
+      return {take(all[1]), take(all[2]), take(all[3])};
+    };
+    const auto own_rank = static_cast<size_t>(rank());
+    nn::Neighbours found;
+    for (int64_t r = reach.earliest[own_rank]; r < rank(); ++r)
+      found.before = merged(found.before, state_of(r, 0));
+    for (int64_t r = rank() + 1; first != nullptr && r <= reach.latest[own_rank]; ++r)
+      found.behind = merged(found.behind, state_of(r, two ? rows : 0));
+    return found;
   }
 
  private:
@@ -85,8 +102,10 @@ class RankStates final : public nn::StateExchange {
 
 }  // namespace
 
-std::shared_ptr<nn::StateExchange> state_exchange(std::shared_ptr<Communicator> group) {
-  return std::make_shared<RankStates>(std::move(group));
+std::shared_ptr<nn::StateExchange> state_exchange(std::shared_ptr<Communicator> group,
+                                                  int64_t most_gathered) {
+  if (group->size() > most_gathered) return std::make_shared<ScannedStates>(std::move(group));
+  return std::make_shared<GatheredStates>(std::move(group));
 }
 
 }  // namespace performer::distributed

@@ -35,7 +35,8 @@ ops::State state_of(Attention& kind, const ops::AttentionInputs& inputs) {
 }
 
 ops::State merged(const ops::State& a, const ops::State& b) {
-  return a.defined() ? ops::merge_states(a, b) : b;
+  if (!a.defined() || !b.defined()) return a.defined() ? a : b;
+  return ops::merge_states(a, b);
 }
 
 // Queries that see the tokens of a state and nothing else.
@@ -54,31 +55,44 @@ at::Tensor attend(Attention& kind, ops::AttentionInputs inputs, const ops::State
 }
 
 at::Tensor attend_rows(Attention& kind, ops::AttentionInputs inputs, const Slices& slices) {
-  const std::vector<ops::State> states = slices.exchange->gather(state_of(kind, inputs), inputs.query);
-  const int64_t rank = slices.exchange->rank();
-  ops::State seen;
-  for (int64_t other = 0; other < std::ssize(states); ++other) {
-    if (!inputs.causal || other < rank) seen = merged(seen, states[static_cast<size_t>(other)]);
+  const int64_t ranks = std::ssize(slices.cuts) - 1;
+  Reach reach;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    reach.earliest.push_back(0);
+    reach.latest.push_back(inputs.causal ? rank : ranks - 1);
   }
-  return inputs.causal ? attend(kind, inputs, seen) : read(kind, inputs, seen);
+  const ops::State own = state_of(kind, inputs);
+  const Neighbours others =
+      slices.exchange->exchange(own, inputs.causal ? nullptr : &own, reach, inputs.query);
+  if (inputs.causal) return attend(kind, inputs, others.before);
+  return read(kind, inputs, merged(merged(others.before, own), others.behind));
 }
 
-// Segments of a packed batch by the slices that they lie in.
-class Places {
- public:
-  explicit Places(const Slices& slices) : slices_(slices) {}
-  int64_t begin(int64_t slice) const { return slices_.cuts[static_cast<size_t>(slice)]; }
-  int64_t end(int64_t slice) const { return slices_.cuts[static_cast<size_t>(slice) + 1]; }
-  // The segments of a slice's first and last token.
-  int64_t first(int64_t slice) const { return segment(begin(slice)); }
-  int64_t last(int64_t slice) const { return segment(end(slice) - 1); }
-
- private:
-  int64_t segment(int64_t token) const {
-    return std::upper_bound(slices_.bounds.begin(), slices_.bounds.end(), token) - slices_.bounds.begin() - 1;
+// Which slices have a part in the segments at the ends of a slice.
+Reach reach_of_segments(const Slices& slices) {
+  const int64_t ranks = std::ssize(slices.cuts) - 1;
+  const auto segment = [&](int64_t token) {
+    return std::upper_bound(slices.bounds.begin(), slices.bounds.end(), token) - slices.bounds.begin() - 1;
+  };
+  const auto first = [&](int64_t rank) { return segment(slices.cuts[static_cast<size_t>(rank)]); };
+  const auto last = [&](int64_t rank) { return segment(slices.cuts[static_cast<size_t>(rank) + 1] - 1); };
+  Reach reach;
+  reach.earliest.resize(static_cast<size_t>(ranks));
+  reach.latest.resize(static_cast<size_t>(ranks));
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    int64_t& earliest = reach.earliest[static_cast<size_t>(rank)] = rank;
+    if (rank == 0 || last(rank - 1) != first(rank)) continue;
+    const bool through = first(rank - 1) == last(rank - 1);
+    earliest = through ? reach.earliest[static_cast<size_t>(rank) - 1] : rank - 1;
   }
-  const Slices& slices_;
-};
+  for (int64_t rank = ranks - 1; rank >= 0; --rank) {
+    int64_t& latest = reach.latest[static_cast<size_t>(rank)] = rank;
+    if (rank == ranks - 1 || first(rank + 1) != last(rank)) continue;
+    const bool through = first(rank + 1) == last(rank + 1);
+    latest = through ? reach.latest[static_cast<size_t>(rank) + 1] : rank + 1;
+  }
+  return reach;
+}
 
 // The segments of a slice: from the first and the last one states go to other ranks or come from there.
 struct Ends {
@@ -108,14 +122,9 @@ ops::AttentionInputs inner_of(const ops::AttentionInputs& inputs, const Ends& en
 at::Tensor attend_packed_causally(Attention& kind, ops::AttentionInputs inputs, const Slices& slices) {
   const Ends ends(*inputs.cu_query);
   const ops::AttentionInputs last = part_of(inputs, ends.tail, ends.tokens - ends.tail);
-  const std::vector<ops::State> states = slices.exchange->gather(state_of(kind, last), inputs.query);
-  const Places places(slices);
-  const int64_t rank = slices.exchange->rank();
-  ops::State before;
-  for (int64_t other = 0; other < rank; ++other) {
-    if (places.last(other) != places.first(rank)) continue;
-    before = merged(before, states[static_cast<size_t>(other)]);
-  }
+  const ops::State before =
+      slices.exchange->exchange(state_of(kind, last), nullptr, reach_of_segments(slices), inputs.query)
+          .before;
   if (!before.defined()) return attend(kind, inputs, {});
   std::vector<at::Tensor> outputs = {attend(kind, part_of(inputs, 0, ends.head), before)};
   if (ends.head < ends.tokens) {
@@ -126,39 +135,19 @@ at::Tensor attend_packed_causally(Attention& kind, ops::AttentionInputs inputs, 
   return at::cat(outputs, 1);
 }
 
-// Two states of each slice are exchanged: of its first and of its last segment.
+// The states of each slice's first and of its last segment are exchanged.
 at::Tensor attend_packed_both_ways(Attention& kind, ops::AttentionInputs inputs, const Slices& slices) {
   const Ends ends(*inputs.cu_query);
-  const int64_t tail_tokens = ends.one() ? 0 : ends.tokens - ends.tail;
+  const int64_t tail_tokens = ends.tokens - ends.tail;
   const ops::State head = state_of(kind, part_of(inputs, 0, ends.head)),
-                   tail = state_of(kind, part_of(inputs, ends.tokens - tail_tokens, tail_tokens));
-  const auto both = [](const at::Tensor& a, const at::Tensor& b) { return at::cat({a, b}); };
-  const std::vector<ops::State> states = slices.exchange->gather(
-      {both(head.kv, tail.kv), both(head.key_sum, tail.key_sum), both(head.log_scale, tail.log_scale)},
-      inputs.query);
-  const Places places(slices);
-  const int64_t rank = slices.exchange->rank();
-  const auto of_segment = [&](int64_t segment) {
-    ops::State all;
-    for (int64_t other = 0; other < std::ssize(states); ++other) {
-      const ops::State& pair = states[static_cast<size_t>(other)];
-      const auto take = [&](int64_t which) {
-        all = merged(all, {pair.kv.narrow(0, which, 1), pair.key_sum.narrow(0, which, 1),
-                           pair.log_scale.narrow(0, which, 1)});
-      };
-      if (places.first(other) == segment)
-        take(0);
-      else if (places.last(other) == segment)
-        take(1);
-    }
-    return all;
-  };
+                   tail = ends.one() ? head : state_of(kind, part_of(inputs, ends.tail, tail_tokens));
+  const Neighbours others = slices.exchange->exchange(tail, &head, reach_of_segments(slices), inputs.query);
+  const ops::State first = merged(others.before, head);
   std::vector<at::Tensor> outputs = {
-      read(kind, part_of(inputs, 0, ends.head), of_segment(places.first(rank)))};
+      read(kind, part_of(inputs, 0, ends.head), ends.one() ? merged(first, others.behind) : first)};
   if (ends.inner_count() > 0) outputs.push_back(std::get<0>(kind.continue_from(inner_of(inputs, ends))));
-  if (!ends.one()) {
-    outputs.push_back(read(kind, part_of(inputs, ends.tail, tail_tokens), of_segment(places.last(rank))));
-  }
+  if (!ends.one())
+    outputs.push_back(read(kind, part_of(inputs, ends.tail, tail_tokens), merged(tail, others.behind)));
   return at::cat(outputs, 1);
 }
 

@@ -69,8 +69,8 @@ struct TrainConfig {
         "the rest recomputed from the attention's states: same gradients, memory in proportion to this; "
         "0: off");
     visit("sequence_parallel", self.sequence_parallel,
-          "several ranks: that many of them share each sequence, a slice of its tokens each; "
-          "favor-* models alone");
+          "several ranks: that many of them share each sequence, a slice of its tokens each, or, with "
+          "slim_chunk, its chunks in turn; favor-* models alone");
     visit("shard_optimizer", self.shard_optimizer,
           "several ranks: each keeps its part of the optimizer's state (ZeRO, stage 1) and not all of it");
     visit("log_every", self.log_every, "steps between progress lines; every step goes to metrics.jsonl");

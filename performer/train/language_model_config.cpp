@@ -52,8 +52,8 @@ void validate_task(const LanguageModelConfig& config) {
 
 void validate(const LanguageModelConfig& config) {
   validate(config.model, config.attention);
-  validate(config.data);
   validate(config.train);
+  validate_data(config.data, config.train);
   validate_slim(config.model, config.attention, config.train);
   validate(config.task);
   validate_task(config);
@@ -73,9 +73,9 @@ Settings task_settings(const LanguageModelConfig& config) {
 int64_t kept_tokens(const LanguageModelConfig& config) {
   const DataConfig& data = config.data;
   if (config.train.slim_chunk == 0) return data.batch_tokens;
-  const int64_t rows = data.layout == "packed" ? 1 : data.batch_tokens / data.length;
-  return config.train.slim_chunk < data.batch_tokens / rows ? rows * config.train.slim_chunk
-                                                            : data.batch_tokens;
+  const int64_t shared = data.batch_tokens * config.train.sequence_parallel;  // chunks go round the ranks
+  const int64_t rows = data.layout == "packed" ? 1 : shared / data.length;
+  return config.train.slim_chunk < shared / rows ? rows * config.train.slim_chunk : shared;
 }
 
 std::string saving_advice(const LanguageModelConfig& config) {

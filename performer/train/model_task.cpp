@@ -81,7 +81,9 @@ void ModelTask::check_corpora() const {
                     "both must be the same",
                     valid_ != nullptr ? valid_->vocabulary().name() : "", train_.vocabulary().name());
   const ModelConfig& model = config_.model;
-  data::BatchStream(train_, config_.data, model.objective);  // throws for a sequence that must not be cropped
+  // Throws for a sequence that must not be cropped.
+  data::BatchStream(train_, data::for_ranks(config_.data, 1, config_.train.sequence_parallel),
+                    model.objective);
   check_attended_length();
   if (!limits_length(model)) return;
   const int64_t markers = model.objective == "masked" ? 2 : 1;
@@ -122,8 +124,10 @@ std::vector<NamedParameter> ModelTask::parameters() {
 
 std::unique_ptr<Batch> ModelTask::next() {
   if (!queue_) {
-    const DataConfig all = data::for_ranks(config_.data, share_.parts * share_.slices);
-    queue_.emplace(data::training_batches(train_, all, objective_, cursor_, weights_));
+    const DataConfig all = data::for_ranks(config_.data, share_.parts, config_.train.sequence_parallel);
+    // Of batches as long as genomes one ahead will do: each takes 28 bytes a token.
+    const size_t ahead = all.batch_tokens > (int64_t{1} << 20) ? 1 : 4;
+    queue_.emplace(data::training_batches(train_, all, objective_, cursor_, weights_), ahead);
   }
   data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
@@ -164,7 +168,12 @@ void ModelTask::divide(distributed::Communicator& ranks) {
   if (slices == 1) return;
   // Neighbours, which most often are on one machine: they talk in every layer.
   group_ = ranks.group("sequence", static_cast<int>(share_.part * slices), 1, static_cast<int>(slices));
-  exchange_ = distributed::state_exchange(group_);
+  if (config_.train.slim_chunk == 0) {
+    exchange_ = distributed::state_exchange(group_);
+  } else {  // each has the tokens of all, of which it takes some chunks
+    share_.slice = 0;
+    share_.slices = 1;
+  }
 }
 
 SequenceBatch ModelTask::tensors_of(const data::SharedBatch& part) const {
@@ -327,7 +336,7 @@ std::vector<std::string> ModelTask::end_lines() const {
     lines.push_back(
         fmt::format("{} ranks a sequence: each handed {:.3f} MB of states and of their gradients to the "
                     "others, in {} exchanges",
-                    share_.slices, static_cast<double>(sent.bytes) / 1e6, sent.exchanges));
+                    group_->size(), static_cast<double>(sent.bytes) / 1e6, sent.exchanges));
   }
   if (crops_.cropped == 0) return lines;
   lines.push_back(

@@ -76,6 +76,8 @@ class ModelTask : public Task {
 
   // The tokens of this rank's part, with what other ranks hold of its sequences.
   SequenceBatch tensors_of(const data::SharedBatch& part) const;
+  // The ranks that share the sequences of this rank's part, this one included; null: it has them alone.
+  distributed::Communicator* sequence_ranks() const { return group_.get(); }
   // Made when first asked for: start_from() comes before.
   TrainedParameters& trained();
   // Names and values that a checkpoint compares with those of a resumed run: of the data.

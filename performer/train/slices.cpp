@@ -6,6 +6,17 @@
 
 namespace performer::train {
 
+void validate_data(const DataConfig& data, const TrainConfig& train) {
+  const int64_t slices = train.sequence_parallel;
+  check<UsageError>(slices <= 1 || data.batch_tokens >= (data.length + slices - 1) / slices,
+                    "data.batch_tokens ({}) on each of the {} ranks that share a sequence "
+                    "(train.sequence_parallel) must together be at least data.length ({})",
+                    data.batch_tokens, slices, data.length);
+  DataConfig together = data;
+  if (slices > 1) together.batch_tokens *= slices;
+  validate(together);
+}
+
 void validate_slices(const LanguageModelConfig& config) {
   const int64_t slices = config.train.sequence_parallel;
   if (slices == 1) return;
@@ -23,11 +34,6 @@ void validate_slices(const LanguageModelConfig& config) {
                     "attention.begin_kernel, model.token_shift, "
                     "model.reversible and model.token_dropout, of which one is set: unset it, or set "
                     "train.sequence_parallel = 1",
-                    slices);
-  check<UsageError>(config.train.slim_chunk == 0,
-                    "train.sequence_parallel = {} does not go with train.slim_chunk, whose chunks come one "
-                    "after the other: set one "
-                    "of them back",
                     slices);
 }
 

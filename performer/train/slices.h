@@ -10,6 +10,10 @@
 
 namespace performer::train {
 
+// As validate(data), but the ranks that share a sequence hold its tokens together: data.batch_tokens of each
+// of them may be below data.length.
+void validate_data(const DataConfig& data, const TrainConfig& train);
+
 // Throws UsageError when train.sequence_parallel is on and something in the model needs neighbouring tokens,
 // or all tokens of a sequence, beyond the attention's state.
 void validate_slices(const LanguageModelConfig& config);

@@ -5,13 +5,17 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "performer/base/error.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
+#include "performer/train/slim_link.h"
 
 namespace performer::train {
 namespace {
@@ -69,16 +73,6 @@ SequenceBatch cut(const SequenceBatch& batch, int64_t begin, int64_t end) {
   return part;
 }
 
-// The same values as the start of a graph of its own.
-States leaves(const States& states) {
-  States started;
-  for (const ops::State& state : states) {
-    started.push_back({state.kv.detach().requires_grad_(), state.key_sum.detach().requires_grad_(),
-                       state.log_scale.detach()});
-  }
-  return started;
-}
-
 class SlimPass {
  public:
   SlimPass(LanguageModel& model, const SequenceBatch& batch, const at::Tensor& targets,
@@ -89,73 +83,115 @@ class SlimPass {
         weights_(weights),
         options_(options),
         chunks_(chunks_of(batch, options.chunk)),
-        before_(chunks_.size()),
+        kept_(chunks_.size()),
+        link_(chunk_link(options.ranks)),
         generator_(at::globalContext().defaultGenerator(at::kCPU)) {
     const std::lock_guard lock(generator_.mutex());
     generator_start_ = generator_.get_state();
   }
 
+  // All ranks go through the chunks alike, and each works on its own.
   BatchSums run() {
-    States gradient;  // of the state that the chunk at hand leaves
+    size_t found = chunks_.size();  // the states before the chunks from here on were found
     for (size_t i = chunks_.size(); i-- > 0;) {
-      if (chunks_[i].continues && before_[i].empty()) find_states(i);
-      gradient = backward(chunks_[i], std::exchange(before_[i], {}), gradient);
+      if (chunks_[i].continues && i < found) found = find_states(i) + 1;
+      if (is_own(i)) backward(i);
     }
+    // A rank without a chunk draws what the others drew.
+    if (!drew_ && !chunks_.empty()) {
+      const at::NoGradGuard no_grad;
+      forward(0, 1, {}, {});
+    }
+    link_->settle_states();
+    link_->settle_gradients();
     return sums_;
   }
 
  private:
-  // Every pass draws the numbers that one over the whole batch would: a mask is named by such a number and
-  // the element's place in the batch.
-  at::Tensor forward(int64_t begin, int64_t end, const States& initial, States* final) {
+  // The state that a layer goes on from; empty: none.
+  using Before = std::function<ops::State(size_t layer)>;
+  // What becomes of the state that a layer leaves, and of its output; empty: the state is not wanted.
+  using After = std::function<at::Tensor(size_t layer, const ops::State& state, const at::Tensor& output)>;
+
+  bool is_own(size_t i) const { return static_cast<int64_t>(i) % link_->ranks() == link_->rank(); }
+
+  // The last block's output. Every pass draws the numbers that one over the whole batch would: a mask is
+  // named by such a number and the element's place in the batch.
+  at::Tensor forward(int64_t begin, int64_t end, const Before& before, const After& after) {
     {
       const std::lock_guard lock(generator_.mutex());
       generator_.set_state(generator_start_);
     }
-    // A scope for each pass: casts of weights that one without gradients caches must not be met by the next.
-    const AutocastScope autocast(options_.bfloat16);
+    drew_ = true;
+    SequenceBatch chunk = cut(batch_, begin, end);
+    chunk.rotary = model_->rotary(chunk.positions);
     // Of the whole batch, which on several ranks is more than this one's part.
     const int64_t length = batch_.window.length > 0 ? batch_.window.length : batch_.tokens.size(1);
-    return model_->forward_chunk(cut(batch_, begin, end), {batch_.window.start + begin, length}, initial,
-                                 final);
+    const ops::TokenWindow window{batch_.window.start + begin, length};
+    at::Tensor x = model_->embed(chunk, &window);
+    for (size_t layer = 0; layer < model_->blocks().size(); ++layer) {
+      nn::Block block = model_->blocks()[layer];
+      const ops::State initial = before ? before(layer) : ops::State{};
+      ops::State final;
+      x = block->forward_chunk(x, chunk, window, initial, after ? &final : nullptr);
+      if (after) x = after(layer, final, x);
+    }
+    return x;
   }
 
   // The states before chunk i and before all others that its rows, or the segment which goes on into it, run
-  // through. Nothing else is run, and states of one segment at a time are kept.
-  void find_states(size_t i) {
+  // through; returns the first of them. Nothing else is run, and states of one segment at a time are kept.
+  size_t find_states(size_t i) {
     const at::NoGradGuard no_grad;
     size_t first = i - 1;  // where they begin
     while (chunks_[first].continues && chunks_[first].last == chunks_[first].begin) --first;
     for (size_t k = first; k < i; ++k) {
-      forward(chunks_[k].last, chunks_[k].end, before_[k], &before_[k + 1]);
+      if (!is_own(k)) continue;
+      link_->settle_states();
+      const Before receive = [&](size_t) { return kept_[k].emplace_back(link_->receive_state()); };
+      const AutocastScope autocast(options_.bfloat16);
+      forward(chunks_[k].last, chunks_[k].end, k > first ? receive : Before{},
+              [&](size_t, const ops::State& state, const at::Tensor& output) {
+                link_->send_state(state);
+                return output;
+              });
     }
+    return first;
   }
 
-  // Adds the chunk's gradients, its part in those of later chunks included; returns that of the state before.
-  States backward(const Chunk& chunk, const States& before, const States& gradient) {
-    const States start = leaves(before);
-    States after;
-    const at::Tensor logits = forward(chunk.begin, chunk.end, start, gradient.empty() ? nullptr : &after);
+  // Adds the chunk's gradients, its part in those of later chunks included.
+  void backward(size_t i) {
+    const Chunk& chunk = chunks_[i];
+    // Of gradients not in find_states(), which may come between two chunks that pass on a gradient.
+    link_->settle_states();
+    link_->settle_gradients();
+    States before = std::exchange(kept_[i], {});
+    size_t left = 0, received = 0;  // states that layers left, and gradients of them
+    const auto receive_gradient = [&] {
+      ++received;
+      return link_->receive_gradient();
+    };
+    const Before start = [&](size_t layer) {
+      const ops::State state = layer < before.size() ? before[layer] : link_->receive_state();
+      return with_gradient_to(state, [&](const ops::State& gradient) { link_->send_gradient(gradient); });
+    };
+    const After leave = [&](size_t, const ops::State& state, const at::Tensor& output) {
+      ++left;
+      return with_gradient_from(output, state, receive_gradient);
+    };
+    const bool goes_on = i + 1 < chunks_.size() && chunks_[i + 1].continues;
+    const at::Tensor logits = [&] {
+      const AutocastScope autocast(options_.bfloat16);
+      return model_->logits(model_->normalized(
+          forward(chunk.begin, chunk.end, chunk.continues ? start : Before{}, goes_on ? leave : After{})));
+    }();
     const at::Tensor targets = targets_.narrow(1, chunk.begin, chunk.end - chunk.begin);
     const at::Tensor weights = weights_.narrow(1, chunk.begin, chunk.end - chunk.begin);
     const CrossEntropySums sums = cross_entropy_gradient(logits, targets, weights, options_.divisor);
     sums_.loss += sums.loss;
     sums_.correct += sums.correct;
-
-    torch::autograd::variable_list outputs = {logits}, gradients = {logits.detach()};
-    const auto add = [&](const at::Tensor& state, const at::Tensor& its_gradient) {
-      if (!state.requires_grad() || !its_gradient.defined()) return;  // of frozen layers
-      outputs.push_back(state);
-      gradients.push_back(its_gradient);
-    };
-    for (size_t layer = 0; layer < gradient.size(); ++layer) {
-      add(after[layer].kv, gradient[layer].kv);
-      add(after[layer].key_sum, gradient[layer].key_sum);
-    }
-    torch::autograd::backward(outputs, gradients);
-    States result;
-    for (const ops::State& state : start) result.push_back({state.kv.grad(), state.key_sum.grad(), {}});
-    return result;
+    torch::autograd::backward({logits}, {logits.detach()});
+    while (received < left) receive_gradient();  // of frozen layers
   }
 
   LanguageModel& model_;
@@ -163,9 +199,11 @@ class SlimPass {
   const at::Tensor &targets_, &weights_;
   const SlimOptions& options_;
   const std::vector<Chunk> chunks_;
-  std::vector<States> before_;  // each chunk; none where it is not needed or not known yet
+  std::vector<States> kept_;  // before each chunk of this rank; none where not needed or not known yet
+  const std::unique_ptr<ChunkLink> link_;
   at::Generator generator_;
   at::Tensor generator_start_;
+  bool drew_ = false;
   BatchSums sums_;
 };
 

@@ -102,6 +102,12 @@ TEST_F(RanksOfTrain, SlicesOfSequencesWithDropout) {
     expect_near(one, two);
     EXPECT_THAT(result.err, HasSubstr("2 ranks a sequence: each handed"));
   }
+  for (const char* chunk : {"train.slim_chunk=10", "train.slim_chunk=200"}) {  // the second leaves one idle
+    const Result result = run(command(
+        chunk, 64, {"--steps", "20", "--nproc", "2", "--set", chunk, "--set", "train.sequence_parallel=2"}));
+    ASSERT_EQ(result.code, 0) << result.err;
+    expect_near("one-causal", chunk);
+  }
 }
 
 TEST_F(RanksOfTrain, SignalsStopAllAndResumeIsExact) {

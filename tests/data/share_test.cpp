@@ -100,6 +100,10 @@ TEST(Share, ABatchOfAllRanks) {
   EXPECT_EQ(for_ranks(config, 3).batch_tokens, 300);
   config.layout = "padded";
   EXPECT_EQ(for_ranks(config, 3).batch_tokens, 288);
+  // Ranks that share sequences hold rows together that none of them could.
+  EXPECT_EQ(for_ranks(config, 3, 2).batch_tokens, 3 * 192);
+  config.batch_tokens = 20;
+  EXPECT_EQ(for_ranks(config, 3, 2).batch_tokens, 3 * 32);
 }
 
 }  // namespace

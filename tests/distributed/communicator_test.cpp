@@ -52,6 +52,37 @@ TEST(Communicator, GroupsAreApart) {
   }));
 }
 
+TEST(Communicator, MessagesArriveInOrder) {
+  expect_no_errors(run_ranks(3, [](Communicator& ranks) {
+    const int next = (ranks.rank() + 1) % 3, previous = (ranks.rank() + 2) % 3;
+    std::vector<std::unique_ptr<Pending>> sent;
+    for (int i = 0; i < 20; ++i) sent.push_back(ranks.begin_send(at::full({4}, 100 * next + i), next));
+    for (int i = 0; i < 20; ++i) {
+      at::Tensor found = at::empty({4}, at::kLong);
+      ranks.receive(found, previous);
+      EXPECT_TRUE(at::equal(found, at::full({4}, 100 * ranks.rank() + i)));
+    }
+    for (const auto& message : sent) message->wait();
+    EXPECT_EQ(ranks.traffic().bytes, 20 * 32);
+  }));
+}
+
+// Whoever waits for a message learns why it does not come, and one that nobody waits for holds nobody.
+TEST(Communicator, MessagesThatNeverCome) {
+  const auto errors = run_ranks(3, [](Communicator& ranks) {
+    at::Tensor values = at::ones({1});
+    ranks.sum(values);
+    if (ranks.rank() == 1) {
+      ranks.fail("the disk is full");
+      throw Error("the disk is full");
+    }
+    const auto never = ranks.begin_receive(at::empty({3}), 1);
+    ranks.receive(values, 2 - ranks.rank());
+  });
+  EXPECT_EQ(errors[0], "rank 1 failed: the disk is full");
+  EXPECT_EQ(errors[2], "rank 1 failed: the disk is full");
+}
+
 TEST(Communicator, ReasonsOfFailuresReachTheOthers) {
   const auto errors = run_ranks(3, [](Communicator& ranks) {
     at::Tensor values = at::ones({1});
@@ -91,6 +122,7 @@ TEST(Communicator, OneRankNeedsNobody) {
   EXPECT_EQ(ranks->gather(values).sizes(), at::IntArrayRef({1, 2}));
   EXPECT_TRUE(at::equal(ranks->sum_of_own_part(values.unsqueeze(0)), values));
   EXPECT_EQ(ranks->size(), 1);
+  EXPECT_THROW(ranks->begin_send(values, 1), Error);
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ class Ranks : public testing::RunTest {
   }
 
   void expect_as_one(const std::function<void(LanguageModelRequest&)>& change, int ranks,
-                     double tolerance = 1e-5, int slices = 1) {
+                     double tolerance = 1e-5, int slices = 1, int64_t slim_chunk = 0) {
     start_.reset();
     ++runs_;
     const std::string one = "one" + std::to_string(runs_), several = "several" + std::to_string(runs_);
@@ -65,6 +65,7 @@ class Ranks : public testing::RunTest {
     change(alone);
     change(divided);
     divided.train.sequence_parallel = slices;
+    divided.train.slim_chunk = slim_chunk;
     train(alone, 1);
     train(divided, ranks);
     const std::vector<double> expected = losses(folder_ / one), found = losses(folder_ / several);
@@ -107,6 +108,32 @@ TEST_F(Ranks, ASequenceOnTwoRanks) {
                     2, 1e-5, 2);
     }
   }
+}
+
+TEST_F(Ranks, ChunksOfASequenceOnRanksInTurn) {
+  for (const auto& layout : {"packed", "padded", "concatenated"}) {
+    SCOPED_TRACE(layout);
+    const auto change = [&](LanguageModelRequest& request) { request.data.layout = layout; };
+    expect_as_one(change, 2, 1e-5, 2, 7);
+    expect_as_one(change, 4, 1e-5, 4, 20);  // a rank may be without a chunk
+    expect_as_one(change, 4, 1e-5, 2, 5);
+  }
+}
+
+TEST_F(Ranks, ASequenceThatNoRankHoldsAlone) {
+  for (const auto& layout : {"packed", "padded", "concatenated"}) {
+    SCOPED_TRACE(layout);
+    const auto change = [&](LanguageModelRequest& request) {
+      request.data.layout = layout;
+      request.data.length = 128;  // of which each rank has 64 tokens
+    };
+    expect_as_one(change, 2, 1e-5, 2);
+    expect_as_one(change, 2, 1e-5, 2, 16);
+  }
+  LanguageModelRequest refused = plain("refused", 1);
+  refused.data.length = 300;
+  refused.train.sequence_parallel = 2;
+  EXPECT_THAT(failure(refused), ::testing::HasSubstr("data.batch_tokens (128) on each of the 2 ranks"));
 }
 
 // Slices of which some lie within one segment, and others hold the ends of several.

@@ -7,10 +7,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
+
 #include "performer/base/error.h"
 #include "performer/models/folder.h"
 #include "performer/train/autocast.h"
 #include "performer/train/loss.h"
+#include "tests/distributed/ranks.h"
 #include "tests/models/make.h"
 #include "tests/train/runs.h"
 
@@ -64,6 +67,7 @@ struct Result {
 };
 
 constexpr double kDivisor = 50;
+constexpr int64_t kChunks[] = {1, 13, 37, 64};
 
 Result result_of(LanguageModel& model, const BatchSums& sums) {
   Result result{{}, sums, at::globalContext().defaultGenerator(at::kCPU).get_state()};
@@ -107,6 +111,8 @@ std::pair<double, std::string> distance(const Result& a, const Result& b) {
   std::pair<double, std::string> worst{0, ""};
   for (const auto& [name, gradient] : a.gradients) {
     const at::Tensor& other = b.gradients.at(name);
+    EXPECT_EQ(gradient.defined(), other.defined()) << name;
+    if (!gradient.defined() || !other.defined()) continue;  // frozen
     const at::Tensor precise = gradient.to(at::kDouble);
     const double scale = std::max(precise.norm().item<double>(), 1e-30);
     const double found = (precise - other.to(at::kDouble)).norm().item<double>() / scale;
@@ -120,8 +126,6 @@ class Slim : public ::testing::TestWithParam<Variant> {
   void SetUp() override { at::set_num_threads(1); }  // as in runs.h
 };
 
-constexpr int64_t kChunks[] = {1, 13, 37, 64};
-
 TEST_P(Slim, GradientsAreExactInDouble) {
   LanguageModel model = make_model(GetParam());
   model->to(at::kDouble);
@@ -134,6 +138,81 @@ TEST_P(Slim, GradientsAreExactInDouble) {
       EXPECT_NEAR(got.sums.loss, expected.sums.loss, 1e-12 * expected.sums.loss) << name;
       EXPECT_NEAR(got.sums.correct, expected.sums.correct, 1e-12) << name;
     }
+  }
+}
+
+// What the ranks add to the gradients of their models, together. They are threads: nothing here draws.
+Result slim_over(std::vector<LanguageModel>& models, distributed::Communicator& ranks, const Example& example,
+                 int64_t chunk) {
+  LanguageModel& model = models[static_cast<size_t>(ranks.rank())];
+  model->zero_grad();
+  const BatchSums own =
+      slim_backward(model, example.batch, example.targets, example.weights, {chunk, kDivisor, false, &ranks});
+  at::Tensor sums = at::tensor({own.loss, own.correct}, at::kDouble);
+  ranks.sum(sums);
+  Result result{{}, {sums[0].item<double>(), sums[1].item<double>()}, {}};
+  for (const auto& item : model->named_parameters()) {
+    if (!item.value().requires_grad()) continue;
+    const at::Tensor& gradient = item.value().grad();
+    const at::Tensor sum = gradient.defined() ? gradient.clone() : at::zeros_like(item.value());
+    ranks.sum(sum);
+    result.gradients[item.key()] = sum;
+  }
+  return result;
+}
+
+void expect_exact_over_ranks(const std::function<LanguageModel()>& make) {
+  LanguageModel one = make();
+  const std::map<std::string, Example> all = examples();
+  std::map<std::string, Result> expected;
+  for (const auto& [name, example] : all) expected[name] = whole(one, example);
+  for (const int size : {2, 3}) {
+    std::vector<LanguageModel> models;
+    for (int rank = 0; rank < size; ++rank) models.push_back(make());
+    testing::expect_no_errors(testing::run_ranks(size, [&](distributed::Communicator& ranks) {
+      for (const auto& [name, example] : all) {
+        for (const int64_t chunk : {5, 13, 37, 64}) {
+          const Result got = slim_over(models, ranks, example, chunk);
+          Result whole;  // without what is frozen
+          for (const auto& [parameter, gradient] : got.gradients)
+            whole.gradients[parameter] = expected.at(name).gradients.at(parameter);
+          const auto [error, parameter] = distance(whole, got);
+          EXPECT_LE(error, 1e-11) << size << " ranks, " << name << ", chunks of " << chunk << ", "
+                                  << parameter;
+          const BatchSums& sums = expected.at(name).sums;
+          EXPECT_NEAR(got.sums.loss, sums.loss, 1e-12 * sums.loss) << name;
+          EXPECT_NEAR(got.sums.correct, sums.correct, 1e-12) << name;
+        }
+      }
+    }));
+  }
+}
+
+TEST_P(Slim, OverRanksGradientsAreExactInDouble) {
+  expect_exact_over_ranks([] {
+    LanguageModel model = make_model(GetParam());
+    model->to(at::kDouble);
+    return model;
+  });
+}
+
+// Nobody waits for gradients that no layer wants.
+TEST(SlimFrozen, GradientsOfTheOtherLayersAreExact) {
+  const auto make = [] {
+    LanguageModel model = make_model({"favor-softmax"});
+    model->to(at::kDouble);
+    for (const auto& item : model->named_parameters()) {
+      const bool first = item.key().starts_with("embedding") || item.key().starts_with("blocks_0");
+      item.value().requires_grad_(!first);
+    }
+    return model;
+  };
+  expect_exact_over_ranks(make);
+  LanguageModel model = make();
+  for (const auto& [name, example] : examples()) {
+    const Result expected = whole(model, example);
+    for (const int64_t chunk : kChunks)
+      EXPECT_LE(distance(expected, slim(model, example, chunk)).first, 1e-11) << name;
   }
 }
 
