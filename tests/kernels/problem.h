@@ -16,6 +16,7 @@
 #include "performer/kernels/element.h"
 #include "performer/kernels/favor.h"
 #include "performer/kernels/function.h"
+#include "performer/kernels/projection.h"
 
 namespace performer::kernels::test {
 
@@ -23,6 +24,7 @@ namespace performer::kernels::test {
 struct Spec {
   int64_t batch = 1, queries = 1, keys = 1, heads = 2, d = 8, e = 8, m = 16;
   bool projection = true, causal = false, offset = false, mask = false;
+  bool hadamard = false;  // a projection of that kind, with its factors
   Family family = Family::exponential;
   Function function = Function::relu;
   double epsilon = 0, deviation = 1, norm_weight = 0.5;
@@ -37,8 +39,11 @@ struct Spec {
                        : family == Family::trigonometric ? "trigonometric"
                                                          : function_name(function),
                        causal ? "causal" : "bidirectional", batch, queries, keys, heads, d, e, m, deviation,
-                       chunk, projection ? "projected " : "", mask ? "masked " : "",
-                       cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
+                       chunk,
+                       hadamard     ? "hadamard "
+                       : projection ? "projected "
+                                    : "",
+                       mask ? "masked " : "", cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
   }
 };
 
@@ -98,7 +103,7 @@ struct Answer {
 struct Problem {
   Spec spec;
   Buffer q, k, v, g;
-  std::vector<float> projection, offset;
+  std::vector<float> projection, factors, offset;
   std::vector<char> key_mask, query_mask;
   int64_t sequences;
 
@@ -119,6 +124,7 @@ struct Problem {
       projection.resize(static_cast<size_t>(s.heads * spec.m * s.d));
       for (float& x : projection) x = static_cast<float>(random.normal());
     }
+    if (s.hadamard) draw_hadamard();
     if (s.offset) {
       offset.resize(static_cast<size_t>(spec.m));
       for (float& x : offset) x = static_cast<float>(random.normal());
@@ -126,6 +132,17 @@ struct Problem {
     if (s.mask) {
       for (int64_t i = 0; i < spec.batch * spec.keys; ++i) key_mask.push_back(random.uniform() < 0.7);
       for (int64_t i = 0; i < spec.batch * spec.queries; ++i) query_mask.push_back(random.uniform() < 0.9);
+    }
+  }
+
+  void draw_hadamard() {
+    for (int64_t h = 0; h < spec.heads; ++h) {
+      const auto rows = draw_projection(ProjectionKind::hadamard, RowNorm::chi, spec.m, spec.d,
+                                        {.seed = spec.seed, .head = static_cast<uint32_t>(h)});
+      const auto of_head = hadamard_factors(rows.data(), spec.m, spec.d);
+      EXPECT_EQ(of_head.size(), static_cast<size_t>(spec.m / spec.d * 4 * spec.d)) << spec.text();
+      std::copy(rows.begin(), rows.end(), projection.begin() + h * spec.m * spec.d);
+      factors.insert(factors.end(), of_head.begin(), of_head.end());
     }
   }
 
@@ -139,6 +156,10 @@ struct Problem {
     if (!projection.empty()) {
       map.projection = projection.data();
       map.projection_head_stride = spec.m * spec.d;
+    }
+    if (!factors.empty()) {
+      map.factors = factors.data();
+      map.factors_head_stride = spec.m / spec.d * 4 * spec.d;
     }
     if (!offset.empty()) map.offset = offset.data();
     return map;

@@ -207,6 +207,11 @@ class GroupedHead {
     call.map = p.map;
     call.map.projection += sequence_ * p.map.projection_batch_stride + head_ * p.map.projection_head_stride;
     call.map.projection_batch_stride = 0, call.map.projection_head_stride = m / g * d;
+    if (p.map.factors != nullptr) {
+      call.map.factors += sequence_ * p.map.factors_batch_stride + head_ * p.map.factors_head_stride;
+      call.map.factors_batch_stride = 0, call.map.factors_head_stride = 4 * (m / g);
+      if (m / g % d != 0) call.map.factors = nullptr;  // a block would belong to two groups
+    }
     if (p.map.offset != nullptr) {
       call.map.offset += sequence_ * p.map.offset_batch_stride + head_ * p.map.offset_head_stride;
       call.map.offset_batch_stride = 0, call.map.offset_head_stride = m / g;
