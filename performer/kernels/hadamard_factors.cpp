@@ -81,7 +81,8 @@ class Block {
     return true;
   }
 
-  // c, d_1 and d_3. What is free makes d_1 positive at powers of two, and d_1(0), d_3(0) and a c positive.
+  // c, d_1 and d_3. What is free makes c positive where it is largest, at the root, and d_1 at 0 and at a
+  // basis of the distances from there.
   bool find_signs() {
     int64_t root = 0, left = 0;  // where c is largest; signs of c that are not known
     for (int64_t k = 0; k < size_; ++k) {
@@ -92,9 +93,10 @@ class Block {
     std::vector<int64_t> found{root}, shifts;
     found.reserve(static_cast<size_t>(size_));
     known_[root] = true;
+    for (int64_t j = 1; j < size_; j *= 2) extend_basis(root, j, shifts);
+    for (int64_t j = 1; j < size_; ++j) extend_basis(root, j, shifts);
     float *d1 = diagonal(0), *d3 = diagonal(2);
-    for (int64_t j = 1; j < size_; j *= 2) d1[j] = 1, shifts.push_back(j);
-    // Powers of two reach nearly all of c; where they do not, all of d_1 that is known by then does.
+    // The basis reaches nearly all of c; where it does not, all of d_1 that is known by then does.
     for (int round = 0; round < 2; ++round) {
       for (size_t next = 0; next < found.size(); ++next) {
         for (const int64_t j : shifts) learn(found[next], j, found);
@@ -109,6 +111,15 @@ class Block {
       return false;
     for (int64_t i = 0; i < size_; ++i) d3[i] = sign_of(at(i, i ^ root)) * d1[i ^ root];
     return true;
+  }
+  void extend_basis(int64_t root, int64_t j, std::vector<int64_t>& basis) {
+    spanned_[0] = true;
+    if (c_[root ^ j] == 0 || spanned_[j]) return;
+    for (int64_t i = 0; i < size_; ++i) {
+      if (spanned_[i]) spanned_[i ^ j] = true;
+    }
+    diagonal(0)[j] = 1;
+    basis.push_back(j);
   }
   // The sign of c(i XOR j) from that of c(i): G_i0 G_ij = d_1(j) c(i) c(i XOR j).
   void learn(int64_t i, int64_t j, std::vector<int64_t>& found) {
@@ -175,7 +186,8 @@ class Block {
   float* factors_;
   std::vector<float> matrix_;  // [size, size]: B / d, then G
   std::array<float, kMostSize> c_ = {};
-  std::array<bool, kMostSize> known_ = {};  // of c(k): the sign
+  std::array<bool, kMostSize> known_ = {};    // of c(k): the sign
+  std::array<bool, kMostSize> spanned_ = {};  // by the basis
 };
 
 }  // namespace

@@ -73,8 +73,8 @@ std::vector<double> hadamard_rows(int64_t size, const ProjectionKey& key, uint32
 // any lengths: [features / D (rounded down), 4, D] as kernels/favor.h defines them (FeatureMap::factors), the
 // first three diagonals signs. Empty where a block is none up to rounding (a matrix that was rounded to a
 // shorter type is none), where D is no power of two from 32 to 256, and for draws whose signs do not tell
-// enough of each other: a block in a hundred at D = 32, hardly any beyond. Takes some D^2 log D operations a
-// block, for other matrices D^2.
+// enough of each other: four blocks in a thousand at D = 32, hardly any beyond. Takes some D^2 log D
+// operations a block, for other matrices D^2.
 std::vector<float> hadamard_factors(const float* projection, int64_t features, int64_t head_size);
 
 // D unit rows with pairwise cosine -1/(D-1), in a Haar-distributed position.

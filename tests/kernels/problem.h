@@ -48,6 +48,7 @@ struct Spec {
 };
 
 constexpr float kGuard = -12345.75f;
+constexpr int64_t kGuardBytes = 16384;  // behind the scratch memory
 
 // Rows [B, T, H, size] with `padding` guard elements after each row; filled with NaN until written.
 class Buffer {
@@ -206,15 +207,16 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
   std::vector<double> normalizer(static_cast<size_t>(s.batch * s.queries * s.heads + 1), std::nan(""));
   p.out = out.view();
   p.normalizer = normalizer.data();
-  std::vector<char> scratch(
-      static_cast<size_t>(
-          std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers() + 1),
-      0x7f);
+  const int64_t bytes = std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers();
+  std::vector<char> scratch(static_cast<size_t>(bytes + kGuardBytes), 0x7f);
+  const auto scratch_intact = [&] {
+    return std::count(scratch.begin() + bytes, scratch.end(), 0x7f) == kGuardBytes;
+  };
   std::vector<float> kv(keep_state ? problem.state_size() * static_cast<size_t>(s.e) : 0),
       key_sum(keep_state ? problem.state_size() : 0), log_scale(key_sum.size());
   if (keep_state) p.final = {kv.data(), key_sum.data(), log_scale.data()};
   kernels.forward(p, threads, scratch.data());
-  EXPECT_TRUE(out.guards_intact()) << "out: " << s.text();
+  EXPECT_TRUE(out.guards_intact() && scratch_intact()) << "out: " << s.text();
   Answer answer;
   answer.out = out.values();
   if (!gradients) return answer;
@@ -228,7 +230,8 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
   b.grad_key = dk.view();
   b.grad_value = dv.view();
   kernels.backward(b, threads, scratch.data());
-  EXPECT_TRUE(dq.guards_intact() && dk.guards_intact() && dv.guards_intact()) << "gradients: " << s.text();
+  EXPECT_TRUE(dq.guards_intact() && dk.guards_intact() && dv.guards_intact() && scratch_intact())
+      << "gradients: " << s.text();
   answer.dq = dq.values();
   answer.dk = dk.values();
   answer.dv = dv.values();
