@@ -69,7 +69,8 @@ void add_rows(CLI::App& app, bench::Request& request) {
   word_list(
       app, "--kinds", request.kinds,
       fmt::format(
-          "kinds of attention; favor: favor-* kinds, exact and identity (values copied), default {}; "
+          "kinds of attention, KIND[:PROJECTION[:ROW_NORM]]; favor: favor-* kinds, exact and identity "
+          "(values copied), default {}; "
           "decode: favor-* kinds; train: all kinds and identity+qk (identity with its queries and keys "
           "computed), default {}",
           fmt::join(bench::default_kinds("favor"), ","), fmt::join(bench::default_kinds("train"), ",")));

@@ -16,6 +16,7 @@
 #include "performer/models/sizes.h"
 #include "performer/nn/attention/kind.h"
 #include "performer/ops/executor.h"
+#include "performer/studies/estimator.h"
 
 namespace performer::bench {
 namespace {
@@ -202,12 +203,9 @@ void validate(const Request& given) {
   std::set<std::string> seen;
   for (const std::string& kind : request.kinds) {
     check<UsageError>(seen.insert(kind).second, "--kinds: {} is given twice", kind);
-    if (train) {
-      if (kind != "identity+qk") nn::find_kind(kind);
-      continue;
-    }
-    if (request.op == "favor" && (kind == "exact" || kind == "identity")) continue;
-    nn::find_kind(kind);
+    nn::find_kind(kind_name(kind));
+    if (kind_name(kind) != kind && kind != "identity+qk") studies::parse_estimator(kind);
+    if (train || (request.op == "favor" && (kind == "exact" || kind == "identity"))) continue;
     kernel_map(kind, request.heads, request.head_size, request.features);
   }
 }

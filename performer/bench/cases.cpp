@@ -8,7 +8,9 @@
 
 #include "performer/base/error.h"
 #include "performer/kernels/function.h"
+#include "performer/kernels/projection.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/studies/estimator.h"
 
 namespace performer::bench {
 namespace {
@@ -37,6 +39,21 @@ std::vector<std::string> measurable_kinds() {
   return names;
 }
 
+// The factors that the operators find in a projection [H or 1, M, D]: all matrices have them, or none.
+void set_factors(KernelMap& made, const at::Tensor& projection) {
+  const at::Tensor rows = projection.dim() == 3 ? projection : projection.unsqueeze(0);
+  const int64_t heads = rows.size(0), m = rows.size(1), d = rows.size(2), of_head = m / d * 4 * d;
+  const at::Tensor all = at::empty({heads, of_head}, at::kFloat);
+  for (int64_t h = 0; h < heads; ++h) {
+    const auto found = kernels::hadamard_factors(rows.const_data_ptr<float>() + h * m * d, m, d);
+    if (found.empty()) return;
+    std::copy(found.begin(), found.end(), all.mutable_data_ptr<float>() + h * of_head);
+  }
+  made.factors = all;
+  made.map.factors = all.const_data_ptr<float>();
+  if (heads > 1) made.map.factors_head_stride = of_head;
+}
+
 }  // namespace
 
 double Machine::limit(const std::string& dtype) const {
@@ -56,13 +73,15 @@ kernels::DataType data_type(const std::string& dtype) {
   return dtype == "float16" ? kernels::DataType::float16 : kernels::DataType::float32;
 }
 
+std::string kind_name(const std::string& kind) {
+  return kind == "identity+qk" ? "identity" : kind.substr(0, kind.find(':'));
+}
+
 AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t length) {
   AttentionConfig config;
-  config.kind = kind;
-  if (kind == "identity+qk") {
-    config.kind = "identity";
-    config.set("projections", true);
-  }
+  config.kind = kind_name(kind);
+  if (kind == "identity+qk") config.set("projections", true);
+  if (config.kind != kind && kind != "identity+qk") config = studies::parse_estimator(kind).attention;
   if (nn::has_option(nn::find_kind(config.kind), "features")) config.set("features", features);
   // Kinds for sequences up to a length are made for this one.
   const std::optional<int64_t> longest = nn::longest_of(config);
@@ -73,11 +92,12 @@ AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t 
 KernelMap kernel_map(const std::string& kind, int64_t heads, int64_t head_size, int64_t features) {
   const std::vector<std::string> known = measurable_kinds();
   check<UsageError>(
-      std::find(known.begin(), known.end(), kind) != known.end(),
+      std::find(known.begin(), known.end(), kind_name(kind)) != known.end(),
       "--kinds: {} is not computed by the attention kernels alone, which is what is measured here; "
       "choose from {}",
       kind, fmt::join(known, ", "));
-  const ops::FeatureMapOptions options = nn::find_kind(kind).feature_map(attention_of(kind, features));
+  const ops::FeatureMapOptions options =
+      nn::find_kind(kind_name(kind)).feature_map(attention_of(kind, features));
   ops::validate(options, head_size);
   ops::MapWeights weights;
   weights.projection = ops::draw_map_projection(options, heads, head_size, 0, 0, 0);
@@ -101,6 +121,7 @@ KernelMap kernel_map(const std::string& kind, int64_t heads, int64_t head_size, 
     to.projection = rows.const_data_ptr<float>();
     if (rows.dim() == 3 && rows.size(0) > 1) to.projection_head_stride = rows.size(1) * rows.size(2);
     made.rows = rows.size(-2);
+    set_factors(made, rows);
   }
   if (from.offset.has_value() && from.offset->defined()) {
     at::Tensor& offset = from.offset.emplace(from.offset->to(at::kFloat).contiguous());

@@ -39,6 +39,8 @@ std::vector<Case> train_cases(const Request& request, const Machine& machine, in
 // Used by more than one of them.
 at::ScalarType scalar_type(const std::string& dtype);
 kernels::DataType data_type(const std::string& dtype);
+// The kind of KIND[:PROJECTION[:ROW_NORM]] (studies/estimator.h) and of `identity+qk`.
+std::string kind_name(const std::string& kind);
 // The configuration of a row's kind: features where the kind has them, and `identity+qk` spelled out.
 AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t length = 1);
 // The feature map of a kind as the kernels take it: tensors that own the memory, and pointers into them.
@@ -46,6 +48,7 @@ AttentionConfig attention_of(const std::string& kind, int64_t features, int64_t 
 struct KernelMap {
   ops::PreparedMap prepared;
   kernels::FeatureMap map;
+  at::Tensor factors;    // of the projection, undefined where it has none
   int64_t features = 0;  // of a query or key
   int64_t rows = 0;      // the kernels' M: features, or frequencies of cosines and sines
   bool projected = false;

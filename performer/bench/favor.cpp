@@ -138,6 +138,7 @@ class References {
     };
     KernelMap alone = map;
     if (alone.map.projection != nullptr) alone.map.projection += head * alone.map.projection_head_stride;
+    alone.map.factors = nullptr;  // of all heads; the reference has no use for them
     if (alone.map.offset != nullptr) alone.map.offset += head * alone.map.offset_head_stride;
     Call call(alone, false, of(buffers.query, length - 1), of(buffers.key, 0), of(buffers.value, 0), {});
     call.grad = at::zeros({1, 1, 1, buffers.head_size}, at::kDouble);
@@ -155,7 +156,10 @@ class References {
 // and three gradients, which makes both passes together three times as many.
 double favor_work(const KernelMap& map, double d, bool causal) {
   const double m = static_cast<double>(map.features);
-  const double projection = map.projected ? 4 * d * static_cast<double>(map.rows) : 0;
+  // Of a row of a projection: its product with a query or a key, or its share of three transforms and four
+  // diagonals.
+  const double row = map.factors.defined() ? 3 * std::log2(d) + 4 : 2 * d;
+  const double projection = map.projected ? 2 * row * static_cast<double>(map.rows) : 0;
   return projection + (causal ? 4 * m * (d + 1) : 4 * m * d);
 }
 

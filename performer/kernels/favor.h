@@ -77,6 +77,13 @@ struct FeatureMap {
   // P: [B or 1, H or 1, M, D] rows contiguous, float32; null: u = x' and M = D.
   const float* projection = nullptr;
   int64_t projection_batch_stride = 0, projection_head_stride = 0;
+  // Null, or the same matrix in factors, where it has such a form (hadamard_factors, kernels/projection.h):
+  // [B or 1, H or 1, M / D (rounded down), 4, D] float32. Rows bD .. bD + D - 1 of P are
+  //   diag(f_3) H diag(f_2) H diag(f_1) H diag(f_0),   f_i = factors[b, i],   H_ij = (-1)^popcount(i AND j),
+  // up to rounding. D is a power of two. Kernels may use it for products with P, and need not; P defines
+  // them.
+  const float* factors = nullptr;
+  int64_t factors_batch_stride = 0, factors_head_stride = 0;
   // c: [B or 1, H or 1, M] float32; null: 0. It applies to queries and keys alike.
   const float* offset = nullptr;
   int64_t offset_batch_stride = 0, offset_head_stride = 0;

@@ -89,6 +89,26 @@ TEST(BenchFavor, TheSameWorkTakesTwiceTheFeatures) {
   EXPECT_EQ(waves.work, 4 * 16 * 8 + 4 * 32 * 8);
 }
 
+// The transforms of a projection in factors: 3 log2 d additions and 4 products for each of its rows.
+TEST(BenchFavor, AKindMayNameItsProjection) {
+  Request request = small_request("favor");
+  request.kinds = {"favor-softmax", "favor-softmax:hadamard", "favor-softmax:iid:sqrt-d"};
+  request.head_size = 32, request.features = 64;
+  const Report report = run(request);
+  std::set<std::string> kinds;
+  for (const Row& row : report.rows) {
+    EXPECT_TRUE(row.timed()) << row.kind << " " << row.failure;
+    kinds.insert(row.kind);
+    if (row.pass != "forward" || row.direction != "bidirectional") continue;
+    EXPECT_EQ(row.work, (row.kind == "favor-softmax:hadamard" ? 2 * 64 * 19 : 4 * 32 * 64) + 4 * 64 * 32);
+  }
+  EXPECT_EQ(kinds.size(), 3u);
+  for (const char* wrong : {"favor-softmax:haar", "favor-softmax:iid:sqrt-d:1", "exact:hadamard"}) {
+    request.kinds = {wrong};
+    EXPECT_THROW(run(request), UsageError) << wrong;
+  }
+}
+
 // A table that is right but for one number of the output: of the fourth token of the first head, or of the
 // last token of the last head.
 template <bool kLast>

@@ -16,6 +16,7 @@
 #include "performer/kernels/element.h"
 #include "performer/kernels/favor.h"
 #include "performer/kernels/function.h"
+#include "performer/kernels/projection.h"
 
 namespace performer::kernels::test {
 
@@ -23,6 +24,7 @@ namespace performer::kernels::test {
 struct Spec {
   int64_t batch = 1, queries = 1, keys = 1, heads = 2, d = 8, e = 8, m = 16;
   bool projection = true, causal = false, offset = false, mask = false;
+  bool hadamard = false;  // a projection of that kind, with its factors
   Family family = Family::exponential;
   Function function = Function::relu;
   double epsilon = 0, deviation = 1, norm_weight = 0.5;
@@ -37,12 +39,16 @@ struct Spec {
                        : family == Family::trigonometric ? "trigonometric"
                                                          : function_name(function),
                        causal ? "causal" : "bidirectional", batch, queries, keys, heads, d, e, m, deviation,
-                       chunk, projection ? "projected " : "", mask ? "masked " : "",
-                       cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
+                       chunk,
+                       hadamard     ? "hadamard "
+                       : projection ? "projected "
+                                    : "",
+                       mask ? "masked " : "", cu.empty() ? "" : "packed ", offset ? "offset" : "", seed);
   }
 };
 
 constexpr float kGuard = -12345.75f;
+constexpr int64_t kGuardBytes = 16384;  // behind the scratch memory
 
 // Rows [B, T, H, size] with `padding` guard elements after each row; filled with NaN until written.
 class Buffer {
@@ -98,7 +104,7 @@ struct Answer {
 struct Problem {
   Spec spec;
   Buffer q, k, v, g;
-  std::vector<float> projection, offset;
+  std::vector<float> projection, factors, offset;
   std::vector<char> key_mask, query_mask;
   int64_t sequences;
 
@@ -119,6 +125,7 @@ struct Problem {
       projection.resize(static_cast<size_t>(s.heads * spec.m * s.d));
       for (float& x : projection) x = static_cast<float>(random.normal());
     }
+    if (s.hadamard) draw_hadamard();
     if (s.offset) {
       offset.resize(static_cast<size_t>(spec.m));
       for (float& x : offset) x = static_cast<float>(random.normal());
@@ -126,6 +133,17 @@ struct Problem {
     if (s.mask) {
       for (int64_t i = 0; i < spec.batch * spec.keys; ++i) key_mask.push_back(random.uniform() < 0.7);
       for (int64_t i = 0; i < spec.batch * spec.queries; ++i) query_mask.push_back(random.uniform() < 0.9);
+    }
+  }
+
+  void draw_hadamard() {
+    for (int64_t h = 0; h < spec.heads; ++h) {
+      const auto rows = draw_projection(ProjectionKind::hadamard, RowNorm::chi, spec.m, spec.d,
+                                        {.seed = spec.seed, .head = static_cast<uint32_t>(h)});
+      const auto of_head = hadamard_factors(rows.data(), spec.m, spec.d);
+      EXPECT_EQ(of_head.size(), static_cast<size_t>(spec.m / spec.d * 4 * spec.d)) << spec.text();
+      std::copy(rows.begin(), rows.end(), projection.begin() + h * spec.m * spec.d);
+      factors.insert(factors.end(), of_head.begin(), of_head.end());
     }
   }
 
@@ -139,6 +157,10 @@ struct Problem {
     if (!projection.empty()) {
       map.projection = projection.data();
       map.projection_head_stride = spec.m * spec.d;
+    }
+    if (!factors.empty()) {
+      map.factors = factors.data();
+      map.factors_head_stride = spec.m / spec.d * 4 * spec.d;
     }
     if (!offset.empty()) map.offset = offset.data();
     return map;
@@ -185,15 +207,16 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
   std::vector<double> normalizer(static_cast<size_t>(s.batch * s.queries * s.heads + 1), std::nan(""));
   p.out = out.view();
   p.normalizer = normalizer.data();
-  std::vector<char> scratch(
-      static_cast<size_t>(
-          std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers() + 1),
-      0x7f);
+  const int64_t bytes = std::max(kernels.workspace(p, false), kernels.workspace(p, true)) * threads.workers();
+  std::vector<char> scratch(static_cast<size_t>(bytes + kGuardBytes), 0x7f);
+  const auto scratch_intact = [&] {
+    return std::count(scratch.begin() + bytes, scratch.end(), 0x7f) == kGuardBytes;
+  };
   std::vector<float> kv(keep_state ? problem.state_size() * static_cast<size_t>(s.e) : 0),
       key_sum(keep_state ? problem.state_size() : 0), log_scale(key_sum.size());
   if (keep_state) p.final = {kv.data(), key_sum.data(), log_scale.data()};
   kernels.forward(p, threads, scratch.data());
-  EXPECT_TRUE(out.guards_intact()) << "out: " << s.text();
+  EXPECT_TRUE(out.guards_intact() && scratch_intact()) << "out: " << s.text();
   Answer answer;
   answer.out = out.values();
   if (!gradients) return answer;
@@ -207,7 +230,8 @@ inline Answer run(const FavorKernels& kernels, const Problem& problem, bool grad
   b.grad_key = dk.view();
   b.grad_value = dv.view();
   kernels.backward(b, threads, scratch.data());
-  EXPECT_TRUE(dq.guards_intact() && dk.guards_intact() && dv.guards_intact()) << "gradients: " << s.text();
+  EXPECT_TRUE(dq.guards_intact() && dk.guards_intact() && dv.guards_intact() && scratch_intact())
+      << "gradients: " << s.text();
   answer.dq = dq.values();
   answer.dk = dk.values();
   answer.dv = dv.values();

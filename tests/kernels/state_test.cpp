@@ -33,7 +33,8 @@ Spec of_family(Family family, Spec s) {
   return s;
 }
 
-Spec spec_of(Family family, double deviation) {
+// In the larger form the projection has factors, and rows beside them.
+Spec spec_of(Family family, double deviation, bool hadamard = false) {
   Spec s{.batch = 2,
          .queries = 90,
          .keys = 90,
@@ -43,6 +44,7 @@ Spec spec_of(Family family, double deviation) {
          .causal = true,
          .deviation = deviation};
   if (family == Family::elementwise) s.epsilon = 1e-3;
+  if (hadamard) s.hadamard = true, s.d = 32, s.m = 35;
   return of_family(family, s);
 }
 
@@ -57,8 +59,9 @@ void advance(View& view, const Buffer& buffer, int64_t token) {
 template <class Pieces>
 void expect_one_pass(const FavorKernels& kernels, Pieces&& pieces) {
   for (const Family family : kFamilies) {
-    for (const double deviation : {1.0, 20.0}) {
-      const Problem problem(spec_of(family, deviation));
+    for (const auto& [deviation, hadamard] :
+         {std::pair{1.0, false}, {20.0, false}, {1.0, true}, {20.0, true}}) {
+      const Problem problem(spec_of(family, deviation, hadamard));
       const Spec& s = problem.spec;
       const auto whole = run(kernels, problem, false).out;
       Buffer out(s.batch, s.queries, s.heads, s.e, s.padding, s.type);
@@ -245,9 +248,11 @@ TEST(Reference, GradientsThroughStatesMatchFiniteDifferences) {
 }
 
 TEST_P(EveryState, GradientsThroughStatesMatchTheReference) {
-  for (const Family family : kFamilies) {
+  for (size_t i = 0; i < 2 * std::size(kFamilies); ++i) {
+    const Family family = kFamilies[i / 2];
     Spec s{.batch = 2, .queries = 75, .keys = 75, .d = 6, .e = 5, .m = 9, .causal = true, .deviation = 0.7};
     if (family == Family::elementwise) s.epsilon = 1e-3;
+    if (i % 2 == 1) s.hadamard = true, s.d = 32, s.m = 35;
     Problem problem(of_family(family, s));
     PhiloxStream random(6);
     OwnState<float> initial(problem), grad_final(problem);

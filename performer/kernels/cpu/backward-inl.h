@@ -215,12 +215,9 @@ class BackwardHead : public Head<Number> {
     const float* result = du;
     int64_t ld = n.mp;
     if (projection != nullptr) {
-#ifdef PERFORMER_BFLOAT16
-      if constexpr (kHalf) {
-        for (int64_t i = 0; i < rows; ++i) PackRowAlong(du + i * n.mp, n.mp, du + i * n.mp);
-      }
-#endif
-      Gemm<Number>(rows, n.dp, n.mg, {du, n.mp, 1}, projection_pairs, n.dp, dx, n.dp, false);
+      const int64_t fast = this->structured.rows();
+      if (fast > 0) this->structured.ApplyTransposed(rows, du, n.mp, dx, n.dp);
+      if (fast < n.m) DenseRowGradients(fast, rows, du);
       result = dx, ld = n.dp;
     }
     const float factor_ = projection != nullptr ? 1.0f : Scale();
@@ -228,15 +225,37 @@ class BackwardHead : public Head<Number> {
       StoreRow(b.grad_query, queries.at(b.grad_query, first + i, head), n.d, factor_, result + i * ld);
   }
 
-  // Adds the share of features first .. first + count to dx, from cells of the gradients of their logits
-  // with depth M. Without a projection the features are the elements of the key.
-  void AddKeyGradients(int64_t first, int64_t count, const float* du_cells, bool accumulate) {
-    if (projection != nullptr) {
-      const float* left = projection_pairs + first / Number::kGroup * n.dp;
-      Gemm<Number>(n.d, n.cp, n.Groups(count), {left, 1, n.dp}, du_cells, n.cp, dx, n.cp, accumulate);
-    } else {
-      Copy(du_cells, dx + first * n.cp, count * n.cp);
+  // dx of those rows, or what features from `first` on add to it. The gradients become cells in place.
+  void DenseRowGradients(int64_t first, int64_t rows, float* du) {
+    du += first;
+#ifdef PERFORMER_BFLOAT16
+    if constexpr (kHalf) {
+      for (int64_t i = 0; i < rows; ++i) PackRowAlong(du + i * n.mp, n.mp - first, du + i * n.mp);
     }
+#endif
+    const float* right = projection_pairs + first / Number::kGroup * n.dp;
+    Gemm<Number>(rows, n.dp, n.Groups(n.m - first), {du, n.mp, 1}, right, n.dp, dx, n.dp, first > 0);
+  }
+
+  // Adds the share of features first .. first + count to dx, from the gradients du [count, Cp] of their
+  // logits. `cells`: memory of a Half head for them as cells with depth M. Without a projection the features
+  // are the elements of the key.
+  void AddKeyGradients(int64_t first, int64_t count, const float* du, [[maybe_unused]] float* cells,
+                       bool accumulate) {
+    if (projection == nullptr) return Copy(du, dx + first * n.cp, count * n.cp);
+    const int64_t fast = this->structured.Of(first, count);
+    if (fast > 0) this->structured.ApplyTransposedToColumns(first, fast, du, n.cp, dx, accumulate);
+    if (fast == count) return;
+    const float* right = du + fast * n.cp;
+#ifdef PERFORMER_BFLOAT16
+    if constexpr (kHalf) {
+      PackRowPairs(right, n.cp, count - fast, n.cp, cells, n.cp);
+      right = cells;
+    }
+#endif
+    const float* left = projection_pairs + (first + fast) / Number::kGroup * n.dp;
+    Gemm<Number>(n.d, n.cp, n.Groups(count - fast), {left, 1, n.dp}, right, n.cp, dx, n.cp,
+                 accumulate || fast > 0);
   }
   // Gradients of the chunk's keys and values from dx, dvalue_t and norm_gradient, the sum of the gradients of
   // all logits of a key: the norm's part is -2 eta times it times the key.

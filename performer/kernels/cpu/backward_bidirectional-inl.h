@@ -31,12 +31,12 @@ class BidirectionalBackward : public BackwardHead<Number> {
   BidirectionalBackward(const AttentionBackward& params, int64_t sequence, int64_t head_index,
                         Scratch& scratch)
       : Base(params, sequence, head_index, scratch) {
-    phi = scratch.floats(HWY_MAX(n.c * n.mp, kFeatureBlock * n.cp));
+    phi = scratch.floats(HWY_MAX(n.c * n.mp, this->feature_block * n.cp));
     phi_cells = kHalf ? scratch.floats(n.cg * n.mp) : phi;
-    u = scratch.floats(HWY_MAX(n.c * n.mp, kFeatureBlock * n.cp));
-    du = scratch.floats(HWY_MAX(kBlock * n.mp, kFeatureBlock * n.cp));
-    phi_right = kHalf ? scratch.floats(kFeatureBlock * n.cp) : phi;
-    du_right = kHalf ? scratch.floats(kFeatureBlock * n.cp) : du;
+    u = scratch.floats(HWY_MAX(n.c * n.mp, this->feature_block * n.cp));
+    du = scratch.floats(HWY_MAX(kBlock * n.mp, this->feature_block * n.cp));
+    phi_right = kHalf ? scratch.floats(this->feature_block * n.cp) : phi;
+    du_right = kHalf ? scratch.floats(this->feature_block * n.cp) : du;
   }
 
   void Run() {
@@ -114,20 +114,17 @@ class BidirectionalBackward : public BackwardHead<Number> {
     dropped_ = this->LoadKeys(first, count);
     this->LoadTransposed(p.value, keys, first, count, n.e, value_t);
     Fill(norm_gradient, 0, n.cp);
-    for (int64_t f = 0; f < n.m; f += kFeatureBlock) {
-      const int64_t features = HWY_MIN(kFeatureBlock, n.m - f);
+    for (int64_t f = 0; f < n.m; f += this->feature_block) {
+      const int64_t features = HWY_MIN(this->feature_block, n.m - f);
       this->KeyProducts(f, features, u);
       Gemm<Number>(features, n.cp, n.eg, {mirror_rows + f * n.ep, n.ep, 1}, value_t, n.cp, du, n.cp, false);
       for (int64_t i = 0; i < features; ++i) FeatureOfKeys(f + i, i * n.cp);
 #ifdef PERFORMER_BFLOAT16
-      if constexpr (kHalf) {
-        PackRowPairs(phi, n.cp, features, n.cp, phi_right, n.cp);
-        if (this->projection != nullptr) PackRowPairs(du, n.cp, features, n.cp, du_right, n.cp);
-      }
+      if constexpr (kHalf) PackRowPairs(phi, n.cp, features, n.cp, phi_right, n.cp);
 #endif
       const float* left = mirror_pairs + f / Number::kGroup * n.ep;
       Gemm<Number>(n.e, n.cp, n.Groups(features), {left, 1, n.ep}, phi_right, n.cp, dvalue_t, n.cp, f > 0);
-      this->AddKeyGradients(f, features, du_right, f > 0);
+      this->AddKeyGradients(f, features, du, du_right, f > 0);
     }
     this->StoreKeyGradients(first, count);
   }
@@ -157,8 +154,8 @@ class BidirectionalBackward : public BackwardHead<Number> {
     }
   }
 
-  float *phi, *phi_cells;       // [C, Mp] of queries or [kFeatureBlock, Cp] of keys; cells with depth C
-  float *u, *du;                // logits and their gradients: [C, Mp] or [kFeatureBlock, Cp]
+  float *phi, *phi_cells;       // [C, Mp] of queries or [feature_block, Cp] of keys; cells with depth C
+  float *u, *du;                // logits and their gradients: [C, Mp] or [feature_block, Cp]
   float *phi_right, *du_right;  // a block of keys' features and gradients as cells with depth M
   bool dropped_ = false;
 };

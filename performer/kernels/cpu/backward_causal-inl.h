@@ -231,16 +231,7 @@ class CausalBackward : public BackwardHead<Number> {
     for (int64_t i = 0; exponential && i < count; ++i) {
       if (slow[i] != 0.0f) AddSlowPairs(i);
     }
-    const float* cells = du;
-#ifdef PERFORMER_BFLOAT16
-    if constexpr (kHalf) {
-      if (this->projection != nullptr) {
-        PackRowPairs(du, n.cp, n.m, n.cp, phi_k_cells, n.cp);
-        cells = phi_k_cells;
-      }
-    }
-#endif
-    this->AddKeyGradients(0, n.m, cells, false);
+    this->AddKeyGradients(0, n.m, du, phi_k_cells, false);
     this->StoreKeyGradients(first, count);
   }
 

@@ -22,6 +22,7 @@ int64_t HeadBytes(const AttentionForward& p, int64_t groups, bool backward) {
   AttentionForward& part = b.forward;
   part = p;
   part.shape.features /= groups;
+  if (groups > 1) part.map = MapOfGroups(p.map, part.shape.features, p.shape.head_size);
   const int64_t bytes = backward ? BackwardPass(b).bytes : ForwardPass(part).bytes;
   if (groups == 1) return bytes;
   part.causal = false;  // groups sum up keys without causality, before any pass

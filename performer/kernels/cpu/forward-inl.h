@@ -24,7 +24,7 @@ class ForwardHead : public Head<Number> {
   ForwardHead(const AttentionForward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params, sequence, head_index, scratch) {
     kv = scratch.floats(n.m * n.ep);
-    ut = scratch.floats((p.causal ? n.m : kFeatureBlock) * n.cp);
+    ut = scratch.floats((p.causal ? n.m : this->feature_block) * n.cp);
     phi_t = scratch.floats(n.m * n.cp);
     uq = scratch.floats(kMostRows * n.mp);
     phi_q = p.causal || kHalf ? scratch.floats(kMostRows * n.mp) : uq;
@@ -94,8 +94,8 @@ class ForwardHead : public Head<Number> {
   void KeyFeatures(int64_t first, int64_t count) {
     dropped_ = this->LoadKeys(first, count);
     this->LoadValues(first, count);
-    for (int64_t f = 0; f < n.m; f += kFeatureBlock) {
-      const int64_t features = HWY_MIN(kFeatureBlock, n.m - f);
+    for (int64_t f = 0; f < n.m; f += this->feature_block) {
+      const int64_t features = HWY_MIN(this->feature_block, n.m - f);
       float* u = p.causal ? ut + f * n.cp : ut;
       KeyProducts(f, features, u);
       if (!exponential)

@@ -59,6 +59,12 @@ inline int64_t GroupsOf(const AttentionForward& p) {
   return 1;
 }
 
+// The map of groups of `size` features: without factors where a block of them would lie in two groups.
+inline FeatureMap MapOfGroups(FeatureMap map, int64_t size, int64_t head_size) {
+  if (size % head_size != 0) map.factors = nullptr;
+  return map;
+}
+
 // One (sequence, head) whose groups are the heads of the calls that it makes.
 class GroupedHead {
  public:
@@ -204,9 +210,13 @@ class GroupedHead {
     call.shape.query_tokens = query_count, call.shape.key_tokens = key_count;
     call.shape.heads = g, call.shape.features = m / g;
     call.shape.head_size = d, call.shape.value_size = e;
-    call.map = p.map;
+    call.map = MapOfGroups(p.map, m / g, d);
     call.map.projection += sequence_ * p.map.projection_batch_stride + head_ * p.map.projection_head_stride;
     call.map.projection_batch_stride = 0, call.map.projection_head_stride = m / g * d;
+    if (call.map.factors != nullptr) {
+      call.map.factors += sequence_ * p.map.factors_batch_stride + head_ * p.map.factors_head_stride;
+      call.map.factors_batch_stride = 0, call.map.factors_head_stride = 4 * (m / g);
+    }
     if (p.map.offset != nullptr) {
       call.map.offset += sequence_ * p.map.offset_batch_stride + head_ * p.map.offset_head_stride;
       call.map.offset_batch_stride = 0, call.map.offset_head_stride = m / g;

@@ -20,6 +20,7 @@
 
 #include "performer/kernels/cpu/functions-inl.h"
 #include "performer/kernels/cpu/gemm-inl.h"
+#include "performer/kernels/cpu/hadamard-inl.h"
 #include "performer/kernels/cpu/rows-inl.h"
 
 PERFORMER_BEFORE_NAMESPACE();
@@ -95,6 +96,8 @@ class Head {
     if (p.map.projection != nullptr) {
       projection_rows = scratch.floats(n.m * n.dp);
       projection_t = scratch.floats(n.d * n.mp);
+      structured = HadamardRows(p.map, n.m, n.d, kHalf, scratch);
+      if (structured.rows() > 0) feature_block = structured.block();
     }
   }
 
@@ -105,6 +108,9 @@ class Head {
     if (p.map.projection == nullptr) return;
     projection =
         p.map.projection + sequence_ * p.map.projection_batch_stride + head * p.map.projection_head_stride;
+    if (structured.rows() > 0)
+      structured.Load(
+          p.map.factors + sequence_ * p.map.factors_batch_stride + head * p.map.factors_head_stride, Scale());
     for (int64_t f = 0; f < n.m; ++f) {
       float* numbers = kHalf ? staging : projection_rows + f * n.dp;
       Fill(numbers, 0, n.dp);
@@ -236,7 +242,11 @@ class Head {
   // norm.
   void KeyProducts(int64_t first, int64_t count, float* out) const {
     if (projection != nullptr) {
-      Gemm<Number>(count, n.cp, n.dg, {projection_rows + first * n.dp, n.dp, 1}, kt, n.cp, out, n.cp, false);
+      const int64_t fast = structured.Of(first, count);
+      if (fast > 0) structured.template ApplyToColumns<Number>(first, fast, kt, n.cp, out);
+      if (fast == count) return;
+      const float* rows = projection_rows + (first + fast) * n.dp;
+      Gemm<Number>(count - fast, n.cp, n.dg, {rows, n.dp, 1}, kt, n.cp, out + fast * n.cp, n.cp, false);
     } else {
       Copy(kt + first * n.cp, out, count * n.cp);
       Multiply(out, Scale(), count * n.cp);
@@ -268,8 +278,11 @@ class Head {
   // P.x' + c of rows first .. first + count of a view, [count, Mp]; the padding of a row is 0.
   void RowLogits(const View& view, const Rows& rows, int64_t first, int64_t count, float* out) const {
     if (projection != nullptr) {
-      Gemm<Number>(count, n.mp, n.dg, LoadLeft(view, rows, first, count), projection_t, n.mp, out, n.mp,
-                   false);
+      const int64_t fast = structured.rows();
+      if (fast > 0) StructuredRowLogits(view, rows, first, count, out);
+      if (fast < n.m)
+        Gemm<Number>(count, n.mp - fast, n.dg, LoadLeft(view, rows, first, count), projection_t + fast, n.mp,
+                     out + fast, n.mp, false);
     } else {
       LoadRows(view, rows, first, count, n.d, out, n.mp);
       Multiply(out, Scale(), count * n.mp);
@@ -277,6 +290,15 @@ class Head {
     for (int64_t i = 0; offset != nullptr && i < count; ++i) {
       for (int64_t f = 0; f < n.m; ++f) out[i * n.mp + f] += offset[f];
     }
+  }
+  void StructuredRowLogits(const View& view, const Rows& rows, int64_t first, int64_t count,
+                           float* out) const {
+    if (view.type == DataType::float32) {
+      const float* from = static_cast<const float*>(view.data) + rows.at(view, first, head);
+      return structured.Apply(count, from, view.token_stride, out, n.mp);
+    }
+    LoadRows(view, rows, first, count, n.d, qx, n.dp);
+    structured.Apply(count, qx, n.dp, out, n.mp);
   }
   void QueryLogits(int64_t first, int64_t count, float* out) const {
     RowLogits(p.query, queries, first, count, out);
@@ -338,17 +360,19 @@ class Head {
   int64_t sequence_, head;
   bool exponential, has_norm;
   Rows queries, keys;
-  const float* projection = nullptr;  // [M, D] as given
-  const float* offset = nullptr;      // [M]
-  float* projection_rows = nullptr;   // cells [M, Dp] of scale * P, depth D
-  float* projection_t = nullptr;      // cells [D, Mp] of the same, depth D
-  float *kt, *qx;                     // cells [D, Cp] and [C, Dp], depth D
-  Right value = {};                   // cells [C, Ep], depth C
-  float* value_memory;                // the same where it is no view of the input
-  float *key_norm, *keep;             // [Cp]
-  float* key_sum;                     // [Fp]
-  float *scale, *new_scale, *factor;  // [Mp]; the padding of the scales is kEmptyLogScale
-  float* staging;                     // rows on their way
+  const float* projection = nullptr;      // [M, D] as given
+  HadamardRows structured;                // its first rows, where the call has them in factors
+  int64_t feature_block = kFeatureBlock;  // features of keys that are handled together
+  const float* offset = nullptr;          // [M]
+  float* projection_rows = nullptr;       // cells [M, Dp] of scale * P, depth D
+  float* projection_t = nullptr;          // cells [D, Mp] of the same, depth D
+  float *kt, *qx;                         // cells [D, Cp] and [C, Dp], depth D
+  Right value = {};                       // cells [C, Ep], depth C
+  float* value_memory;                    // the same where it is no view of the input
+  float *key_norm, *keep;                 // [Cp]
+  float* key_sum;                         // [Fp]
+  float *scale, *new_scale, *factor;      // [Mp]; the padding of the scales is kEmptyLogScale
+  float* staging;                         // rows on their way
 };
 
 }  // namespace PERFORMER_TARGET

@@ -14,6 +14,7 @@
 
 #include "performer/kernels/cpu/functions-inl.h"
 #include "performer/kernels/cpu/gemm-inl.h"
+#include "performer/kernels/cpu/hadamard-inl.h"
 #include "performer/kernels/cpu/rows-inl.h"
 #include "performer/kernels/cpu/trigonometric-inl.h"
 
@@ -44,7 +45,10 @@ class StepHead {
     value = scratch.floats(Padded(e));
     out = scratch.floats(Padded(e));
     decay = scratch.floats(mp);
-    if (p.map.projection != nullptr) projection_t = scratch.floats(d * wp);
+    if (p.map.projection != nullptr) {
+      projection_t = scratch.floats(d * wp);
+      structured = HadamardRows(p.map, w, d, false, scratch);
+    }
   }
 
   // Sequences `block` * kSequences and those that follow it.
@@ -123,8 +127,8 @@ class StepHead {
       } else if (!shared || i == 0) {
         if (!shared) LoadProjection(first + i, head);
         const int64_t together = shared ? count : 1;
-        Gemm<Single>(together, wp, d, {queries + i * dp, dp, 1}, projection_t, wp, q, wp, false);
-        Gemm<Single>(together, wp, d, {keys + i * dp, dp, 1}, projection_t, wp, k, wp, false);
+        Project(together, queries + i * dp, q);
+        Project(together, keys + i * dp, k);
       }
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -138,11 +142,22 @@ class StepHead {
       for (int64_t f = 0; offset != nullptr && f < w; ++f) q[f] += offset[f], k[f] += offset[f];
     }
   }
+  // u of `count` rows x [count, Dp], without what is added to it: [count, Wp].
+  void Project(int64_t count, const float* x, float* u) const {
+    const int64_t fast = structured.rows();
+    if (fast > 0) structured.Apply(count, x, dp, u, wp);
+    if (fast < w) Gemm<Single>(count, wp - fast, d, {x, dp, 1}, projection_t + fast, wp, u + fast, wp, false);
+  }
   void LoadProjection(int64_t sequence, int64_t head) {
+    const int64_t fast = structured.rows();
+    if (fast > 0)
+      structured.Load(
+          p.map.factors + sequence * p.map.factors_batch_stride + head * p.map.factors_head_stride, 1.0f);
+    if (fast == w) return;
     const float* from =
         p.map.projection + sequence * p.map.projection_batch_stride + head * p.map.projection_head_stride;
     Fill(projection_t, 0, d * wp);
-    Transpose(from, d, w, d, projection_t, wp);
+    Transpose(from + fast * d, d, w - fast, d, projection_t + fast, wp);
   }
 
   // The state's scale rises to include the key; decay is what that costs what it holds. `read` is shifted by
@@ -232,11 +247,12 @@ class StepHead {
   }
 
   const AttentionStep& p;
-  int64_t m, d, e, w, mp, wp, dp, rows;      // m: features of the state; w: rows of the projection
-  float *queries, *keys;                     // [rows, Dp]
-  float *reads, *weights;                    // [rows, Wp]
-  float* waves = nullptr;                    // [2, Mp]: features of a query and a key
-  float* projection_t = nullptr;             // [D, Wp]
+  int64_t m, d, e, w, mp, wp, dp, rows;  // m: features of the state; w: rows of the projection
+  float *queries, *keys;                 // [rows, Dp]
+  float *reads, *weights;                // [rows, Wp]
+  float* waves = nullptr;                // [2, Mp]: features of a query and a key
+  float* projection_t = nullptr;         // [D, Wp] of the rows that are not structured
+  HadamardRows structured;
   float log_weights[kSequences];             // of the keys: the part of their norms
   float *value, *out, *decay;                // [Ep], [Ep], [Mp]: what the state's scale costs what it holds
   float *read = nullptr, *weight = nullptr;  // of the sequence at work, of its query and its key

@@ -281,8 +281,7 @@ class TrigonometricBackward : public BackwardHead<Number> {
         hn::Store(hn::Sub(hn::Mul(c, ds), hn::Mul(s, dc)), d, of_cosines + j);
       }
     }
-    if (this->projection != nullptr) PackPairs(du, n.cp, n.m, du_cells);
-    this->AddKeyGradients(0, n.m, this->projection != nullptr ? du_cells : du, false);
+    this->AddKeyGradients(0, n.m, du, du_cells, false);
     this->StoreKeyGradients(first, count);
   }
 

@@ -23,7 +23,7 @@ class TrigonometricForward : public Head<Number> {
   TrigonometricForward(const AttentionForward& params, int64_t sequence, int64_t head_index, Scratch& scratch)
       : Base(params, sequence, head_index, scratch), weights(n, scratch) {
     kv = scratch.floats(n.rows * n.ep);
-    u = scratch.floats(kFeatureBlock * n.cp);
+    u = scratch.floats(this->feature_block * n.cp);
     phi_t = scratch.floats(n.rows * n.cp);
     uq = scratch.floats(kMostRows * n.mp);
     phi_q = scratch.floats(kMostRows * n.fp);
@@ -92,8 +92,8 @@ class TrigonometricForward : public Head<Number> {
     weights.Load(key_norm);
     raised_ = weights.Largest(scale_);
     weights.Weigh(keep, -raised_);
-    for (int64_t f = 0; f < n.m; f += kFeatureBlock) {
-      const int64_t features = HWY_MIN(kFeatureBlock, n.m - f);
+    for (int64_t f = 0; f < n.m; f += this->feature_block) {
+      const int64_t features = HWY_MIN(this->feature_block, n.m - f);
       this->KeyProducts(f, features, u);
       for (int64_t i = 0; i < features; ++i) {
         if (p.causal)
@@ -204,7 +204,7 @@ class TrigonometricForward : public Head<Number> {
 
   KeyWeights<Number> weights;
   float* kv;                                // [rows, Ep]
-  float* u;                                 // arguments of a block of keys' features, [kFeatureBlock, Cp]
+  float* u;                                 // arguments of a block of keys' features, [feature_block, Cp]
   float* phi_t;                             // [rows, Cp] of the keys, then as cells with depth C
   float* phi_right;                         // the same without weights as cells with depth F
   float* uq;                                // [rows_, Mp]

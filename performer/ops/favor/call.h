@@ -69,6 +69,11 @@ struct Call {
   void set_initial(const Arguments& arguments);
 };
 
+// The factors of a call's projection (FeatureMap::factors of kernels/favor.h), [B or 1, H or 1, M / D, 4, D]
+// on the CPU, or undefined: where it has none, or serves too few tokens for the search. They are found in the
+// matrix itself, so that a projection needs to be no more than one tensor, wherever it comes from.
+at::Tensor projection_factors(const Call& call);
+
 // What a forward pass writes. `final` is undefined unless the call returns a state.
 struct ForwardResults {
   at::Tensor out;         // [B, T, H, E] of value's type

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backend "cpu": the kernels of performer/kernels, and their double reference for float64.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
+#include <atomic>
+
+#include "performer/kernels/projection.h"
 #include "performer/ops/executor.h"
 #include "performer/ops/favor/call.h"
 
@@ -45,9 +49,13 @@ void set_constant(const Tensor& constant, const float*& data, int64_t& batch_str
   if (constant.size(0) > 1) batch_stride = size * constant.size(1);
 }
 
+// Tokens that a projection must serve for its factors to be looked for, which takes as long as products with
+// some 100 of them.
+constexpr int64_t kLeastUses = 512;
+
 // A call in the kernels' terms; owns what the params struct points to besides the call's own tensors.
 struct KernelCall {
-  Tensor query, key, value;
+  Tensor query, key, value, factors;
   kernels::AttentionForward params;
   const kernels::FavorKernels& table;
 
@@ -70,6 +78,8 @@ struct KernelCall {
     }
     kernels::FeatureMap& map = params.map = call.map;
     set_constant(call.projection, map.projection, map.projection_batch_stride, map.projection_head_stride);
+    if (table.name != "reference") factors = projection_factors(call);
+    set_constant(factors, map.factors, map.factors_batch_stride, map.factors_head_stride);
     set_constant(call.offset, map.offset, map.offset_batch_stride, map.offset_head_stride);
     params.causal = call.causal;
     params.chunk = call.chunk;
@@ -135,4 +145,25 @@ const RegisterBackend registered_cpu({"cpu", [](const c10::Device& device) { ret
                                      /*rank=*/1);
 
 }  // namespace
+
+at::Tensor projection_factors(const Call& call) {
+  const at::Tensor& p = call.projection;
+  if (!p.defined() || p.size(2) < p.size(3)) return {};
+  const int64_t matrices = p.size(0) * p.size(1), rows = p.size(2), size = p.size(3);
+  const int64_t tokens = std::max(call.query.size(0) * call.query_tokens, call.key.size(0) * call.key_tokens);
+  if (matrices == 0 || tokens * call.heads / matrices < kLeastUses) return {};
+  at::Tensor factors = at::empty({p.size(0), p.size(1), rows / size, 4, size}, p.options());
+  const float* from = p.const_data_ptr<float>();
+  float* to = factors.mutable_data_ptr<float>();
+  std::atomic<bool> all{true};
+  at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end && all; ++i) {
+      const auto found = kernels::hadamard_factors(from + i * rows * size, rows, size);
+      if (found.empty()) all = false;
+      std::copy(found.begin(), found.end(), to + i * (rows / size * 4 * size));
+    }
+  });
+  return all ? factors : at::Tensor();
+}
+
 }  // namespace performer::ops
