@@ -44,6 +44,10 @@ void run_product(Group& group, const Case& item, at::ScalarType type) {
 TEST(GoldenFastTransformers, Attention) {
   run_group("attention", kSystem, [&](Group& group, const Case& item) {
     expect_known(item, {"feature_map", "N", "L", "S", "H", "d", "dv", "inputs", "eps", "E", "M"});
+    if (option_or<std::string>(item.options, "mask", "") == "blind") {
+      group.known_other(item, "a query that sees no key has gradients of scores of -1e24; ours has none");
+      return;
+    }
     in_all_types(item, [&](at::ScalarType type) {
       item.function == "causal_dot_product" ? run_product(group, item, type) : run_batch(group, item, type);
     });

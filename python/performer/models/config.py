@@ -95,6 +95,10 @@ def kind_options() -> dict[str, dict[str, Any]]:
     return kinds
 
 
+class NotInPython(ValueError):
+    """A model that the program computes and this package does not."""
+
+
 @dataclasses.dataclass
 class AttentionConfig:
     """What attention computes; section [attention]. `options` are the keys that belong to the kind.
@@ -118,7 +122,7 @@ class AttentionConfig:
         if self.kind not in kinds:
             near = difflib.get_close_matches(self.kind, kinds, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(
+            raise NotInPython(
                 f"attention.kind = {self.kind} has no form in Python{hint}; there are {', '.join(kinds)}. Models of "
                 "other kinds run with the program: performer score, performer generate"
             )
@@ -178,7 +182,7 @@ def read_model(section: dict[str, Any]) -> ModelConfig:
     _check_keys("model", section, known + list(_FIXED))
     for name, value in _FIXED.items():
         if section.get(name, value) != value:
-            raise ValueError(
+            raise NotInPython(
                 f"model.{name} = {section[name]} has no form in Python, only {value}; such models run with the program"
             )
     return ModelConfig(**{name: value for name, value in section.items() if name in known})

@@ -34,7 +34,7 @@ class _Reader:
 
     def __init__(self, source: str, vocabulary: Vocabulary) -> None:
         self.source = source
-        self.ids = vocabulary._ids()
+        self.ids = vocabulary.ids
         self.what = f"{vocabulary.unit} of the vocabulary {vocabulary.name}"
         self.name, self.number, self.line = "", 0, 0
         self.tokens: list[int] = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 
@@ -46,6 +47,8 @@ class Vocabulary:
         marker_letters: how BOS, EOS, PAD and MASK are written; "" for <bos> <eos> <pad> <mask>.
         numbers: symbols are written as numbers between white space.
         unit: what tokens are called in messages.
+        reserved: so many symbols, the last ones, have names for people; no text stands for them.
+        source_ids: of an imported model, the ids that its symbols and markers had in the source, -1 for none.
     """
 
     name: str
@@ -54,6 +57,17 @@ class Vocabulary:
     marker_letters: str = ""
     numbers: bool = False
     unit: str = "tokens"
+    reserved: int = 0
+    source_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reserved < len(self.symbols):
+            raise ValueError(
+                f"{self.reserved} of {len(self.symbols)} symbols of the vocabulary {self.name} are reserved; at least "
+                "one must be there to be written"
+            )
+        if self.source_ids and len(self.source_ids) != len(self):
+            raise ValueError(f"source_ids has {len(self.source_ids)} ids for {len(self.symbols)} symbols and 4 markers")
 
     @staticmethod
     def protein() -> Vocabulary:
@@ -93,6 +107,8 @@ class Vocabulary:
                 root.get("marker_letters", ""),
                 root.get("spelling", "letters") == "numbers",
                 root.get("unit", "tokens"),
+                root.get("reserved", 0),
+                tuple(root.get("source_ids", ())),
             )
             markers = [root[marker] for marker in ("bos", "eos", "pad", "mask")]
         except (KeyError, TypeError, AttributeError) as error:
@@ -103,7 +119,7 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """The text of tokenizer.json."""
-        content = {
+        content: dict[str, object] = {
             "name": self.name,
             "unit": self.unit,
             "spelling": "numbers" if self.numbers else "letters",
@@ -115,6 +131,10 @@ class Vocabulary:
             "pad": self.pad,
             "mask": self.mask,
         }
+        if self.reserved:
+            content["reserved"] = self.reserved
+        if self.source_ids:
+            content["source_ids"] = list(self.source_ids)
         return json.dumps(content, indent=2) + "\n"
 
     def __len__(self) -> int:
@@ -141,8 +161,15 @@ class Vocabulary:
         """The id of a hidden token."""
         return len(self.symbols) + 3
 
-    def _ids(self) -> dict[bytes, int]:
-        ids = {symbol: index for index, symbol in enumerate(self.symbols)}
+    @property
+    def written(self) -> tuple[bytes, ...]:
+        """The symbols that a text can hold: all but the reserved ones."""
+        return self.symbols[: len(self.symbols) - self.reserved]
+
+    @functools.cached_property
+    def ids(self) -> dict[bytes, int]:
+        """The ids of what a text can hold: written symbols, and the letters that are read as one."""
+        ids = {symbol: index for index, symbol in enumerate(self.written)}
         return ids | {letter.encode(): ids[read_as.encode()] for letter, read_as in self.aliases}
 
     def encode(self, text: str | bytes) -> list[int]:
@@ -152,7 +179,7 @@ class Vocabulary:
             ValueError: naming the position (from 1, in bytes) of what is no symbol.
         """
         data = text.encode() if isinstance(text, str) else text
-        ids = self._ids()
+        ids = self.ids
         if self.numbers:
             return [self._number(word) for word in data.split()]
         longest, out, at = max(map(len, ids)), [], 0
@@ -171,11 +198,11 @@ class Vocabulary:
         return out
 
     def _number(self, word: bytes) -> int:
-        if not word.isdigit() or int(word) >= len(self.symbols):
-            raise ValueError(
-                f"{word!r} is no value of the vocabulary {self.name}: expected 0 to {len(self.symbols) - 1}"
-            )
-        return int(word)
+        found = self.ids.get(word.lstrip(b"0") or b"0") if word.isdigit() else None
+        if found is None:
+            first, last = self.written[0].decode(), self.written[-1].decode()
+            raise ValueError(f"{word!r} is no value of the vocabulary {self.name}: expected {first} to {last}")
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; markers as they are written, bytes that are no UTF-8 as replacement characters."""

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import pickle
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -170,14 +172,30 @@ def test_refusals_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="sparse has no form in Python"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(transformers.AutoTokenizer.from_pretrained(tmp_path), PerformerTokenizer)  # which Python has
 
 
-VOCABULARIES = {"protein": "MKVJX", "dna": "ACGTUN", "bytes": "naïve\n\t <b>", "pixels": "0 255 7"}
+PIECES = Vocabulary(
+    "pieces",
+    (*(piece.encode() for piece in ("a", "b", " ", "ab", "abcd", "the", "the ", "é", "\n", ".*", "(", "]")), b"\xc3"),
+    aliases=(("[", "]"),),
+)
+IMPORTED = Vocabulary("letters", (b"L", b"A", b"<null_1>"), reserved=1, source_ids=(4, 5, 31, 0, 2, 1, 32))
+NUMBERS = Vocabulary("ids", (b"1", b"2", b"5"), numbers=True, source_ids=(1, 2, 5, 0, 3, -1, 4))
+VOCABULARIES = {
+    "protein": (Vocabulary.named("protein"), "MKVJX"),
+    "dna": (Vocabulary.named("dna"), "ACGTUN"),
+    "bytes": (Vocabulary.named("bytes"), "naïve\n\t <b>"),
+    "pixels": (Vocabulary.named("pixels"), "0 255 7"),
+    "pieces": (PIECES, "abcdthe ab\n[é(.*]the"),
+    "imported": (IMPORTED, "LALA"),
+    "numbers": (NUMBERS, "5 1 2"),
+}
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_tokenizers(tmp_path, name):
-    vocabulary, text = Vocabulary.named(name), VOCABULARIES[name]
+    vocabulary, text = VOCABULARIES[name]
     native(tmp_path, "masked", vocabulary=vocabulary)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = vocabulary.encode(text)
@@ -202,8 +220,45 @@ def test_tokenizers_name_what_is_no_symbol():
     assert tokenizer("MK")["input_ids"] == [25, 10, 8]
     with pytest.raises(ValueError, match="illegal letter b'1' at position 3"):
         tokenizer(["MKV", "MK1"])
-    with pytest.raises(ValueError, match="several bytes"):
-        PerformerTokenizer(Vocabulary("words", (b"ab", b"c")))
+    with pytest.raises(ValueError, match="reads 'c' as 'a' and has longer symbols with one of these letters"):
+        PerformerTokenizer(Vocabulary("words", (b"a", b"bc"), aliases=(("c", "a"),)))
+
+
+def test_tokenizers_take_the_longest_symbol():
+    assert PIECES.encode("the abcdab") == [6, 4, 3]
+    tokenizer = PerformerTokenizer(PIECES, "causal")
+    assert tokenizer.convert_ids_to_tokens([6, 7]) == ["theĠ", "Ã©"]
+    generator = random.Random(7)
+    parts = ["a", "b", "[", " ", "ab", "abcd", "the", "the ", "é", "\n", ".*", "(", "]"]
+    for _ in range(200):
+        text = "".join(generator.choices(parts, k=9))
+        assert tokenizer(text)["input_ids"][1:] == PIECES.encode(text)
+        assert tokenizer.decode(PIECES.encode(text)) == PIECES.decode(PIECES.encode(text))
+    with pytest.raises(ValueError, match="illegal letter b'c' at position 3"):
+        tokenizer("abc")
+
+
+def test_no_text_stands_for_reserved_symbols(tmp_path):
+    tokenizer = PerformerTokenizer(IMPORTED)
+    assert tokenizer("LA")["input_ids"] == [3, 0, 1, 4]
+    for text in ("<null_1>", "<reserved 2>"):
+        with pytest.raises(ValueError, match="illegal letter b'<' at position 1"):
+            tokenizer(text)
+    with pytest.raises(ValueError, match="b'3' is no value of the vocabulary ids: expected 1 to 5"):
+        PerformerTokenizer(NUMBERS)("5 3")
+    tokenizer.save_pretrained(tmp_path)
+    assert Vocabulary.from_json((tmp_path / "tokenizer.json").read_text()) == IMPORTED
+
+
+def test_tokenizers_of_many_symbols():
+    generator = random.Random(3)
+    symbols = {"".join(generator.choices("etaoin srh", k=generator.randint(2, 9))) for _ in range(20000)}
+    vocabulary = Vocabulary("many", tuple(symbol.encode() for symbol in [*"etaoin srh", *sorted(symbols)]))
+    tokenizer = PerformerTokenizer(vocabulary, "causal")
+    text = "".join(generator.choices("etaoin srh", k=2000))
+    start = time.thread_time()
+    assert tokenizer(text)["input_ids"][1:] == vocabulary.encode(text)
+    assert time.thread_time() - start < 5
 
 
 def test_remote_code(tmp_path):

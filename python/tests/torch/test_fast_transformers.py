@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drop-in for fast-transformers against recorded outputs of that package."""
 
+import argparse
+
 import pytest
 import recordings
 import torch
 import torch.nn.functional as F
 
 from performer.compat import fast_transformers as ft
-from performer.compat.fast_transformers.attention import (
+from performer.compat.fast_transformers import attention as attention_module
+from performer.compat.fast_transformers import attention_registry as registry
+from performer.compat.fast_transformers import weight_mapper
+from performer.compat.fast_transformers.events import filters
+from performer.compat.fast_transformers.recurrent.attention import (
     RecurrentCrossLinearAttention,
     RecurrentLinearAttention,
-    default_lengths,
-    default_mask,
 )
+from performer.compat.fast_transformers.transformers import default_lengths, default_mask
 
 CASES = [
     case
@@ -84,6 +89,9 @@ def run_attention(case):
         check(case, ft.causal_dot_product(q, k, v), leaves)
         return
     options = case.options
+    if "feature_map" not in options:
+        run_exact(case)
+        return
     form = getattr(ft, case.entry["function"])
     module = form(q.shape[-1], map_factory(options["feature_map"], options), eps=options["eps"])
     set_omega(case, module.feature_map)
@@ -92,9 +100,35 @@ def run_attention(case):
     check(case, module(q, k, v, mask, default_lengths(q), lengths(case, "key_lengths", k)), leaves)
 
 
+def run_exact(case):
+    arguments = {name: value for name, value in case.options.items() if name != "mask"}
+    module = getattr(ft, case.entry["function"])(attention_dropout=0.0, **arguments)
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = inputs = [tensor(case, name).to(dtype).requires_grad_() for name in "qkv"]
+        mask = ft.FullMask(tensor(case, "attn_mask").bool())
+        out = module(q, k, v, mask, default_lengths(q), lengths(case, "key_lengths", k))
+        check(case, out, dict(zip(("dq", "dk", "dv"), inputs, strict=True)))
+
+
+def run_exact_recurrent(case):
+    q, k, v = (tensor(case, name) for name in "qkv")
+    module = getattr(ft, case.entry["function"])(attention_dropout=0.0, **case.options)
+    state, rows = None, []
+    for i in range(q.shape[1]):
+        if case.has("key_lengths"):
+            out, state = module(q[:, i], k, v, lengths(case, "key_lengths", k), state)
+        else:
+            out, state = module(q[:, i], k[:, i], v[:, i], state)
+        rows.append(out)
+    case.check("out", torch.stack(rows, 1).numpy())
+
+
 def run_recurrent(case):
     options = case.options
     q, k, v = (tensor(case, name) for name in "qkv")
+    if "feature_map" not in options:
+        run_exact_recurrent(case)
+        return
     factory = map_factory(options["feature_map"], options)
     state, rows = None, []
     if case.entry["function"] == "RecurrentLinearAttention":
@@ -119,11 +153,10 @@ def run_recurrent(case):
 
 def build(case, builder, **more):
     options = case.options
-    known = builder._defaults
-    given = {name: value for name, value in options.items() if name in known and name != "feature_map"}
+    given = {name: value for name, value in options.items() if name != "feature_map"} | more
     if "feature_map" in options:
         given["feature_map"] = map_factory(options["feature_map"], options.get("feature_map_options") or {})
-    return builder.from_kwargs(**given, **more).get()
+    return builder.from_kwargs(**given, strict=False).get()
 
 
 def load(case, module):
@@ -145,7 +178,6 @@ def run_layers(case):
         check(case, out, {"dq": q, "dk": k, "dv": v})
         return
     x = leaf(case, "x")
-    dropouts = {} if "dropout" in options else {"dropout": 0.0}
     if kind == "TransformerEncoder":
         module = build(case, ft.TransformerEncoderBuilder)
         load(case, module)
@@ -162,25 +194,27 @@ def run_layers(case):
             out, state = module(x[:, i], state)
             rows.append(out)
         check(case, torch.stack(rows, 1), {})
-        case.check("S_last_layer", state[-1][0].detach().numpy())
-        case.check("Z_last_layer", state[-1][1].detach().numpy())
+        if "S_last_layer" in case.outputs:
+            case.check("S_last_layer", state[-1][0].detach().numpy())
+            case.check("Z_last_layer", state[-1][1].detach().numpy())
         return
-    types = {"self_attention_type": options["self"], "cross_attention_type": options["cross"], **dropouts}
-    memory = tensor(case, "memory")
-    if kind == "TransformerDecoder":
-        module = build(case, ft.TransformerDecoderBuilder, **types).eval()
-        load(case, module)
-        mask = ft.TriangularCausalMask(x.shape[1])
-        lengths_of_memory = lengths(case, "memory_lengths", memory)
-        check(case, module(x, memory, x_mask=mask, memory_length_mask=lengths_of_memory), {})
-        return
-    module = build(case, ft.RecurrentDecoderBuilder, **types).eval()
+    types = {"dropout": 0.0, "self_attention_type": options["self"], "cross_attention_type": options["cross"]}
+    check(case, decoded(case, kind.startswith("Recurrent"), types), {})
+
+
+def decoded(case, is_recurrent, types):
+    """What a decoder makes of a case's inputs, whole or token by token."""
+    x, memory = tensor(case, "x"), tensor(case, "memory")
+    module = build(case, ft.RecurrentDecoderBuilder if is_recurrent else ft.TransformerDecoderBuilder, **types).eval()
     load(case, module)
+    lengths_of_memory = lengths(case, "memory_lengths", memory)
+    if not is_recurrent:
+        return module(x, memory, x_mask=ft.TriangularCausalMask(x.shape[1]), memory_length_mask=lengths_of_memory)
     state, rows = None, []
     for i in range(x.shape[1]):
-        out, state = module(x[:, i], memory, state=state)
+        out, state = module(x[:, i], memory, lengths_of_memory, state=state)
         rows.append(out)
-    check(case, torch.stack(rows, 1), {})
+    return torch.stack(rows, 1)
 
 
 def run_masks(case):
@@ -234,3 +268,147 @@ def test_refusals():
     _, state = module(x[:, 0], x[:, 0], x[:, 0])
     with pytest.raises(ValueError, match="batch size changed"):
         module(*[torch.randn(2, 2, 4)] * 3, state)
+
+
+def test_local_attention_is_exact_attention_of_a_band():
+    q, k, v = (torch.randn(2, 37, 3, size) for size in (5, 5, 4))
+    places = torch.arange(37)
+    apart = places - places.unsqueeze(1)
+    for context in (1, 2, 5, 16, 40, 100):
+        band = ft.FullMask((apart >= -(context // 2)) & (apart < (context + 1) // 2))
+        expected = ft.FullAttention(attention_dropout=0.0)(q, k, v, band, None, default_lengths(k))
+        full = default_mask(37, 37, q.device)
+        local = ft.LocalAttention(context, attention_dropout=0.0)(q, k, v, full, None, default_lengths(k))
+        torch.testing.assert_close(local, expected)
+
+
+def test_builders_take_every_attention_type():
+    sizes = {"n_layers": 1, "n_heads": 2, "query_dimensions": 4, "value_dimensions": 4, "feed_forward_dimensions": 8}
+    x = torch.randn(2, 6, 8)
+    for kind in ("full", "linear", "causal-linear", "local", "exact-topk", "conditional-full:local"):
+        options = {**sizes, "attention_type": kind, "local_context": 4, "topk": 3, "length_limit": 4}
+        mask = ft.TriangularCausalMask(6) if kind == "causal-linear" else None
+        assert ft.TransformerEncoderBuilder.from_kwargs(**options).get()(x, attn_mask=mask).shape == x.shape
+    for kind in ("full", "linear", "causal-linear"):
+        module = ft.RecurrentEncoderBuilder.from_kwargs(**sizes, attention_type=kind).get()
+        out, state = module(x[:, 0])
+        assert module(x[:, 1], state)[0].shape == out.shape == (2, 8)
+    assert ft.RecurrentEncoderBuilder().attention_type == ft.TransformerDecoderBuilder().cross_attention_type == "full"
+    assert set(ft.AttentionBuilder().available_attentions) >= {"full", "linear", "causal-linear", "local", "exact-topk"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [
+        ("clustered", "'full'.*'linear'"),
+        ("improved-clustered", "'full'.*'linear'"),
+        ("causal-improved-clustered", "'full'.*'causal-linear'"),
+        ("reformer", "'local' or 'linear'"),
+        ("conditional-full:reformer", "'local' or 'linear'"),
+        ("lineal", "it is unknown; known: .*linear"),
+    ],
+)
+def test_refused_attention_types_say_what_to_use(kind, instead):
+    with pytest.raises(ValueError, match=rf"attention type '{kind.split(':')[-1]}' is not there: .*{instead}"):
+        ft.TransformerEncoderBuilder.from_kwargs(clusters=10, bits=8, chunk_size=4, attention_type=kind)
+    with pytest.raises(ValueError, match="is not there"):
+        ft.RecurrentDecoderBuilder().cross_attention_type = "causal-linear"
+
+
+def test_refused_classes():
+    for name in ("ClusteredAttention", "ImprovedClusteredAttention", "ImprovedClusteredCausalAttention"):
+        with pytest.raises(ValueError, match="groups queries by random hashes"):
+            getattr(attention_module, name)(100)
+    with pytest.raises(ValueError, match="attention type 'reformer' is not there"):
+        attention_module.ReformerAttention()
+
+
+def test_builders_take_attentions_of_the_user():
+    class Mean(torch.nn.Module):
+        def __init__(self, strength, event_dispatcher=""):
+            super().__init__()
+            self.strength = strength
+
+        def forward(self, queries, keys, values, attn_mask, query_lengths, key_lengths):
+            return self.strength * values.mean(1, keepdim=True).expand(-1, queries.shape[1], -1, -1)
+
+    registry.AttentionRegistry.register("mean-of-a-test", Mean, [("strength", registry.Float)])
+    with pytest.raises(ValueError, match="already registered"):
+        registry.AttentionRegistry.register("mean-of-a-test", Mean, [])
+    with pytest.raises(ValueError, match="strength is already registered with spec Float"):
+        registry.AttentionRegistry.register("other-of-a-test", Mean, [("strength", registry.Int)])
+    builder = ft.AttentionBuilder.from_kwargs(strength="2")
+    v = torch.randn(1, 3, 2, 4)
+    torch.testing.assert_close(builder.get("mean-of-a-test")(v, v, v, None, None, None)[:, 0], 2 * v.mean(1))
+    with pytest.raises(ValueError, match="Invalid value None for parameter 'strength'"):
+        ft.AttentionBuilder().get("mean-of-a-test")
+
+
+def test_options_of_a_command_line():
+    found = argparse.Namespace(n_layers=1, n_heads=3, attention_type="local", local_context=5, learning_rate=0.1)
+    builder = ft.TransformerEncoderBuilder.from_namespace(found)
+    assert (builder.n_heads, builder.attention.local_context) == (3, 5)
+    with pytest.raises(ValueError, match="unknown option 'learning_rate'"):
+        ft.TransformerEncoderBuilder.from_namespace(found, strict=True)
+    with pytest.raises(AttributeError, match="did you mean attention_dropout"):
+        builder.attention_dropouts = 0.1
+    with pytest.raises(ValueError, match="activation must be one of relu, gelu"):
+        builder.activation = "tanh"
+
+
+def test_events():
+    dispatcher = ft.EventDispatcher()
+    module = ft.TransformerEncoderBuilder.from_kwargs(n_layers=2, event_dispatcher=dispatcher).get().eval()
+    weights, queries = [], []
+    dispatcher.listen(ft.AttentionEvent & filters.layer_name_contains(module, "layers.1"), weights.append)
+    dispatcher.listen(ft.QKVEvent & ~filters.from_layer(module.layers[0].attention), queries.append)
+    x = torch.randn(2, 5, 256)
+    module(x)
+    assert [event.source for event in weights] == [module.layers[1].attention.inner_attention]
+    assert [event.source for event in queries] == [module.layers[1].attention]
+    torch.testing.assert_close(weights[0].attention_matrix.sum(-1), torch.ones(2, 4, 5))
+    assert queries[0].values.shape == (2, 5, 4, 64)
+    dispatcher.clear()
+    module(x)
+    assert (len(weights), len(queries)) == (1, 1)
+
+
+def test_a_mirror_shares_parameters():
+    sizes = {"n_layers": 1, "n_heads": 2, "query_dimensions": 4, "value_dimensions": 4, "feed_forward_dimensions": 8}
+    whole = ft.TransformerEncoderBuilder.from_kwargs(**sizes, attention_type="causal-linear").get().eval()
+    steps = ft.RecurrentEncoderBuilder.from_kwargs(**sizes, attention_type="causal-linear").get().eval()
+    ft.make_mirror(whole, steps)
+    with torch.no_grad():
+        whole.layers[0].linear1.weight.mul_(1.5)
+        x = torch.randn(2, 5, 8)
+        state, rows = None, []
+        for i in range(5):
+            out, state = steps(x[:, i], state)
+            rows.append(out)
+        torch.testing.assert_close(torch.stack(rows, 1), whole(x, attn_mask=ft.TriangularCausalMask(5)))
+
+
+def test_weights_of_torch():
+    source = torch.nn.TransformerEncoder(
+        torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+    ).eval()
+    sizes = {"n_layers": 2, "n_heads": 2, "query_dimensions": 4, "value_dimensions": 4, "feed_forward_dimensions": 16}
+    module = ft.TransformerEncoderBuilder.from_kwargs(**sizes, final_normalization=False).get().eval()
+    module.load_state_dict(weight_mapper.PytorchMapper().map(source.state_dict()))
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(module(x), source(x))
+
+
+def test_weights_of_bert():
+    names = {
+        "layer.0.attention.self.key.weight": "layers.0.attention.key_projection.weight",
+        "layer.11.attention.output.dense.bias": "layers.11.attention.out_projection.bias",
+        "layer.3.attention.output.LayerNorm.weight": "layers.3.norm1.weight",
+        "layer.3.output.LayerNorm.weight": "layers.3.norm2.weight",
+        "layer.3.intermediate.dense.weight": "layers.3.linear1.weight",
+        "layer.3.output.dense.weight": "layers.3.linear2.weight",
+    }
+    weights = {name: torch.empty(0) for name in names}
+    assert list(weight_mapper.HugginfaceBertEncoderMapper().map(weights)) == list(names.values())
+    weights["layer.0.attention.self.key_global.weight"] = torch.empty(0)
+    assert list(weight_mapper.LongformerMapper().map(weights)) == list(names.values())

@@ -211,6 +211,16 @@ def test_vocabularies():
     assert performer.Vocabulary.named("pixels").encode("0 255") == [0, 255]
     with pytest.raises(ValueError, match="position 2"):
         performer.Vocabulary.protein().encode("M1")
+    numbers = performer.Vocabulary("ids", (b"0", b"3", b"5"), numbers=True)  # of a source whose markers were 1, 2 and 4
+    assert numbers.encode("5 03") == [2, 1]
+    imported = performer.Vocabulary("x", (b"A", b"B", b"<pad 1>"), reserved=1, source_ids=(4, 5, 1, 0, 2, -1, 3))
+    assert performer.Vocabulary.from_json(imported.to_json()) == imported
+    with pytest.raises(ValueError, match="illegal letter b'<'"):
+        imported.encode("A<pad 1>")
+    with pytest.raises(ValueError, match="3 of 3 symbols"):
+        performer.Vocabulary("x", (b"A", b"B", b"C"), reserved=3)
+    with pytest.raises(ValueError, match="source_ids has 3 ids for 2 symbols and 4 markers"):
+        performer.Vocabulary("x", (b"A", b"B"), source_ids=(1, 2, 3))
 
 
 def test_folder_errors(tmp_path):

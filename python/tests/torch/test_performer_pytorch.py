@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from performer.compat import performer_pytorch as pp
+from performer.compat.performer_pytorch import autoregressive_wrapper as wrapper
 
 GROUPS = (
     "features",
@@ -309,3 +310,130 @@ def test_a_training_script_runs():
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
     assert model.generate(torch.tensor([1, 2]), 3).shape == (3,)
+
+
+def test_a_script_in_the_manner_of_enwik8():
+    """The calls of examples/enwik8_simple, with its arguments but smaller numbers."""
+    length = 32
+    model = wrapper.AutoregressiveWrapper(
+        pp.PerformerLM(
+            num_tokens=256,
+            dim=32,
+            depth=6,
+            max_seq_len=length,
+            heads=8,
+            causal=True,
+            reversible=True,
+            nb_features=16,
+            use_scalenorm=True,
+            shift_tokens=True,
+            local_attn_heads=(8, 8, 8, 6, 4, 2),
+            local_window_size=8,
+        )
+    )
+    data = torch.frombuffer(bytearray(b"abcdefghij" * 40), dtype=torch.uint8)
+    begins = torch.randint(0, data.shape[0] - length - 1, (4,)).tolist()
+    batch = torch.stack([data[begin : begin + length + 1].long() for begin in begins])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        model.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(batch, return_loss=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+    model.eval()
+    with torch.no_grad():
+        assert model(batch, return_loss=True).item() < losses[0]
+    sample = model.generate(batch[0, :-1], 40)  # longer than the model, which reads its last tokens again
+    assert sample.shape == (40,)
+    assert not model.training
+
+
+def test_a_script_in_the_manner_of_the_copy_task():
+    """The calls of examples/toy_tasks/enc_dec_copy, with its arguments but smaller numbers."""
+    tokens, length = 18, 4
+    names = {"depth": 1, "heads": 2, "reversible": True, "feature_redraw_interval": 1000, "nb_features": 16}
+    model = pp.PerformerEncDec(
+        dim=32,
+        enc_num_tokens=tokens,
+        enc_max_seq_len=length,
+        dec_num_tokens=tokens,
+        dec_max_seq_len=2 * length + 1,
+        **{f"enc_{name}": value for name, value in names.items()},
+        **{f"dec_{name}": value for name, value in (names | {"depth": 3}).items()},
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def batch():
+        source = torch.randint(2, tokens, (32, length))
+        target = torch.cat([torch.ones(32, 1).long(), source, source], 1)
+        return source, target, torch.ones_like(source).bool(), torch.ones_like(target).bool()
+
+    losses = []
+    for _ in range(30):
+        model.train()
+        source, target, source_mask, target_mask = batch()
+        loss = model(source, target, enc_mask=source_mask, dec_mask=target_mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.2, losses
+    model.eval()
+    source, _, source_mask, _ = batch()
+    sample = model.generate(source[:1], torch.ones(1, 1).long(), length, enc_mask=source_mask[:1])
+    assert sample.shape == (1, length)
+    stopped = model.generate(source[:1], torch.ones(1, 1).long(), 50, eos_token=int(sample[0, 0]))
+    assert 1 <= stopped.shape[1] <= 50
+    with pytest.raises(ValueError, match=r"keeps none of 18 tokens: lower filter_thres"):
+        model.generate(source[:1], torch.ones(1, 1).long(), 2, filter_thres=0.99)
+
+
+def test_the_calls_of_the_originals_readme():
+    model = pp.PerformerLM(
+        num_tokens=50,
+        max_seq_len=24,
+        dim=32,
+        depth=2,
+        heads=8,
+        causal=False,
+        nb_features=16,
+        feature_redraw_interval=1000,
+        generalized_attention=False,
+        kernel_fn=torch.nn.ReLU(),
+        reversible=True,
+        ff_chunks=10,
+        use_scalenorm=False,
+        use_rezero=False,
+        ff_glu=True,
+        emb_dropout=0.1,
+        ff_dropout=0.1,
+        attn_dropout=0.1,
+        local_attn_heads=4,
+        local_window_size=8,
+        rotary_position_emb=True,
+        shift_tokens=True,
+    )
+    x = torch.randint(0, 50, (1, 24))
+    assert model(x, mask=torch.ones_like(x).bool()).shape == (1, 24, 50)
+    model.fix_projection_matrices_()
+    x, context = torch.randn(1, 24, 32), torch.randn(1, 12, 32)
+    assert pp.Performer(dim=32, depth=1, heads=8, causal=True)(x).shape == x.shape
+    assert pp.SelfAttention(dim=32, heads=8, causal=False)(x).shape == x.shape
+    assert pp.CrossAttention(dim=32, heads=8)(x, context=context).shape == x.shape
+    q, k, v = torch.randn(3, 1, 8, 12, 16)
+    assert pp.FastAttention(dim_heads=16, nb_features=32, causal=False)(q, k, v).shape == v.shape
+    sizes = {"num_tokens": 50, "depth": 1, "heads": 2, "max_seq_len": 12}
+    of_both = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in sizes.items()}
+    with pytest.warns(UserWarning, match="ignores tie_token_embed, as performer-pytorch does"):
+        untied = pp.PerformerEncDec(dim=16, tie_token_embed=True, **of_both)
+    assert untied.enc.token_emb is not untied.dec.net.token_emb
+    tied = pp.PerformerEncDec(dim=16, tie_token_embeds=True, **of_both)
+    assert tied.enc.token_emb is tied.dec.net.token_emb
+    with pytest.raises(ValueError, match="one dim for both"):
+        pp.PerformerEncDec(dim=16, enc_dim=8, **of_both)

@@ -6,16 +6,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from performer.compat.fast_transformers.attention import State, default_lengths, default_mask
-from performer.compat.fast_transformers.masking import BaseMask
+from performer.compat.fast_transformers.events import EventDispatcher
+from performer.compat.fast_transformers.masking import BaseMask, FullMask, LengthMask
+
+
+def default_lengths(x: Tensor) -> LengthMask:
+    """All tokens of x [N, L, ...]."""
+    return LengthMask(torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device), x.shape[1])
+
+
+def default_mask(rows: int, columns: int, device: torch.device) -> FullMask:
+    """Everything is seen."""
+    return FullMask(rows, columns, device=str(device))
 
 
 class _Layer(nn.Module):
-    def __init__(self, d_model: int, d_ff: int | None, dropout: float, activation: str, norms: int) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int | None, dropout: float, activation: str, norms: int, event_dispatcher: Any
+    ) -> None:
         super().__init__()
+        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
         d_ff = d_ff or 4 * d_model
         self.linear1 = nn.Linear(d_model, d_ff)
         self.linear2 = nn.Linear(d_ff, d_model)
@@ -45,7 +59,7 @@ class TransformerEncoderLayer(_Layer):
         activation: str = "relu",
         event_dispatcher: Any = "",
     ) -> None:
-        super().__init__(d_model, d_ff, dropout, activation, 2)
+        super().__init__(d_model, d_ff, dropout, activation, 2, event_dispatcher)
         self.attention = attention
 
     def forward(self, x: Tensor, attn_mask: BaseMask | None = None, length_mask: BaseMask | None = None) -> Tensor:
@@ -53,15 +67,6 @@ class TransformerEncoderLayer(_Layer):
         mask = attn_mask or default_mask(x.shape[1], x.shape[1], x.device)
         lengths = length_mask or default_lengths(x)
         return self._feed_forward(self._add(1, x, self.attention(x, x, x, mask, lengths, lengths)))
-
-
-class RecurrentTransformerEncoderLayer(TransformerEncoderLayer):
-    """The same, token by token."""
-
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
-        """[N, d_model] -> ([N, d_model], state)."""
-        out, state = self.attention(x, x, x, state)
-        return self._feed_forward(self._add(1, x, out)), cast(State, state)
 
 
 class TransformerEncoder(nn.Module):
@@ -73,26 +78,13 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm_layer
+        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
 
     def forward(self, x: Tensor, attn_mask: BaseMask | None = None, length_mask: BaseMask | None = None) -> Tensor:
         """[N, L, d_model] -> same."""
         for layer in self.layers:
             x = layer(x, attn_mask=attn_mask, length_mask=length_mask)
         return x if self.norm is None else cast(Tensor, self.norm(x))
-
-
-class RecurrentTransformerEncoder(TransformerEncoder):
-    """The same, token by token."""
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, state: list[State | None] | None = None, memory: list[State | None] | None = None
-    ) -> tuple[Tensor, list[State | None]]:
-        """[N, d_model] -> ([N, d_model], state)."""
-        state = memory if state is None else state
-        state = [None] * len(self.layers) if state is None else list(state)
-        for index, layer in enumerate(self.layers):
-            x, state[index] = layer(x, state[index])
-        return (x if self.norm is None else self.norm(x)), state
 
 
 class TransformerDecoderLayer(_Layer):
@@ -108,7 +100,7 @@ class TransformerDecoderLayer(_Layer):
         activation: str = "relu",
         event_dispatcher: Any = "",
     ) -> None:
-        super().__init__(d_model, d_ff, dropout, activation, 3)
+        super().__init__(d_model, d_ff, dropout, activation, 3, event_dispatcher)
         self.self_attention, self.cross_attention = self_attention, cross_attention
 
     def forward(
@@ -130,20 +122,6 @@ class TransformerDecoderLayer(_Layer):
         return self._feed_forward(x)
 
 
-class RecurrentTransformerDecoderLayer(TransformerDecoderLayer):
-    """The same, token by token."""
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, memory: Tensor, memory_length_mask: BaseMask | None = None, state: Any = None
-    ) -> tuple[Tensor, Any]:
-        """x [N, d_model], memory [N, S, d_model] -> ([N, d_model], state)."""
-        own, cross = (None, None) if state is None else state
-        out, own = self.self_attention(x, x, x, own)
-        x = self._add(1, x, out)
-        out, cross = self.cross_attention(x, memory, memory, memory_length_mask or default_lengths(memory), cross)
-        return self._feed_forward(self._add(2, x, out)), [own, cross]
-
-
 class TransformerDecoder(nn.Module):
     """Layers, and a norm at the end."""
 
@@ -153,6 +131,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm_layer
+        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
 
     def forward(
         self,
@@ -167,16 +146,3 @@ class TransformerDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, memory, x_mask, x_length_mask, memory_mask, memory_length_mask)
         return x if self.norm is None else cast(Tensor, self.norm(x))
-
-
-class RecurrentTransformerDecoder(TransformerDecoder):
-    """The same, token by token."""
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, memory: Tensor, memory_length_mask: BaseMask | None = None, state: Any = None
-    ) -> tuple[Tensor, Any]:
-        """x [N, d_model], memory [N, S, d_model] -> ([N, d_model], state)."""
-        state = [None] * len(self.layers) if state is None else list(state)
-        for index, layer in enumerate(self.layers):
-            x, state[index] = layer(x, memory, memory_length_mask, state[index])
-        return (x if self.norm is None else self.norm(x)), state

@@ -15,8 +15,17 @@ from performer.compat.performer_pytorch.performer_pytorch import PerformerLM
 
 
 def top_k(logits: Tensor, thres: float = 0.9) -> Tensor:
-    """The int((1 - thres) V) largest logits; the others are minus infinity."""
-    values, places = logits.topk(int((1 - thres) * logits.shape[-1]))
+    """The int((1 - thres) V) largest logits; the others are minus infinity.
+
+    Raises:
+        ValueError: where that is no logit at all, from which nothing can be drawn.
+    """
+    kept = int((1 - thres) * logits.shape[-1])
+    if kept < 1:
+        raise ValueError(
+            f"top_k with a threshold of {thres} keeps none of {logits.shape[-1]} tokens: lower filter_thres"
+        )
+    values, places = logits.topk(kept)
     return torch.full_like(logits, -math.inf).scatter(1, places, values)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -23,10 +24,14 @@ class PerformerEncDec(nn.Module):
         enc = {name[4:]: value for name, value in kwargs.items() if name.startswith("enc_")}
         dec = {name[4:]: value for name, value in kwargs.items() if name.startswith("dec_")}
         unknown = [name for name in kwargs if name[:4] not in ("enc_", "dec_")]
-        if unknown or "dim" in enc or "dim" in dec:
-            raise ValueError(
-                f"unknown arguments {unknown or 'enc_dim, dec_dim'}: give dim, and others as enc_ and dec_"
+        if unknown:
+            warnings.warn(
+                f"PerformerEncDec ignores {', '.join(unknown)}, as performer-pytorch does: arguments of the two models "
+                "begin with enc_ or dec_, and tie_token_embeds ties their embeddings",
+                stacklevel=2,
             )
+        if "dim" in enc or "dim" in dec:
+            raise ValueError("PerformerEncDec has one dim for both models, found enc_dim or dec_dim: give dim")
         dec |= {"causal": True, "cross_attend": True}
         self.enc = PerformerLM(**{**shared, **enc})
         decoder = PerformerLM(**{**shared, **dec})

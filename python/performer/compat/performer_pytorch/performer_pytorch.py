@@ -70,14 +70,14 @@ __all__ = [
 
 
 class Performer(nn.Module):
-    """A stack of blocks: x [B, L, D] -> same. Arguments are performer-pytorch's."""
+    """A stack of blocks: x [B, L, D] -> same. Arguments are performer-pytorch's, whose examples leave dim_head out."""
 
     def __init__(
         self,
         dim: int,
         depth: int,
         heads: int,
-        dim_head: int | None,
+        dim_head: int | None = 64,
         local_attn_heads: int | Sequence[int] = 0,
         local_window_size: int = 256,
         causal: bool = False,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from performer.models.config import FORMAT, AttentionConfig, ModelConfig, read_attention, read_model
+from performer.models.config import FORMAT, AttentionConfig, ModelConfig, NotInPython, read_attention, read_model
 from performer.models.folder import TOKENIZER, sections
 from performer.models.vocabulary import Vocabulary
 
@@ -53,6 +54,7 @@ class PerformerConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
 
     Raises:
         ValueError: for unknown or impossible keys, for another format, and where the size of the vocabulary is unknown.
+            A model that only the program computes has a configuration and a tokenizer, and is refused by the models.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE
@@ -70,9 +72,11 @@ class PerformerConfig(PretrainedConfig):  # type: ignore[misc, unused-ignore]
         if format != FORMAT:
             raise ValueError(f"this model folder has format {format}, this package reads format {FORMAT}")
         self.format = format
-        shape, kind = read_model(model or {}), read_attention(attention or {})
         self.data = {"vocabulary": "protein", **(data or {})}
-        written = sections(shape, kind, self.data, provenance)
+        written: dict[str, Any] = {"model": model or {}, "attention": attention or {}, "provenance": provenance}
+        with contextlib.suppress(NotInPython):  # which the model's class says; its tokenizer can be had all the same
+            shape, kind = read_model(written["model"]), read_attention(written["attention"])
+            written = sections(shape, kind, self.data, provenance)
         self.model, self.attention, self.provenance = written["model"], written["attention"], written["provenance"]
         if vocab_size is None:
             vocab_size = len(Vocabulary.named(self.data["vocabulary"]))

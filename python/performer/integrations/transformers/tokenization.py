@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -31,21 +33,60 @@ def _byte_letters() -> list[str]:
     return letters
 
 
+def _written_in_letters(vocabulary: Vocabulary) -> bool:
+    return all(len(symbol) == 1 and symbol[0] < 128 for symbol in vocabulary.written)
+
+
+def _longest_first(symbols: Iterable[str]) -> str:
+    """A regular expression of the longest symbol that begins at a place: a tree, a level for each letter."""
+    tree: dict[str, Any] = {}
+    for symbol in symbols:
+        node = tree
+        for letter in symbol:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+
+    def expression(node: dict[str, Any]) -> str:
+        branches = [re.escape(letter) + expression(below) for letter, below in node.items() if letter]
+        if not branches:
+            return ""
+        several = f"(?:{'|'.join(branches)})"
+        return several + "?" if "" in node else several
+
+    return expression(tree)
+
+
 def _parts(vocabulary: Vocabulary) -> tuple[list[str], Any, Any]:
-    """How symbols are written, what cuts a text into them, and what joins them again."""
+    """How symbols are written, what cuts a text into them, and what joins them again.
+
+    What is no symbol is cut into single characters, none of which is a word. Reserved symbols have names that no
+    text is cut into.
+    """
     every = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    symbols = vocabulary.symbols
+    written = vocabulary.written
+    names = [f"<reserved {i}>" for i in range(len(written), len(vocabulary.symbols))]
     if vocabulary.numbers:
-        return [symbol.decode() for symbol in symbols], pre_tokenizers.WhitespaceSplit(), None
-    if symbols == tuple(bytes([code]) for code in range(256)):
-        cut = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), every])
-        return _byte_letters(), cut, decoders.ByteLevel()
-    if all(len(symbol) == 1 and symbol[0] < 128 for symbol in symbols):
-        return [symbol.decode() for symbol in symbols], every, decoders.Fuse()
-    raise ValueError(
-        f"the vocabulary {vocabulary.name} has symbols of several bytes, for which there is no tokenizer of "
-        "transformers; encode texts with performer.Vocabulary"
-    )
+        return [symbol.decode() for symbol in written] + names, pre_tokenizers.WhitespaceSplit(), None
+    if _written_in_letters(vocabulary):
+        return [symbol.decode() for symbol in written] + names, every, decoders.Fuse()
+    of_byte = _byte_letters()
+    letters = ["".join(of_byte[code] for code in symbol) for symbol in written]
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    is_bytes = all(len(symbol) == 1 for symbol in written)
+    cut = every if is_bytes else pre_tokenizers.Split(Regex(_longest_first(letters) + r"|[\s\S]"), "isolated")
+    return letters + names, pre_tokenizers.Sequence([in_bytes, cut]), decoders.ByteLevel()
+
+
+def _aliases(vocabulary: Vocabulary) -> Any:
+    """What replaces letters that are read as others, before the text is cut."""
+    longer = [symbol for symbol in vocabulary.written if len(symbol) > 1]
+    for pair in vocabulary.aliases:
+        if any(letter.encode() in symbol for symbol in longer for letter in pair):
+            raise ValueError(
+                f"the vocabulary {vocabulary.name} reads {pair[0]!r} as {pair[1]!r} and has longer symbols with one of "
+                "these letters, for which there is no tokenizer of transformers; encode texts with performer.Vocabulary"
+            )
+    return normalizers.Sequence([normalizers.Replace(letter, read_as) for letter, read_as in vocabulary.aliases])
 
 
 def _backend(vocabulary: Vocabulary, both_markers: bool) -> Tokenizer:
@@ -54,9 +95,7 @@ def _backend(vocabulary: Vocabulary, both_markers: bool) -> Tokenizer:
     # Without an unknown token in the words, a text with one is an error.
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     if vocabulary.aliases:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Replace(letter, read_as) for letter, read_as in vocabulary.aliases]
-        )
+        tokenizer.normalizer = _aliases(vocabulary)
     tokenizer.pre_tokenizer = cut
     if join is not None:
         tokenizer.decoder = join
@@ -73,13 +112,14 @@ class PerformerTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc, unused-
     """The vocabulary of a model folder, with the program's ids. Markers are written <bos>, <eos>, <pad> and <mask>.
 
     Args:
-        vocabulary: letters, bytes or numbers.
+        vocabulary: letters, bytes, numbers or pieces of several bytes, of which the longest that fits is taken.
         objective: "masked" puts texts between <bos> and <eos>, "causal" begins them with <bos>, and pads on the left,
             as generate() needs it.
         kwargs: of PreTrainedTokenizerFast.
 
     Raises:
-        ValueError: for vocabularies with symbols of several bytes; in calls for what is no symbol, naming its position.
+        ValueError: for a letter that is read as another and is part of a longer symbol; in calls for what is no symbol,
+            naming its position.
     """
 
     vocab_files_names = {"vocab_file": TOKENIZER}  # noqa: RUF012 (as transformers declares it)
