@@ -38,7 +38,7 @@ ops::State merged(const ops::State& a, const ops::State& b) {
   return a.defined() ? ops::merge_states(a, b) : b;
 }
 
-// Queries that see the tokens of a state and nothing else.
+// Queries, masked or not, that see the tokens of a state and nothing else.
 at::Tensor read(Attention& kind, ops::AttentionInputs inputs, const ops::State& state) {
   inputs.key = inputs.key.narrow(1, 0, 0);
   inputs.value = inputs.value.narrow(1, 0, 0);
@@ -54,12 +54,7 @@ at::Tensor attend(Attention& kind, ops::AttentionInputs inputs, const ops::State
 }
 
 at::Tensor attend_rows(Attention& kind, ops::AttentionInputs inputs, const Slices& slices) {
-  const std::vector<ops::State> states = slices.exchange->gather(state_of(kind, inputs), inputs.query);
-  const int64_t rank = slices.exchange->rank();
-  ops::State seen;
-  for (int64_t other = 0; other < std::ssize(states); ++other) {
-    if (!inputs.causal || other < rank) seen = merged(seen, states[static_cast<size_t>(other)]);
-  }
+  const ops::State seen = state_seen(slices, state_of(kind, inputs), inputs.causal, inputs.query);
   return inputs.causal ? attend(kind, inputs, seen) : read(kind, inputs, seen);
 }
 
@@ -163,6 +158,32 @@ at::Tensor attend_packed_both_ways(Attention& kind, ops::AttentionInputs inputs,
 }
 
 }  // namespace
+
+ops::State add_keys(Attention& kind, const at::Tensor& key, const at::Tensor& value,
+                    const ops::State& before) {
+  ops::KeyInputs keys;
+  keys.key = key;
+  keys.value = value;
+  if (before.defined()) keys.initial = before;
+  return kind.key_state(keys);
+}
+
+ops::State state_seen(const Slices& slices, const ops::State& own, bool causal, at::Tensor& anchor) {
+  const std::vector<ops::State> states = slices.exchange->gather(own, anchor);
+  const int64_t rank = slices.exchange->rank();
+  ops::State seen;
+  for (int64_t other = 0; other < std::ssize(states); ++other) {
+    if (!causal || other < rank) seen = merged(seen, states[static_cast<size_t>(other)]);
+  }
+  return seen;
+}
+
+at::Tensor read_state(Attention& kind, const at::Tensor& query, const ops::State& state) {
+  ops::AttentionInputs inputs;
+  inputs.query = inputs.key = query;
+  inputs.value = at::empty({query.size(0), 0, query.size(2), state.kv.size(3)}, query.options());
+  return read(kind, inputs, state);
+}
 
 at::Tensor attend_sliced(Attention& kind, const ops::AttentionInputs& inputs, const Slices& slices) {
   if (!inputs.cu_query) return attend_rows(kind, inputs, slices);
