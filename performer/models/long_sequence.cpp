@@ -8,12 +8,17 @@
 #include <functional>
 
 #include "performer/base/error.h"
+#include "performer/data/share.h"
 #include "performer/models/activation_store.h"
+#include "performer/nn/sliced_attention.h"
 
 namespace performer {
 namespace {
 
 using Sink = std::function<void(int64_t, int64_t, const at::Tensor&)>;
+// A layer on the chunks of its input, x [1, C, width] -> same, one after the other.
+using Layer =
+    std::function<at::Tensor(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary)>;
 
 nn::Capabilities capabilities(const LanguageModel& model) {
   return nn::capabilities_of(model->attention_config());
@@ -32,7 +37,8 @@ class ChunkedPass {
         tokens_(tokens),
         request_(request),
         sink_(sink),
-        length_(tokens.size(0)),
+        begin_(request.slices ? cut(0) : 0),
+        end_(request.slices ? cut(1) : tokens.size(0)),
         layers_(std::ssize(model->blocks())),
         highest_(request.layers.empty() ? 0 : request.layers.back()),
         quadratic_(takes_quadratic_time(model)) {}
@@ -53,28 +59,22 @@ class ChunkedPass {
 
   // All chunks of a layer, then the next layer.
   void layer_by_layer() {
-    const at::Tensor weight = model_->blocks().front()->parameters().front();
-    ActivationStore store(length_, model_->model_config().width, request_.temporary_folder);
+    ActivationStore store(end_ - begin_, model_->model_config().width, request_.temporary_folder,
+                          most_in_memory());
     for_each_chunk([&](int64_t first, int64_t count) {
       SequenceBatch chunk;
       chunk.tokens = tokens_.narrow(0, first, count).unsqueeze(0);
       chunk.positions = positions(first, count);
       const at::Tensor x = model_->embed(chunk)[0];
-      store.write(first, x);
+      store.write(first - begin_, x);
       emit(0, first, x);
     });
     for (int64_t layer = 0; layer < highest_; ++layer) {
-      const std::unique_ptr<nn::Cache> context =
-          is_causal(model_) ? nullptr : context_of(layer, store, weight);
-      nn::BlockCache cache;
-      if (!context) cache = model_->blocks()[layer]->begin(1);
+      const Layer apply = layer_of(layer, store);
       for_each_chunk([&](int64_t first, int64_t count) {
-        const nn::Block& block = model_->blocks()[layer];
-        const at::Tensor places = positions(first, count), table = model_->rotary(places);
-        const at::Tensor x = store.read(first, count).to(weight.scalar_type()).unsqueeze(0);
-        const at::Tensor y =
-            context ? block->read_piece(x, places, table, *context) : block->step(x, places, cache, table);
-        store.write(first, y[0]);
+        const at::Tensor places = positions(first, count);
+        const at::Tensor y = apply(input(store, first, count), places, model_->rotary(places));
+        store.write(first - begin_, y[0]);
         emit(layer + 1, first, y[0]);
         tell(first, count, layer, highest_);
       });
@@ -82,20 +82,71 @@ class ChunkedPass {
   }
 
  private:
-  std::unique_ptr<nn::Cache> context_of(int64_t layer, const ActivationStore& store,
-                                        const at::Tensor& weight) const {
+  int64_t cut(int64_t next) const {
+    return request_.slices->cuts[static_cast<size_t>(request_.slices->exchange->rank() + next)];
+  }
+
+  // One process reads a causal sequence without a store; a slice of one takes no memory for it, either.
+  int64_t most_in_memory() const {
+    return request_.slices && is_causal(model_) ? 0 : ActivationStore::kMostInMemory;
+  }
+
+  Layer layer_of(int64_t layer, const ActivationStore& store) const {
+    const nn::Block block = model_->blocks()[static_cast<size_t>(layer)];
+    if (request_.slices) return sliced(block, store);
+    if (is_causal(model_)) {
+      const auto cache = std::make_shared<nn::BlockCache>(block->begin(1));
+      return [block, cache](const at::Tensor& x, const at::Tensor& places, const at::Tensor& table) {
+        return block->step(x, places, *cache, table);
+      };
+    }
+    const std::shared_ptr<nn::Cache> context = context_of(block, store);
+    return [block, context](const at::Tensor& x, const at::Tensor& places, const at::Tensor& table) {
+      return block->read_piece(x, places, table, *context);
+    };
+  }
+
+  Layer sliced(nn::Block block, const ActivationStore& store) const {
+    ops::State own;
+    for_each_chunk([&](int64_t first, int64_t count) {
+      const at::Tensor places = positions(first, count);
+      own = block->add_to_state(input(store, first, count), places, model_->rotary(places), own);
+    });
+    at::Tensor anchor = own.kv;
+    const ops::State seen = nn::state_seen(*request_.slices, own, is_causal(model_), anchor);
+    if (!is_causal(model_)) {
+      return [block, seen](const at::Tensor& x, const at::Tensor& places, const at::Tensor& table) {
+        return block->read_state(x, places, table, seen);
+      };
+    }
+    return [block, state = seen](const at::Tensor& x, const at::Tensor& places,
+                                 const at::Tensor& table) mutable {
+      SequenceBatch chunk;
+      chunk.positions = places;
+      chunk.rotary = table;
+      const ops::State before = state;
+      return block->forward_chunk(x, chunk, {}, before, &state);
+    };
+  }
+
+  std::unique_ptr<nn::Cache> context_of(const nn::Block& block, const ActivationStore& store) const {
     std::unique_ptr<nn::Cache> context;
     for_each_chunk([&](int64_t first, int64_t count) {
       const at::Tensor places = positions(first, count);
-      model_->blocks()[layer]->take_in(store.read(first, count).to(weight.scalar_type()).unsqueeze(0), places,
-                                       model_->rotary(places), context);
+      block->take_in(input(store, first, count), places, model_->rotary(places), context);
     });
     return context;
   }
 
+  // Of a layer, in the type of the weights.
+  at::Tensor input(const ActivationStore& store, int64_t first, int64_t count) const {
+    const at::ScalarType type = model_->blocks().front()->parameters().front().scalar_type();
+    return store.read(first - begin_, count).to(type).unsqueeze(0);
+  }
+
   void for_each_chunk(const std::function<void(int64_t first, int64_t count)>& work) const {
-    for (int64_t first = 0; first < length_; first += request_.chunk) {
-      work(first, std::min(request_.chunk, length_ - first));
+    for (int64_t first = begin_; first < end_; first += request_.chunk) {
+      work(first, std::min(request_.chunk, end_ - first));
     }
   }
 
@@ -111,7 +162,7 @@ class ChunkedPass {
   // A chunk of layer `layer` of `layers` is done.
   void tell(int64_t first, int64_t count, int64_t layer, int64_t layers) const {
     if (!request_.progress) return;
-    double share = static_cast<double>(first + count) / static_cast<double>(length_);
+    double share = static_cast<double>(first - begin_ + count) / static_cast<double>(end_ - begin_);
     if (quadratic_ && is_causal(model_)) share *= share;
     request_.progress((static_cast<double>(layer) + share) / static_cast<double>(layers));
   }
@@ -120,7 +171,8 @@ class ChunkedPass {
   const at::Tensor& tokens_;
   const ChunkedRequest& request_;
   const Sink& sink_;
-  int64_t length_, layers_, highest_;
+  int64_t begin_, end_;  // of the tokens that are read here
+  int64_t layers_, highest_;
   bool quadratic_;
 };
 
@@ -146,6 +198,33 @@ std::string why_not_in_chunks(const LanguageModel& model) {
                      attention.kind);
 }
 
+std::string why_not_in_slices(const LanguageModel& model) {
+  const ModelConfig& config = model->model_config();
+  const AttentionConfig& attention = model->attention_config();
+  const auto cannot = [](const std::string& what) {
+    return what + " cannot read a sequence in slices on several ranks";
+  };
+  if (!capabilities(model).chunks) {
+    return fmt::format("attention.kind = {} has no state of constant size that stands for a slice, and so {}",
+                       attention.kind, cannot("it"));
+  }
+  if (config.reversible) return cannot("a model with model.reversible");
+  if (config.token_shift) return cannot("a model with model.token_shift");
+  if (config.token_dropout) return cannot("a model with model.token_dropout");
+  if (attention.local_heads > 0) return cannot("a model with attention.local_heads");
+  if (attention.begin_kernel > 0) return cannot("a model with attention.begin_kernel");
+  return "";
+}
+
+std::shared_ptr<const nn::Slices> slices_of_sequence(int64_t tokens, int64_t slices,
+                                                     const std::shared_ptr<nn::StateExchange>& exchange) {
+  auto made = std::make_shared<nn::Slices>();
+  made->exchange = exchange;
+  for (int64_t slice = 0; slice <= slices; ++slice)
+    made->cuts.push_back(data::slice_begin(tokens, slice, slices));
+  return made;
+}
+
 bool takes_quadratic_time(const LanguageModel& model) {
   return capabilities(model).quadratic;
 }
@@ -153,7 +232,7 @@ bool takes_quadratic_time(const LanguageModel& model) {
 void represent_in_chunks(const LanguageModel& model, const at::Tensor& tokens, const ChunkedRequest& request,
                          const Sink& sink) {
   const at::NoGradGuard no_gradients;
-  const std::string reason = why_not_in_chunks(model);
+  const std::string reason = request.slices ? why_not_in_slices(model) : why_not_in_chunks(model);
   check<UsageError>(reason.empty(), "{}", reason);
   check<UsageError>(request.chunk >= 1, "a chunk must have at least one token, not {}", request.chunk);
   const bool ascending =
@@ -163,9 +242,12 @@ void represent_in_chunks(const LanguageModel& model, const at::Tensor& tokens, c
                     (request.layers.front() >= 0 && request.layers.back() <= std::ssize(model->blocks()))),
       "layers must be numbers from 0 to {}, each once and ascending", model->blocks().size());
   if (tokens.size(0) == 0 || request.layers.empty()) return;
+  check<UsageError>(!request.slices || tokens.size(0) >= std::ssize(request.slices->cuts) - 1,
+                    "a sequence of {} tokens leaves slices without a token", tokens.size(0));
   ChunkedPass pass(model, tokens, request, sink);
   // A cache that grows is kept of one layer at a time; reversible layers hand on two streams, not one.
-  const bool streams = is_causal(model) && (!takes_quadratic_time(model) || model->model_config().reversible);
+  const bool streams = is_causal(model) && !request.slices &&
+                       (!takes_quadratic_time(model) || model->model_config().reversible);
   if (streams) {
     pass.stream();
   } else {

@@ -189,6 +189,25 @@ at::Tensor MultiHeadAttentionImpl::turns(const at::Tensor& positions, const at::
   return rotary_table(positions, head_size_, type, model_.rotary_base);
 }
 
+at::Tensor MultiHeadAttentionImpl::turned_queries(const at::Tensor& x, const at::Tensor& positions,
+                                                  const at::Tensor& rotary) const {
+  const at::Tensor query = queries_of(x);
+  const at::Tensor table = turns(positions, rotary, query.scalar_type());
+  return table.defined() ? rotate(query, table) : query;
+}
+
+at::Tensor MultiHeadAttentionImpl::turned_keys(const at::Tensor& x, const at::Tensor& positions,
+                                               const at::Tensor& rotary) const {
+  if (!can_.own_keys) return turned_queries(x, positions, rotary);
+  const at::Tensor key = keys_of(x);
+  const at::Tensor table = turns(positions, rotary, key.scalar_type());
+  return for_all_heads(table.defined() ? rotate(key, table) : key);
+}
+
+at::Tensor MultiHeadAttentionImpl::values_of(const at::Tensor& x) const {
+  return for_all_heads(split(dense(value_, x)));
+}
+
 at::Tensor MultiHeadAttentionImpl::for_all_heads(const at::Tensor& shared) const {
   return kv_heads_ == model_.heads ? shared : shared.repeat_interleave(model_.heads / kv_heads_, -2);
 }
@@ -354,11 +373,7 @@ void MultiHeadAttentionImpl::take_in(const at::Tensor& x, const at::Tensor& posi
   require(
       attention_.kind, reads_pieces(), "context in this layer that is made piece by piece",
       "use a masked model of favor-softmax, favor-relu, exact or auto, without local heads and begin_kernel");
-  at::Tensor key = keys_of(x);
-  const at::Tensor table = turns(positions, rotary, key.scalar_type());
-  if (table.defined()) key = rotate(key, table);
-  key = for_all_heads(key);
-  const at::Tensor value = for_all_heads(split(dense(value_, x)));
+  const at::Tensor key = turned_keys(x, positions, rotary), value = values_of(x);
   if (context) {
     kind_->extend(key, value, *context);
   } else {
@@ -369,10 +384,25 @@ void MultiHeadAttentionImpl::take_in(const at::Tensor& x, const at::Tensor& posi
 at::Tensor MultiHeadAttentionImpl::read_piece(const at::Tensor& x, const at::Tensor& positions,
                                               const at::Tensor& rotary, const Cache& context) const {
   const at::NoGradGuard no_grad;
-  at::Tensor query = queries_of(x);
-  const at::Tensor table = turns(positions, rotary, query.scalar_type());
-  if (table.defined()) query = rotate(query, table);
-  return project_out(kind_->read(query, context));
+  return project_out(kind_->read(turned_queries(x, positions, rotary), context));
+}
+
+bool MultiHeadAttentionImpl::has_state() const {
+  return role_ == AttentionRole::self && can_.chunks && local_heads_ == 0 && begin_kernel_ == 0;
+}
+
+ops::State MultiHeadAttentionImpl::add_to_state(const at::Tensor& x, const at::Tensor& positions,
+                                                const at::Tensor& rotary, const ops::State& before) const {
+  const at::NoGradGuard no_grad;
+  require(attention_.kind, has_state(), "state in this layer that stands for the tokens of a slice",
+          "use a kind with a state of constant size (favor-softmax), without local heads and begin_kernel");
+  return add_keys(*kind_, turned_keys(x, positions, rotary), values_of(x), before);
+}
+
+at::Tensor MultiHeadAttentionImpl::read_state(const at::Tensor& x, const at::Tensor& positions,
+                                              const at::Tensor& rotary, const ops::State& state) const {
+  const at::NoGradGuard no_grad;
+  return project_out(nn::read_state(*kind_, turned_queries(x, positions, rotary), state));
 }
 
 std::unique_ptr<Cache> MultiHeadAttentionImpl::begin_cross(const at::Tensor& context,

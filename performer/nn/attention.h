@@ -67,6 +67,15 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
                std::unique_ptr<Cache>& context) const;
   at::Tensor read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
                         const Cache& context) const;
+  // The same where the sequence lies in slices on several ranks (has_state()): each piece adds its keys and
+  // values to the state of the slice, undefined at first. Behind state_seen() of nn/sliced_attention.h the
+  // pieces of a bidirectional model read what it gives, and those of a causal one go on from there by
+  // forward_chunk(). No gradients.
+  bool has_state() const;
+  ops::State add_to_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                          const ops::State& before) const;
+  at::Tensor read_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                        const ops::State& state) const;
   // Streaming of decoders: what cross-attention keeps of the context, and x [B, T, width] that reads it.
   std::unique_ptr<Cache> begin_cross(const at::Tensor& context, const SequenceBatch& context_batch) const;
   at::Tensor read(const at::Tensor& x, const Cache& cache) const;
@@ -108,6 +117,10 @@ class MultiHeadAttentionImpl : public torch::nn::Module {
   // Of tokens [B, T, width], normalised, not yet turned by their positions: [B, T, H, D].
   at::Tensor queries_of(const at::Tensor& x) const;
   at::Tensor keys_of(const at::Tensor& x) const;
+  // The same turned by their positions, keys and values for each head that they serve.
+  at::Tensor turned_queries(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
+  at::Tensor turned_keys(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary) const;
+  at::Tensor values_of(const at::Tensor& x) const;
   at::Tensor project_at_once(const at::Tensor& x) const;  // [B, T, width] -> [B, T, 3 H D]
   // What turns queries and keys by their positions; undefined without rotary positions.
   at::Tensor turns(const at::Tensor& positions, const at::Tensor& rotary, at::ScalarType type) const;

@@ -175,6 +175,13 @@ void BlockImpl::step_reversible(Streams& streams, const at::Tensor& positions, B
       streams.second + feed_forward(shifted_next(normalized(ffn_norm_, streams.first), cache.ffn_token), {});
 }
 
+template <class Attend>
+at::Tensor BlockImpl::around(const at::Tensor& x, Attend&& attend) const {
+  const at::Tensor y = residual(x, attention_norm_, {}, nullptr, attend);
+  return residual(y, ffn_norm_, down_->bias, nullptr,
+                  [&](const at::Tensor& input) { return inner(input, nullptr); });
+}
+
 bool BlockImpl::reads_pieces() const {
   return attention_->reads_pieces() && shifts_.empty() && !cross_attention_;
 }
@@ -186,11 +193,23 @@ void BlockImpl::take_in(const at::Tensor& x, const at::Tensor& positions, const 
 
 at::Tensor BlockImpl::read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
                                  const Cache& context) const {
-  const at::Tensor y = residual(x, attention_norm_, {}, nullptr, [&](const at::Tensor& input) {
-    return attention_->read_piece(input, positions, rotary, context);
-  });
-  return residual(y, ffn_norm_, down_->bias, nullptr,
-                  [&](const at::Tensor& input) { return inner(input, nullptr); });
+  return around(
+      x, [&](const at::Tensor& input) { return attention_->read_piece(input, positions, rotary, context); });
+}
+
+bool BlockImpl::has_state() const {
+  return attention_->has_state() && shifts_.empty() && !cross_attention_;
+}
+
+ops::State BlockImpl::add_to_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                                   const ops::State& before) const {
+  return attention_->add_to_state(pre_norm_ ? normalized(attention_norm_, x) : x, positions, rotary, before);
+}
+
+at::Tensor BlockImpl::read_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                                 const ops::State& state) const {
+  return around(
+      x, [&](const at::Tensor& input) { return attention_->read_state(input, positions, rotary, state); });
 }
 
 std::vector<at::Tensor> BlockImpl::read_parameters() const {

@@ -64,6 +64,12 @@ class BlockImpl : public torch::nn::Module {
                std::unique_ptr<Cache>& context) const;
   at::Tensor read_piece(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
                         const Cache& context) const;
+  // The same of a slice of it.
+  bool has_state() const;
+  ops::State add_to_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                          const ops::State& before) const;
+  at::Tensor read_state(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& rotary,
+                        const ops::State& state) const;
 
   void redraw(int64_t index);
   void after_step();
@@ -85,6 +91,9 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor residual(const at::Tensor& x, const Norm& norm, const at::Tensor& bias,
                       const ops::TokenWindow* window, Branch&& branch) const;
 
+  // The block in evaluation mode around an attention that is given: x [B, T, width] -> same.
+  template <class Attend>
+  at::Tensor around(const at::Tensor& x, Attend&& attend) const;
   at::Tensor drop(const at::Tensor& x, const ops::TokenWindow& window) const;  // in training mode only
   ops::Dropping dropping(const ops::TokenWindow* window) const;
 

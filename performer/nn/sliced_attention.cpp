@@ -39,7 +39,7 @@ ops::State merged(const ops::State& a, const ops::State& b) {
   return ops::merge_states(a, b);
 }
 
-// Queries that see the tokens of a state and nothing else.
+// Queries, masked or not, that see the tokens of a state and nothing else.
 at::Tensor read(Attention& kind, ops::AttentionInputs inputs, const ops::State& state) {
   inputs.key = inputs.key.narrow(1, 0, 0);
   inputs.value = inputs.value.narrow(1, 0, 0);
@@ -55,17 +55,8 @@ at::Tensor attend(Attention& kind, ops::AttentionInputs inputs, const ops::State
 }
 
 at::Tensor attend_rows(Attention& kind, ops::AttentionInputs inputs, const Slices& slices) {
-  const int64_t ranks = std::ssize(slices.cuts) - 1;
-  Reach reach;
-  for (int64_t rank = 0; rank < ranks; ++rank) {
-    reach.earliest.push_back(0);
-    reach.latest.push_back(inputs.causal ? rank : ranks - 1);
-  }
-  const ops::State own = state_of(kind, inputs);
-  const Neighbours others =
-      slices.exchange->exchange(own, inputs.causal ? nullptr : &own, reach, inputs.query);
-  if (inputs.causal) return attend(kind, inputs, others.before);
-  return read(kind, inputs, merged(merged(others.before, own), others.behind));
+  const ops::State seen = state_seen(slices, state_of(kind, inputs), inputs.causal, inputs.query);
+  return inputs.causal ? attend(kind, inputs, seen) : read(kind, inputs, seen);
 }
 
 // Which slices have a part in the segments at the ends of a slice.
@@ -152,6 +143,33 @@ at::Tensor attend_packed_both_ways(Attention& kind, ops::AttentionInputs inputs,
 }
 
 }  // namespace
+
+ops::State add_keys(Attention& kind, const at::Tensor& key, const at::Tensor& value,
+                    const ops::State& before) {
+  ops::KeyInputs keys;
+  keys.key = key;
+  keys.value = value;
+  if (before.defined()) keys.initial = before;
+  return kind.key_state(keys);
+}
+
+ops::State state_seen(const Slices& slices, const ops::State& own, bool causal, at::Tensor& anchor) {
+  const int64_t ranks = std::ssize(slices.cuts) - 1;
+  Reach reach;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    reach.earliest.push_back(0);
+    reach.latest.push_back(causal ? rank : ranks - 1);
+  }
+  const Neighbours others = slices.exchange->exchange(own, causal ? nullptr : &own, reach, anchor);
+  return causal ? others.before : merged(merged(others.before, own), others.behind);
+}
+
+at::Tensor read_state(Attention& kind, const at::Tensor& query, const ops::State& state) {
+  ops::AttentionInputs inputs;
+  inputs.query = inputs.key = query;
+  inputs.value = at::empty({query.size(0), 0, query.size(2), state.kv.size(3)}, query.options());
+  return read(kind, inputs, state);
+}
 
 at::Tensor attend_sliced(Attention& kind, const ops::AttentionInputs& inputs, const Slices& slices) {
   if (!inputs.cu_query) return attend_rows(kind, inputs, slices);
