@@ -121,6 +121,10 @@ std::vector<NamedParameter> ModelTask::parameters() {
 }
 
 std::unique_ptr<Batch> ModelTask::next() {
+  return std::make_unique<TokenBatch>(next_whole(), share_);
+}
+
+data::Batch ModelTask::next_whole() {
   if (!queue_) {
     const DataConfig all = data::for_ranks(config_.data, share_.parts * share_.slices);
     queue_.emplace(data::training_batches(train_, all, objective_, cursor_, weights_));
@@ -128,7 +132,7 @@ std::unique_ptr<Batch> ModelTask::next() {
   data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
   crops_ = sum(crops_before_, queued.crops);
-  return std::make_unique<TokenBatch>(queued.batch, share_);
+  return std::move(queued.batch);
 }
 
 // Projections hold for `redraw_every` steps; drawn at the start of a step, so that an evaluation or a saved
@@ -165,6 +169,10 @@ void ModelTask::divide(distributed::Communicator& ranks) {
   // Neighbours, which most often are on one machine: they talk in every layer.
   group_ = ranks.group("sequence", static_cast<int>(share_.part * slices), 1, static_cast<int>(slices));
   exchange_ = distributed::state_exchange(group_);
+}
+
+void ModelTask::count_sequences(const data::Batch& part) {
+  sequences_ = part.cu_seqlens.empty() ? part.rows : std::ssize(part.cu_seqlens) - 1;
 }
 
 SequenceBatch ModelTask::tensors_of(const data::SharedBatch& part) const {
