@@ -16,6 +16,7 @@
 #include "cli/heartbeat.h"
 #include "cli/inputs.h"
 #include "cli/options.h"
+#include "cli/ranks.h"
 #include "cli/report.h"
 #include "performer/base/error.h"
 #include "performer/data/inputs.h"
@@ -33,6 +34,7 @@ struct EmbedOptions {
   std::vector<int64_t> layers = {-1};
   EmbedRequest request;
   bool resume = false;
+  ReadingOptions reading;
 };
 
 at::ScalarType stored_type(const std::string& name) {
@@ -59,29 +61,24 @@ EmbeddingLayout layout_of(const EmbedOptions& options, const ModelFolder& folder
   return layout;
 }
 
-void run(EmbedOptions options) {
-  options.common.apply();
-  check_output(options.output);
-  refuse_input_as_output(options.output, options.files, options.model);
-  options.request.pooling = parse_pooling(options.pool);
-  if (options.format.empty()) embedding_format(options.output);
-  ModelFolder folder = load_model_before(options.model, options.files);
-  check_model_inputs(options.files, folder);
-  check_lengths(options.files, folder, embedding_markers(folder.model));
-  const EmbeddingLayout layout = layout_of(options, folder);
-  if (options.request.pooling == Pooling::first && folder.model->model_config().objective == "causal") {
-    spdlog::warn(
-        "the first marker of a causal model sees nothing but itself, so that all rows are alike: take --pool "
-        "mean");
-  }
-  options.request.temporary_folder = temporary_folder();
-  options.request.batch_tokens = folder.data.batch_tokens;
-  EmbeddingFile file(options.output, layout,
-                     {{"pool", options.pool}, {"weights", weights_fingerprint(folder.model)}},
-                     options.resume);
-  const size_t before = file.sequences().size();
-  if (before > 0) spdlog::info("{} sequences are finished; going on behind them", before);
-  const int64_t total = count_tokens(options.files, folder);
+// What ranks other than 0 have in the place of the file.
+class NoFile final : public EmbeddingSink {
+ public:
+  explicit NoFile(const EmbeddingLayout& layout) : layers_(layout.layers), width_(layout.width) {}
+  const std::vector<int64_t>& layers() const override { return layers_; }
+  int64_t width() const override { return width_; }
+  void begin(const data::Record&, int64_t) override {}
+  void write(int64_t, int64_t, const at::Tensor&) override {}
+  void end() override {}
+
+ private:
+  std::vector<int64_t> layers_;
+  int64_t width_;
+};
+
+void embed_into(EmbeddingSink& file, ModelFolder& folder, const EmbedOptions& options) {
+  const bool leads = options.request.ranks->leads();
+  const int64_t total = leads ? count_tokens(options.files, folder) : 0;
   const auto reader = data::open_reader(options.files, folder.data, folder.vocabulary);
   Heartbeat beat;
   EmbedProgress progress;
@@ -92,7 +89,42 @@ void run(EmbedOptions options) {
         fmt::format("{} embedded", sequences == 1 ? "1 sequence" : fmt::format("{} sequences", sequences)));
   };
   report_changes(embed(folder.model, *reader, sources_text(options.files), options.request, file, progress));
+}
+
+void run_on(const ReadingRanks& ranks, EmbedOptions options) {
+  options.request.pooling = parse_pooling(options.pool);
+  ModelFolder folder = load_model_before(options.model, options.files);
+  check_model_inputs(options.files, folder);
+  const EmbeddingLayout layout = layout_of(options, folder);
+  options.request.temporary_folder = temporary_folder();
+  options.request.batch_tokens = folder.data.batch_tokens;
+  options.request.ranks = &ranks;
+  ranks.check_slices(folder.model);
+  if (!ranks.leads()) {
+    NoFile none(layout);
+    return embed_into(none, folder, options);
+  }
+  check_lengths(options.files, folder, embedding_markers(folder.model));
+  if (options.request.pooling == Pooling::first && folder.model->model_config().objective == "causal") {
+    spdlog::warn(
+        "the first marker of a causal model sees nothing but itself, so that all rows are alike: take --pool "
+        "mean");
+  }
+  EmbeddingFile file(options.output, layout,
+                     {{"pool", options.pool}, {"weights", weights_fingerprint(folder.model)}},
+                     options.resume);
+  const size_t before = file.sequences().size();
+  if (before > 0) spdlog::info("{} sequences are finished; going on behind them", before);
+  embed_into(file, folder, options);
   file.finish();
+}
+
+void run(const EmbedOptions& options) {
+  check_output(options.output);
+  refuse_input_as_output(options.output, options.files, options.model);
+  if (options.format.empty()) embedding_format(options.output);
+  run_as_ranks(options.reading, options.common, options.files,
+               [&](const ReadingRanks& ranks) { run_on(ranks, options); });
 }
 
 constexpr const char* kEmbedFooter =
@@ -137,6 +169,7 @@ Action embed_command(CLI::App& app) {
       ->capture_default_str();
   app.add_flag("--resume", options->resume, "go on where an interrupted run stopped");
   add_chunk_options(app, options->request);
+  options->reading.add_to(app);
   options->common.add_to(app);
   app.footer(kEmbedFooter);
   return [options] { run(*options); };

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string_view>
 
 #include "cli/commands.h"
@@ -12,6 +13,7 @@
 #include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/ranks.h"
 #include "cli/report.h"
 #include "performer/base/error.h"
 #include "performer/data/labels.h"
@@ -33,6 +35,7 @@ struct EvaluateOptions {
   data::LabelColumns columns;
   bool json = false, language_model = false;
   EmbedRequest request;
+  ReadingOptions reading;
 };
 
 std::string as_json(const train::Evaluation& evaluation, const ModelFolder& folder) {
@@ -99,14 +102,16 @@ bool by_labels(const EvaluateOptions& options, const ModelFolder& folder) {
 }
 
 // What the model predicts of labelled sequences, beside their labels.
-void evaluate_labels(EvaluateOptions options, ModelFolder& folder, Output& out) {
+void evaluate_labels(EvaluateOptions options, ModelFolder& folder, const ReadingRanks& ranks,
+                     std::optional<Output>& out) {
   const HeadConfig& head = folder.head->config();
   const std::optional<std::vector<std::string>> classes =
       head.classifies() ? std::optional(head.classes) : std::nullopt;
   const data::LabelTable table(options.labels, {head.classifies(), head.per_token()}, options.columns,
                                classes);
   check_model_inputs(options.files, folder);
-  check_lengths(options.files, folder, embedding_markers(folder.model));
+  if (ranks.leads()) check_lengths(options.files, folder, embedding_markers(folder.model));
+  options.request.ranks = &ranks;
   options.request.temporary_folder = temporary_folder();
   options.request.batch_tokens = folder.data.batch_tokens;
   const auto reader = data::open_reader(options.files, folder.data, folder.vocabulary, tell_reading());
@@ -117,22 +122,21 @@ void evaluate_labels(EvaluateOptions options, ModelFolder& folder, Output& out) 
                            if (!labelled.take(record, reader->format())) return;
                            metrics.add(values, labelled.values(labelled.size() - 1));
                          }));
+  if (!out) return;  // what was predicted is on rank 0
   for (const std::string& line : labelled.report("sequences")) spdlog::warn("{}", line);
   const std::string unused = unused_labels(table, {&labelled});
   if (!unused.empty()) spdlog::warn("{}", unused);
   check<InputError>(metrics.labels() > 0, "none of the sequences has a label in {}", table.name());
-  out.write(options.json ? metrics.to_json().dump(2) + "\n" : metrics.to_text());
-  out.finish();
+  out->write(options.json ? metrics.to_json().dump(2) + "\n" : metrics.to_text());
+  out->finish();
 }
 
-void run(const EvaluateOptions& options) {
-  options.common.apply();
-  std::vector<std::string> inputs = options.files;
-  if (!options.labels.empty()) inputs.push_back(options.labels);
-  refuse_input_as_output(options.output, inputs, options.model);
-  Output out(options.output);
+void run_on(const ReadingRanks& ranks, const EvaluateOptions& options) {
+  std::optional<Output> out;
+  if (ranks.leads()) out.emplace(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
-  if (by_labels(options, folder)) return evaluate_labels(options, folder, out);
+  ranks.check_slices(folder.model);
+  if (by_labels(options, folder)) return evaluate_labels(options, folder, ranks, out);
   check<InputError>(
       folder.has_baselines || !folder.vocabulary.source_ids().empty(),
       "{} has no baselines.json, the counts of the training sequences that a model is evaluated "
@@ -146,13 +150,24 @@ void run(const EvaluateOptions& options) {
   check_lengths(corpus, folder);
   Heartbeat beat;
   train::EvaluationOptions watch;
+  watch.ranks = &ranks.all();
+  watch.exchange = ranks.exchange();
   watch.progress = [&](int64_t done, int64_t total) {
     beat.tell(done, total, fmt::format("{} of {} sequences evaluated", done, total));
   };
   const train::Evaluation evaluation =
       train::evaluate(folder.model, corpus, folder.data, folder.baselines, watch);
-  out.write(options.json ? as_json(evaluation, folder) : as_table(evaluation, folder));
-  out.finish();
+  if (!out) return;
+  out->write(options.json ? as_json(evaluation, folder) : as_table(evaluation, folder));
+  out->finish();
+}
+
+void run(const EvaluateOptions& options) {
+  std::vector<std::string> inputs = options.files;
+  if (!options.labels.empty()) inputs.push_back(options.labels);
+  refuse_input_as_output(options.output, inputs, options.model);
+  run_as_ranks(options.reading, options.common, inputs,
+               [&](const ReadingRanks& ranks) { run_on(ranks, options); });
 }
 
 }  // namespace
@@ -180,6 +195,7 @@ Action evaluate_command(CLI::App& app) {
   app.add_option("-o,--output", options->output, "where to write; - is standard output")
       ->type_name("FILE")
       ->capture_default_str();
+  options->reading.add_to(app);
   options->common.add_to(app);
   return [options] { run(*options); };
 }

@@ -97,9 +97,13 @@ class Ranks {
     while (running_ > 0) {
       const timespec second{1, 0};
       const int number = sigtimedwait(&awaited_, nullptr, &second);
-      if (number > 0 && number != SIGCHLD) signal_all(number);
+      if (number > 0 && number != SIGCHLD) signal_all(passed_on_ = number);
       reap();
       if (running_ > 0 && code_ != 0 && std::chrono::steady_clock::now() > deadline_) signal_all(SIGKILL);
+    }
+    if (ended_by_signal_) {
+      ::signal(passed_on_, SIG_DFL);
+      ::raise(passed_on_);
     }
     sigprocmask(SIG_SETMASK, &before_, nullptr);
     return code_;
@@ -149,7 +153,9 @@ class Ranks {
 
   void note(size_t rank, int status) {
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-    if (WIFSIGNALED(status)) {
+    if (WIFSIGNALED(status) && WTERMSIG(status) == passed_on_) {
+      ended_by_signal_ = true;
+    } else if (WIFSIGNALED(status)) {
       spdlog::error("rank {} was ended by signal {} ({})", rank, WTERMSIG(status),
                     ::strsignal(WTERMSIG(status)));
     }
@@ -165,6 +171,8 @@ class Ranks {
   sigset_t awaited_{}, before_{};
   std::vector<pid_t> children_;  // -1: ended
   int running_ = 0, code_ = 0;
+  int passed_on_ = 0;             // the last signal that the ranks were sent
+  bool ended_by_signal_ = false;  // and of which one ended
   std::chrono::steady_clock::time_point deadline_{};
 };
 

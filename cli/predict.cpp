@@ -11,6 +11,7 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -20,6 +21,7 @@
 #include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/ranks.h"
 #include "cli/report.h"
 #include "performer/base/error.h"
 #include "performer/data/inputs.h"
@@ -34,6 +36,7 @@ struct PredictOptions {
   std::vector<std::string> files;
   bool json = false, per_sequence = false;
   EmbedRequest request;
+  ReadingOptions reading;
 };
 
 // The shortest decimal number of a float, which as a double has more digits.
@@ -140,20 +143,20 @@ void check_options(const PredictOptions& options, const ModelFolder& folder) {
                     options.model, head.kind);
 }
 
-void run(PredictOptions options) {
-  options.common.apply();
-  refuse_input_as_output(options.output, options.files, options.model);
-  Output out(options.output);
+void run_on(const ReadingRanks& ranks, PredictOptions options) {
+  std::optional<Output> out;
+  if (ranks.leads()) out.emplace(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
   check_options(options, folder);
   check_model_inputs(options.files, folder);
-  check_lengths(options.files, folder, embedding_markers(folder.model));
+  if (ranks.leads()) check_lengths(options.files, folder, embedding_markers(folder.model));
   options.request.temporary_folder = temporary_folder();
   options.request.batch_tokens = folder.data.batch_tokens;
-  const int64_t total = count_tokens(options.files, folder);
+  options.request.ranks = &ranks;
+  const int64_t total = ranks.leads() ? count_tokens(options.files, folder) : 0;
   const auto reader = data::open_reader(options.files, folder.data, folder.vocabulary);
   const PredictionLines table(folder, *reader, options);
-  out.write(table.header());
+  if (out) out->write(table.header());
   Heartbeat beat;
   EmbedProgress progress;
   progress.note = [](const std::string& text) { spdlog::info("{}", text); };
@@ -162,9 +165,15 @@ void run(PredictOptions options) {
   };
   report_changes(predict(
       folder, *reader, sources_text(options.files), options.request,
-      [&](const data::Record& record, const at::Tensor& values) { out.write(table.lines(record, values)); },
+      [&](const data::Record& record, const at::Tensor& values) { out->write(table.lines(record, values)); },
       progress));
-  out.finish();
+  if (out) out->finish();
+}
+
+void run(const PredictOptions& options) {
+  refuse_input_as_output(options.output, options.files, options.model);
+  run_as_ranks(options.reading, options.common, options.files,
+               [&](const ReadingRanks& ranks) { run_on(ranks, options); });
 }
 
 constexpr const char* kPredictFooter =
@@ -192,6 +201,7 @@ Action predict_command(CLI::App& app) {
   app.add_flag("--json", options->json, "JSON lines instead of TSV");
   app.add_flag("--per-sequence", options->per_sequence, "labels of tokens: one line a sequence");
   add_chunk_options(app, options->request);
+  options->reading.add_to(app);
   options->common.add_to(app);
   app.footer(kPredictFooter);
   return [options] { run(*options); };

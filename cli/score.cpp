@@ -8,12 +8,14 @@
 #include <cmath>
 #include <memory>
 #include <numbers>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
 #include "cli/inputs.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "cli/ranks.h"
 #include "cli/report.h"
 #include "performer/data/inputs.h"
 #include "performer/models/folder.h"
@@ -28,6 +30,7 @@ struct ScoreOptions {
   std::string model, output = "-";
   std::vector<std::string> files;
   bool per_token = false;
+  ReadingOptions reading;
 };
 
 // The table: its header line, and the lines of a sequence.
@@ -100,29 +103,38 @@ class WorkDone {
   Heartbeat beat_;
 };
 
-void run(const ScoreOptions& options) {
-  options.common.apply();
-  refuse_input_as_output(options.output, options.files, options.model);
-  Output out(options.output);
+void run_on(const ReadingRanks& ranks, const ScoreOptions& options) {
+  std::optional<Output> out;
+  if (ranks.leads()) out.emplace(options.output);
   ModelFolder folder = load_model_before(options.model, options.files);
   check_model_inputs(options.files, folder);
-  check_lengths(options.files, folder, scoring_markers(folder));
-  WorkDone work(options.files, folder);
+  std::optional<WorkDone> work;
+  if (ranks.leads()) {
+    check_lengths(options.files, folder, scoring_markers(folder));
+    work.emplace(options.files, folder);
+  }
+  const ScoreRequest request{folder.data.batch_tokens, &ranks, temporary_folder()};
   bool first = true;
   for (const std::string& file : options.files) {
     const auto reader = data::open_reader(file, folder.data, folder.vocabulary);
     const Table table(*reader, options.per_token);
-    if (first) out.write(table.header());
+    if (first && out) out->write(table.header());
     first = false;
     report_changes(score(
-        folder.model, *reader, data::source_name(file), folder.data.batch_tokens,
+        folder.model, *reader, data::source_name(file), request,
         [&](const SequenceScore& score) {
-          out.write(table.lines(score));
-          work.finish(std::ssize(score.tokens));
+          out->write(table.lines(score));
+          work->finish(std::ssize(score.tokens));
         },
-        [&](const ScoreProgress& at) { work.tell(at.done, at.total); }));
+        [&](const ScoreProgress& at) { work->tell(at.done, at.total); }));
   }
-  out.finish();
+  if (out) out->finish();
+}
+
+void run(const ScoreOptions& options) {
+  refuse_input_as_output(options.output, options.files, options.model);
+  run_as_ranks(options.reading, options.common, options.files,
+               [&](const ReadingRanks& ranks) { run_on(ranks, options); });
 }
 
 }  // namespace
@@ -138,6 +150,7 @@ Action score_command(CLI::App& app) {
       ->type_name("FILE")
       ->capture_default_str();
   app.add_flag("--per-token,--per-residue", options->per_token, "one line a token instead of one a sequence");
+  options->reading.add_to(app);
   options->common.add_to(app);
   app.footer(
       "Log-likelihoods are natural logarithms, of tokens given those before (causal models) or of each token "
@@ -146,7 +159,10 @@ Action score_command(CLI::App& app) {
       "Totals grow\n"
       "with length and so favour short sequences: compare those of different lengths by their mean. "
       "For text read\n"
-      "byte by byte and for images there is a column of bits per byte or per dimension.");
+      "byte by byte and for images there is a column of bits per byte or per dimension. Causal models whose "
+      "attention\n"
+      "has a state of constant size read long sequences in chunks, in memory that hardly grows with the "
+      "length.");
   return [options] { run(*options); };
 }
 

@@ -2,9 +2,6 @@
 // performer train: from sequences to a model folder.
 #include <fmt/format.h>
 
-#include <spdlog/spdlog.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -13,11 +10,10 @@
 #include "cli/commands.h"
 #include "cli/heartbeat.h"
 #include "cli/inputs.h"
-#include "cli/launch.h"
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/process.h"
-#include "cli/program.h"
+#include "cli/ranks.h"
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/distributed/communicator.h"
@@ -36,8 +32,7 @@ struct TrainOptions {
   std::string output, time_limit, from, task, labels;
   std::optional<int64_t> steps;
   std::optional<int64_t> seed;
-  int64_t processes = 1;
-  double rank_timeout = distributed::ConnectOptions().silence_seconds;
+  RankOptions ranks;
   bool resume = false, dry_run = false;
 };
 
@@ -93,33 +88,10 @@ void refuse_run_folder(const TrainOptions& options) {
   refuse_input_as_folder(options.output, inputs, "", {".json", ".jsonl", ".safetensors", ".performer"});
 }
 
-// The ranks of this run: those of a launcher, or the ones that --nproc will start.
-distributed::Environment environment_of(const TrainOptions& options) {
-  const distributed::Environment environment = distributed::read_environment();
-  check<UsageError>(
-      environment.launcher.empty() || options.processes == 1 || options.processes == environment.size,
-      "--nproc is {}, but {} started {} ranks already: leave --nproc out", options.processes,
-      environment.launcher, environment.size);
-  return environment;
-}
-
 // A job that its launcher started again goes on from its last checkpoint.
 bool resumes(const TrainOptions& options, const distributed::Environment& environment) {
   if (options.resume) return true;
   return environment.attempt > 0 && std::filesystem::exists(train::training_file(options.output));
-}
-
-// The ranks of a machine divide its processors, unless the user decided, or the launcher by binding each.
-void apply_common(const TrainOptions& options, const distributed::Environment& environment) {
-  CommonOptions common = options.common;
-  const bool binds = environment.launcher != "torchrun" && available_cpus() < ::sysconf(_SC_NPROCESSORS_ONLN);
-  if (common.threads_from != "-t" && common.threads_from != "OMP_NUM_THREADS" && !binds) {
-    common.threads = std::max<int64_t>(1, common.threads / environment.local_size);
-  }
-  common.apply();
-  if (environment.rank == 0) return;
-  spdlog::set_level(spdlog::level::off);  // rank 0 speaks for all, except of errors
-  begin_messages_with(fmt::format("rank {}: ", environment.rank));
 }
 
 train::LanguageModelRequest request_of(const TrainOptions& options, const RunConfig& config) {
@@ -145,14 +117,14 @@ train::LanguageModelRequest request_of(const TrainOptions& options, const RunCon
 
 void train_as(const distributed::Environment& environment, const TrainOptions& options,
               train::LanguageModelRequest& request) {
-  const auto ranks = distributed::connect(environment, {.silence_seconds = options.rank_timeout});
+  const auto ranks = distributed::connect(environment, {.silence_seconds = options.ranks.timeout});
   request.options.ranks = ranks.get();
   train::run(request);
 }
 
 void run(TrainOptions options) {
-  const distributed::Environment environment = environment_of(options);
-  apply_common(options, environment);
+  const distributed::Environment environment = environment_of(options.ranks);
+  apply_common(options.common, environment);
   options.resume = resumes(options, environment);
   const RunConfig config = configure(options);
   validate(config);
@@ -165,12 +137,7 @@ void run(TrainOptions options) {
                     "training needs sequences: give --train FILE... (FASTA, text or images)");
   check<UsageError>(!options.output.empty(), "training needs a place for the model: give -o DIR");
   refuse_run_folder(options);
-  if (environment.launcher.empty() && options.processes > 1) {
-    constexpr double kToWrite = 30;  // seconds, beside those in which the others notice the loss
-    const int code = launch_ranks(static_cast<int>(options.processes), options.rank_timeout + kToWrite);
-    if (code != 0) throw SilentEnd{code};
-    return;
-  }
+  if (starts_ranks(options.ranks, environment)) return start_ranks(options.ranks);
   train::LanguageModelRequest request = request_of(options, config);
   train_as(environment, options, request);
 }
@@ -211,14 +178,7 @@ Action train_command(CLI::App& app) {
   app.add_option("--time-limit", options->time_limit,
                  "stop after this much training with a finished model: 90, 90s, 30m, 1h30m, 1d, 00:30:00")
       ->type_name("TIME");
-  whole_option(
-      app, "--nproc", options->processes,
-      "processes (ranks) on this machine that train together, each with data.batch_tokens of a step; "
-      "torchrun, mpirun and srun start ranks on several machines",
-      {1, 1024});
-  real_option(app, "--rank-timeout", options->rank_timeout,
-              "seconds without a sign of life after which a rank counts as lost and the others end",
-              {.least = 1});
+  options->ranks.add_to(app, "that train together, each with data.batch_tokens of a step");
   app.add_flag("--resume", options->resume,
                "continue from the last checkpoint in the model folder, exactly as if never stopped");
   app.add_flag("--dry-run", options->dry_run, "print the resolved configuration as TOML and stop");

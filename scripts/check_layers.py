@@ -20,7 +20,7 @@ MAY_INCLUDE = {
     "models": {"nn", "ops", "kernels", "data", "base"},
     "distributed": {"nn", "ops", "kernels", "base"},
     "train": {"distributed", "models", "nn", "ops", "kernels", "data", "base"},
-    "infer": {"models", "nn", "ops", "kernels", "data", "base"},
+    "infer": {"distributed", "models", "nn", "ops", "kernels", "data", "base"},
     "studies": {"models", "nn", "ops", "kernels", "data", "base"},
     "bench": {"train", "distributed", "studies", "models", "nn", "ops", "kernels", "data", "base"},
     "references": {"train", "distributed", "infer", "models", "nn", "ops", "kernels", "data", "base"},

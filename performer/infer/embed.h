@@ -9,6 +9,7 @@
 
 #include "performer/data/reader.h"
 #include "performer/infer/embedding_sink.h"
+#include "performer/infer/reading_ranks.h"
 #include "performer/models/language_model.h"
 
 namespace performer {
@@ -31,6 +32,9 @@ struct EmbedRequest {
   int64_t chunk = 8192;
   int64_t most_whole = 65536;
   std::string temporary_folder = "/tmp";
+  // Null: this process alone. Otherwise all ranks call embed(), and what it writes and tells comes on rank 0;
+  // the sinks of the others give their layers and width and are not written to.
+  const ReadingRanks* ranks = nullptr;
 };
 
 // What is told on the way.
@@ -42,10 +46,12 @@ struct EmbedProgress {
 
 // Embeds all that `reader` reads into `file`, in its order; `source` is what messages call the input.
 // Sequences that the file has already, of an interrupted run, are passed over. Batches hold sequences of
-// similar length. Returns what the reader met. Throws what the reader throws; UsageError when its vocabulary
-// has another size than the model's; InputError naming the record when its length is beyond the model's
-// positions or beyond most_whole where the model cannot read in chunks, and when the finished sequences are
-// not the first ones of the input.
+// similar length. Ranks divide batches and long sequences, and rows do not depend on their number but for
+// sequences in slices, which agree up to rounding. Returns what the reader met. Throws what the reader
+// throws; UsageError when its vocabulary has another size than the model's and for slices that the model
+// cannot read in; InputError naming the record when its length is beyond the model's positions or beyond
+// most_whole where the model cannot read in chunks, and when the finished sequences are not the first ones of
+// the input.
 data::ReadReport embed(LanguageModel& model, data::Reader& reader, const std::string& source,
                        const EmbedRequest& request, EmbeddingSink& file, const EmbedProgress& progress = {});
 

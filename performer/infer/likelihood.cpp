@@ -20,16 +20,19 @@ at::Tensor distributions_at(LanguageModel& model, const Packing& packing,
   return at::log_softmax(logits, -1, at::kFloat);
 }
 
+// Of distributions [places, vocabulary] those of one target each.
+std::vector<float> chosen_of(const at::Tensor& distributions, const std::vector<int64_t>& targets) {
+  const at::Tensor chosen =
+      distributions.gather(1, at::tensor(targets, at::kLong).unsqueeze(1)).squeeze(1).contiguous();
+  const float* values = chosen.data_ptr<float>();
+  return {values, values + chosen.numel()};
+}
+
 // log p(targets[i]) at place places[i] of a packed batch.
 std::vector<float> log_probabilities(LanguageModel& model, const Packing& packing,
                                      const std::vector<int64_t>& places,
                                      const std::vector<int64_t>& targets) {
-  const at::Tensor chosen = distributions_at(model, packing, places)
-                                .gather(1, at::tensor(targets, at::kLong).unsqueeze(1))
-                                .squeeze(1)
-                                .contiguous();
-  const float* values = chosen.data_ptr<float>();
-  return {values, values + chosen.numel()};
+  return chosen_of(distributions_at(model, packing, places), targets);
 }
 
 // What belongs to each sequence, of the values of all of them.
@@ -60,7 +63,7 @@ void add_masked(Packing& packing, const data::Vocabulary& vocabulary, const Toke
 template <class Read>
 void hide_each(const data::Vocabulary& vocabulary, const Tokens& sequence, const std::vector<int64_t>& places,
                int64_t batch_tokens, const Read& read) {
-  const int64_t copies = std::max<int64_t>(1, batch_tokens / (std::ssize(sequence) + 2));
+  const int64_t copies = masked_copies(sequence, batch_tokens);
   for (int64_t first = 0; first < std::ssize(places); first += copies) {
     Packing packing;
     std::vector<int64_t> hidden;
@@ -73,6 +76,10 @@ void hide_each(const data::Vocabulary& vocabulary, const Tokens& sequence, const
 }
 
 }  // namespace
+
+int64_t masked_copies(const Tokens& sequence, int64_t batch_tokens) {
+  return std::max<int64_t>(1, batch_tokens / (std::ssize(sequence) + 2));
+}
 
 // Inputs start marker, x1 .. x(n-1), targets x1 .. xn.
 std::vector<std::vector<float>> causal_log_probabilities(LanguageModel& model,
@@ -94,6 +101,25 @@ std::vector<std::vector<float>> causal_log_probabilities(LanguageModel& model,
   return split_by(sequences, log_probabilities(model, packing, places, targets));
 }
 
+std::vector<float> causal_log_probabilities_in_chunks(LanguageModel& model,
+                                                      const data::Vocabulary& vocabulary,
+                                                      const Tokens& sequence, ChunkedRequest request) {
+  const auto length = std::ssize(sequence);
+  at::Tensor inputs = at::empty({length}, at::kLong);
+  int64_t* input = inputs.mutable_data_ptr<int64_t>();
+  input[0] = vocabulary.bos();
+  std::copy(sequence.begin(), sequence.end() - 1, input + 1);
+  request.layers = {std::ssize(model->blocks())};
+  std::vector<float> all;
+  represent_in_chunks(model, inputs, request, [&](int64_t, int64_t first, const at::Tensor& rows) {
+    const auto begin = sequence.begin() + first;
+    const std::vector<float> values =
+        chosen_of(at::log_softmax(model->logits(rows), -1, at::kFloat), {begin, begin + rows.size(0)});
+    all.insert(all.end(), values.begin(), values.end());
+  });
+  return all;
+}
+
 std::vector<std::vector<float>> unmasked_log_probabilities(LanguageModel& model,
                                                            const data::Vocabulary& vocabulary,
                                                            const TokenSequences& sequences) {
@@ -107,20 +133,29 @@ std::vector<std::vector<float>> unmasked_log_probabilities(LanguageModel& model,
   return split_by(sequences, log_probabilities(model, packing, places, targets));
 }
 
+std::vector<float> masked_log_probabilities_at(LanguageModel& model, const data::Vocabulary& vocabulary,
+                                               const Tokens& sequence, int64_t first, int64_t count) {
+  Packing packing;
+  std::vector<int64_t> places;
+  for (int64_t place = first; place < first + count; ++place) {
+    places.push_back(packing.bounds.back() + 1 + place);
+    add_masked(packing, vocabulary, sequence, place);
+  }
+  const auto begin = sequence.begin() + first;
+  return log_probabilities(model, packing, places, {begin, begin + count});
+}
+
 std::vector<float> masked_log_probabilities(LanguageModel& model, const data::Vocabulary& vocabulary,
                                             const Tokens& sequence, int64_t batch_tokens,
                                             const std::function<void(int64_t)>& progress) {
-  std::vector<int64_t> places(sequence.size());
-  std::iota(places.begin(), places.end(), int64_t{0});
+  const int64_t length = std::ssize(sequence), copies = masked_copies(sequence, batch_tokens);
   std::vector<float> all;
-  hide_each(vocabulary, sequence, places, batch_tokens,
-            [&](const Packing& packing, const std::vector<int64_t>& hidden, int64_t first) {
-              const auto begin = sequence.begin() + first;
-              const std::vector<int64_t> targets(begin, begin + std::ssize(hidden));
-              const std::vector<float> values = log_probabilities(model, packing, hidden, targets);
-              all.insert(all.end(), values.begin(), values.end());
-              if (progress) progress(std::ssize(all));
-            });
+  for (int64_t first = 0; first < length; first += copies) {
+    const std::vector<float> values =
+        masked_log_probabilities_at(model, vocabulary, sequence, first, std::min(copies, length - first));
+    all.insert(all.end(), values.begin(), values.end());
+    if (progress) progress(std::ssize(all));
+  }
   return all;
 }
 

@@ -4,14 +4,18 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
 
 #include "performer/base/error.h"
+#include "performer/models/long_sequence.h"
 
 namespace performer::train {
 namespace {
@@ -29,12 +33,28 @@ struct Predictions {
   at::Tensor highest;            // float32 [N], log-probabilities of `best`
 };
 
-Predictions predict(LanguageModel& model, const data::Batch& batch) {
-  const at::Tensor logits = model->forward(to_tensors(batch)).flatten(0, 1);
-  const at::Tensor targets = target_tensor(batch).reshape({-1, 1});
+// Logits [N, vocabulary] and targets [N].
+Predictions predictions_of(const at::Tensor& logits, const at::Tensor& targets) {
   const at::Tensor log_probabilities = at::log_softmax(logits, -1, at::kFloat);
-  return {log_probabilities.gather(1, targets).squeeze(1).contiguous(), logits.argmax(-1).contiguous(),
-          log_probabilities.amax(-1).contiguous()};
+  return {log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1).contiguous(),
+          logits.argmax(-1).contiguous(), log_probabilities.amax(-1).contiguous()};
+}
+
+// Of one long sequence, in chunks; with slices of this rank's alone.
+Predictions predict_in_chunks(LanguageModel& model, const data::Batch& batch, int64_t chunk,
+                              const std::shared_ptr<const nn::Slices>& slices) {
+  const at::Tensor tokens = to_tensors(batch).tokens[0], targets = target_tensor(batch)[0];
+  ChunkedRequest request{{std::ssize(model->blocks())}, chunk};
+  request.temporary_folder = std::filesystem::temp_directory_path().string();
+  request.slices = slices;
+  std::vector<at::Tensor> values, best, highest;
+  represent_in_chunks(model, tokens, request, [&](int64_t, int64_t first, const at::Tensor& rows) {
+    const Predictions found = predictions_of(model->logits(rows), targets.narrow(0, first, rows.size(0)));
+    values.push_back(found.log_probabilities);
+    best.push_back(found.best);
+    highest.push_back(found.highest);
+  });
+  return {at::cat(values), at::cat(best), at::cat(highest)};
 }
 
 // The model on the targets begin .. end - 1 of a batch: `symbols` gets the score of symbols.
@@ -59,6 +79,7 @@ void add_model(Evaluation& evaluation, data::Score& symbols, const data::Batch& 
 struct Piece {
   data::Batch batch;
   int64_t first = 0, count = 0;
+  bool in_chunks = false;  // one sequence, longer than a batch
 };
 
 // The sequences of a batch: the model, and the baselines on the symbols that it was scored on.
@@ -85,44 +106,97 @@ void add_sequences(Evaluation& evaluation, const Piece& piece, const Predictions
 }
 
 // The next batches, one for each rank as far as there are any.
-std::vector<Piece> next_round(data::EvaluationStream& stream, int ranks) {
+std::vector<Piece> next_round(data::EvaluationStream& stream, int ranks, int64_t longest_whole) {
   std::vector<Piece> round;
   while (std::ssize(round) < ranks) {
     std::optional<data::Batch> batch = stream.next();
     if (!batch) break;
-    round.push_back({std::move(*batch), stream.first(), stream.count()});
+    const bool in_chunks = batch->width > longest_whole;
+    round.push_back({std::move(*batch), stream.first(), stream.count(), in_chunks});
   }
   return round;
 }
 
-// Those of all batches of a round, of which each rank computes one.
-std::vector<Predictions> predict(LanguageModel& model, const std::vector<Piece>& round,
-                                 distributed::Communicator& ranks) {
-  if (ranks.size() == 1) return {predict(model, round[0].batch)};
-  int64_t widest = 0;
-  for (const Piece& piece : round) widest = std::max(widest, piece.batch.width);
-  const at::Tensor sent = at::zeros({3, widest}, at::kFloat);
-  if (ranks.rank() < std::ssize(round)) {
-    const Predictions own = predict(model, round[static_cast<size_t>(ranks.rank())].batch);
-    const at::Tensor part = sent.narrow(1, 0, own.best.size(0));
-    part[0].copy_(own.log_probabilities);
-    part[1].copy_(own.best);  // ids of 16 bits are exact in float32
-    part[2].copy_(own.highest);
-  }
-  const at::Tensor all = ranks.gather(sent);
-  std::vector<Predictions> found;
-  for (int64_t i = 0; i < std::ssize(round); ++i) {
-    const at::Tensor one = all[i].narrow(1, 0, round[static_cast<size_t>(i)].batch.width);
-    found.push_back({one[0].contiguous(), one[1].to(at::kLong), one[2].contiguous()});
-  }
-  return found;
-}
+class RoundOfRanks {
+ public:
+  RoundOfRanks(LanguageModel& model, int64_t chunk, distributed::Communicator& ranks,
+               const std::shared_ptr<nn::StateExchange>& exchange)
+      : model_(model), chunk_(chunk), ranks_(ranks), exchange_(exchange) {}
 
-bool any_stops(const std::atomic<bool>* stop, distributed::Communicator& ranks) {
-  const at::Tensor flag = at::full({1}, stop != nullptr && stop->load() ? 1 : 0, at::kLong);
-  ranks.maximum(flag);
-  return flag.item<int64_t>() != 0;
-}
+  // Those of all batches, of which each rank computes one, and of those in slices its own.
+  std::vector<Predictions> predict(const std::vector<Piece>& round) const {
+    if (ranks_.size() == 1) return {predict_whole(round[0])};
+    std::vector<Predictions> found(round.size());
+    std::vector<int64_t> widths(round.size(), 0);
+    for (size_t i = 0; i < round.size(); ++i) {
+      if (in_slices(round[i])) {
+        found[i] = predict_in_slices(round[i]);
+      } else {
+        widths[i] = round[i].batch.width;
+      }
+    }
+    const auto own = static_cast<size_t>(ranks_.rank());
+    const bool has_own = own < round.size() && widths[own] > 0;
+    const std::vector<Predictions> others =
+        exchanged(has_own ? predict_whole(round[own]) : Predictions{}, widths);
+    for (size_t i = 0; i < round.size(); ++i) {
+      if (widths[i] > 0) found[i] = others[i];
+    }
+    return found;
+  }
+
+ private:
+  bool in_slices(const Piece& piece) const {
+    return exchange_ && piece.in_chunks && piece.batch.width >= ranks_.size();
+  }
+
+  Predictions predict_whole(const Piece& piece) const {
+    if (piece.in_chunks) return predict_in_chunks(model_, piece.batch, chunk_, nullptr);
+    const at::Tensor logits = model_->forward(to_tensors(piece.batch)).flatten(0, 1);
+    return predictions_of(logits, target_tensor(piece.batch).flatten());
+  }
+
+  Predictions predict_in_slices(const Piece& piece) const {
+    const auto slices = slices_of_sequence(piece.batch.width, ranks_.size(), exchange_);
+    std::vector<int64_t> widths;
+    for (size_t i = 0; i + 1 < slices->cuts.size(); ++i)
+      widths.push_back(slices->cuts[i + 1] - slices->cuts[i]);
+    const std::vector<Predictions> parts =
+        exchanged(predict_in_chunks(model_, piece.batch, chunk_, slices), widths);
+    const auto joined = [&](at::Tensor Predictions::*member) {
+      std::vector<at::Tensor> all;
+      for (const Predictions& part : parts) all.push_back(part.*member);
+      return at::cat(all);
+    };
+    return {joined(&Predictions::log_probabilities), joined(&Predictions::best),
+            joined(&Predictions::highest)};
+  }
+
+  // What rank i predicted of widths[i] targets, for all of them.
+  std::vector<Predictions> exchanged(const Predictions& own, const std::vector<int64_t>& widths) const {
+    const int64_t widest = *std::ranges::max_element(widths);
+    if (widest == 0) return {};
+    const at::Tensor sent = at::zeros({3, widest}, at::kFloat);
+    if (own.best.defined()) {
+      const at::Tensor part = sent.narrow(1, 0, own.best.size(0));
+      part[0].copy_(own.log_probabilities);
+      part[1].copy_(own.best);  // ids of 16 bits are exact in float32
+      part[2].copy_(own.highest);
+    }
+    const at::Tensor all = ranks_.gather(sent);
+    std::vector<Predictions> found;
+    for (int64_t i = 0; i < std::ssize(widths); ++i) {
+      const at::Tensor one = all[i].narrow(1, 0, widths[static_cast<size_t>(i)]);
+      found.push_back({one[0].contiguous(), one[1].to(at::kLong), one[2].contiguous()});
+    }
+    return found;
+  }
+
+  LanguageModel& model_;
+  int64_t chunk_;
+  distributed::Communicator& ranks_;
+  const std::shared_ptr<nn::StateExchange>& exchange_;
+};
 
 nlohmann::ordered_json to_json(const data::Score& score, const std::string& bits_key) {
   nlohmann::ordered_json json = {{"accuracy", score.accuracy()}, {"perplexity", score.perplexity()}};
@@ -132,6 +206,12 @@ nlohmann::ordered_json to_json(const data::Score& score, const std::string& bits
 }
 
 }  // namespace
+
+bool any_stops(const std::atomic<bool>* stop, distributed::Communicator& ranks) {
+  const at::Tensor flag = at::full({1}, stop != nullptr && stop->load() ? 1 : 0, at::kLong);
+  ranks.maximum(flag);
+  return flag.item<int64_t>() != 0;
+}
 
 SequenceBatch to_tensors(const data::Batch& batch) {
   const std::array<int64_t, 2> shape{batch.rows, batch.width};
@@ -171,8 +251,11 @@ Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const Data
   data::EvaluationStream stream(corpus, data, model->model_config().objective);
   const auto alone = distributed::single_rank();
   distributed::Communicator& ranks = options.ranks != nullptr ? *options.ranks : *alone;
-  for (std::vector<Piece> round; !(round = next_round(stream, ranks.size())).empty();) {
-    const std::vector<Predictions> predictions = predict(model, round, ranks);
+  constexpr auto kAny = std::numeric_limits<int64_t>::max();
+  const int64_t longest_whole = why_not_in_slices(model).empty() ? data.batch_tokens : kAny;
+  const RoundOfRanks together(model, data.batch_tokens, ranks, options.exchange);
+  for (std::vector<Piece> round; !(round = next_round(stream, ranks.size(), longest_whole)).empty();) {
+    const std::vector<Predictions> predictions = together.predict(round);
     for (size_t i = 0; i < round.size(); ++i) {
       add_sequences(evaluation, round[i], predictions[i], stream, corpus, baselines);
     }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
@@ -13,6 +14,7 @@
 #include "performer/data/corpus.h"
 #include "performer/distributed/communicator.h"
 #include "performer/models/language_model.h"
+#include "performer/nn/state_exchange.h"
 #include "performer/train/breakdown.h"
 
 namespace performer::train {
@@ -32,8 +34,9 @@ struct Evaluation {
 };
 
 // One pass over `corpus`, in float32 and without dropout; leaves the model in the mode it found it in. The
-// result does not depend on data.batch_tokens beyond rounding. Throws InputError when the model or the
-// baselines were made for a vocabulary of another size.
+// result does not depend on data.batch_tokens beyond rounding. A sequence longer than data.batch_tokens is
+// read in chunks of so many tokens where the attention has a state of constant size, else whole. Throws
+// InputError when the model or the baselines were made for a vocabulary of another size.
 //
 // `stop`, where it is given and set, ends the evaluation with Interrupted after the batch under way;
 // `progress` is called after each batch with the sequences done and all of them.
@@ -43,9 +46,14 @@ struct EvaluationOptions {
   // Several ranks, which all call it and predict a batch each in turn; the result is the same on all and that
   // of one, bit for bit. A stop on one rank ends all.
   distributed::Communicator* ranks = nullptr;
+  // Over these ranks: long sequences lie in slices on all of them, and agree up to rounding with one process.
+  std::shared_ptr<nn::StateExchange> exchange = nullptr;
 };
 Evaluation evaluate(LanguageModel& model, const data::Corpus& corpus, const DataConfig& data,
                     const data::Baselines& baselines, const EvaluationOptions& options = {});
+
+// Whether `stop`, which may be null, is set on any rank. All call it together.
+bool any_stops(const std::atomic<bool>* stop, distributed::Communicator& ranks);
 
 // "bits_per_dimension" for images, "bits_per_byte" for text that is read byte by byte, else empty: elsewhere
 // a token has no size that others could compare with.

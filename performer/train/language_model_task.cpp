@@ -31,8 +31,7 @@ LanguageModelTask::LanguageModelTask(const LanguageModelConfig& config, const da
 
 BatchSums LanguageModelTask::backward(const Batch& batch, double divisor) {
   const data::SharedBatch& part = dynamic_cast<const TokenBatch&>(batch).part;
-  const data::Batch& content = part.batch;
-  sequences_ = content.cu_seqlens.empty() ? content.rows : std::ssize(content.cu_seqlens) - 1;
+  count_sequences(part.batch);
   trained().begin_backward();
   const BatchSums sums = model_backward(part, divisor);
   trained().end_backward();

@@ -123,6 +123,10 @@ std::vector<NamedParameter> ModelTask::parameters() {
 }
 
 std::unique_ptr<Batch> ModelTask::next() {
+  return std::make_unique<TokenBatch>(next_whole(), share_);
+}
+
+data::Batch ModelTask::next_whole() {
   if (!queue_) {
     const DataConfig all = data::for_ranks(config_.data, share_.parts, config_.train.sequence_parallel);
     // Of batches as long as genomes one ahead will do: each takes 28 bytes a token.
@@ -132,7 +136,7 @@ std::unique_ptr<Batch> ModelTask::next() {
   data::QueuedBatch queued = queue_->next();
   cursor_ = queued.cursor;
   crops_ = sum(crops_before_, queued.crops);
-  return std::make_unique<TokenBatch>(queued.batch, share_);
+  return std::move(queued.batch);
 }
 
 // Projections hold for `redraw_every` steps; drawn at the start of a step, so that an evaluation or a saved
@@ -174,6 +178,10 @@ void ModelTask::divide(distributed::Communicator& ranks) {
     share_.slice = 0;
     share_.slices = 1;
   }
+}
+
+void ModelTask::count_sequences(const data::Batch& part) {
+  sequences_ = part.cu_seqlens.empty() ? part.rows : std::ssize(part.cu_seqlens) - 1;
 }
 
 SequenceBatch ModelTask::tensors_of(const data::SharedBatch& part) const {

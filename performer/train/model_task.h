@@ -74,6 +74,11 @@ class ModelTask : public Task {
   ModelTask(const LanguageModelConfig& config, const data::Corpus& train, const data::Corpus* valid,
             const std::string& objective, std::span<const float> weights);
 
+  // The next batch of all ranks, and this rank's part of one.
+  data::Batch next_whole();
+  data::SharedBatch part_of(const data::Batch& whole) const { return data::share_of(whole, share_); }
+  // Says which part statistics that the kinds measure in the next pass are of.
+  void count_sequences(const data::Batch& part);
   // The tokens of this rank's part, with what other ranks hold of its sequences.
   SequenceBatch tensors_of(const data::SharedBatch& part) const;
   // The ranks that share the sequences of this rank's part, this one included; null: it has them alone.
@@ -95,7 +100,6 @@ class ModelTask : public Task {
   ModelFolder folder_;
   const std::atomic<bool>* stop_ = nullptr;
   distributed::Communicator* ranks_ = nullptr;  // null: this process alone
-  int64_t sequences_ = 0;                       // of the last batch, on this rank
 
  private:
   void check_corpora() const;
@@ -106,6 +110,7 @@ class ModelTask : public Task {
   std::string objective_;
   std::span<const float> weights_;
   data::Share share_;
+  int64_t sequences_ = 0;                             // of the last batch, on this rank
   std::shared_ptr<distributed::Communicator> group_;  // of the ranks that share sequences
   std::shared_ptr<nn::StateExchange> exchange_;       // over it; null where sequences are whole
   std::optional<TrainedParameters> trained_;

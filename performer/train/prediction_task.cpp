@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -20,16 +21,17 @@ constexpr const char* kPrefix = "head.";  // of the head's tensors in a checkpoi
 
 }  // namespace
 
-// `places` are rows of the final-norm output, all tokens of the batch in a row. Of sequences pooled by their
-// mean, several of them belong to one label.
 struct PredictionTask::LabelledBatch final : Batch {
   std::string description() const override {
-    return fmt::format("a batch of {} x {} tokens", content.rows, content.width);
+    return fmt::format("a batch of {} x {} tokens", part.batch.rows, part.batch.width);
   }
+  data::SharedBatch part;
+  Asked asked;
+};
+
+struct PredictionTask::EvaluatedBatch {
   data::Batch content;
-  std::vector<int64_t> places;
-  std::vector<int64_t> labels_of_places;  // sequences: which label a place belongs to
-  std::vector<float> values, weights;     // one a label
+  Asked asked;
 };
 
 PredictionTask::PredictionTask(const LanguageModelConfig& config, const data::Corpus& train,
@@ -89,10 +91,11 @@ HeadConfig PredictionTask::make_head(const std::vector<std::string>& classes) co
 
 void PredictionTask::divide(distributed::Communicator& ranks) {
   check<UsageError>(
-      ranks.size() == 1 && config_.train.sequence_parallel == 1,
-      "task.kind = {} trains on one rank, not on {}: start it without --nproc, torchrun, mpirun "
-      "or srun",
-      config_.task.kind, ranks.size());
+      config_.train.sequence_parallel == 1,
+      "train.sequence_parallel is {}, but task.kind = {} reads sequences whole, one rank each: set "
+      "it to 1",
+      config_.train.sequence_parallel, config_.task.kind);
+  ModelTask::divide(ranks);
 }
 
 std::vector<NamedParameter> PredictionTask::parameters() {
@@ -105,19 +108,20 @@ std::vector<NamedParameter> PredictionTask::parameters() {
 
 std::unique_ptr<Batch> PredictionTask::next() {
   auto made = std::make_unique<LabelledBatch>();
-  std::unique_ptr<Batch> plain = ModelTask::next();
-  made->content = std::move(dynamic_cast<TokenBatch&>(*plain).part.batch);
-  made->tokens = plain->tokens;
-  ask(*made, train_labels_, train_);
-  made->targets = std::ssize(made->values);
-  for (const float weight : made->weights) made->weight += weight;
+  const data::Batch whole = next_whole();
+  made->part = part_of(whole);
+  made->asked = ask(made->part.batch, train_labels_, train_);
+  made->tokens = whole.tokens_read();
+  const Asked all = ask(whole, train_labels_, train_);
+  made->targets = std::ssize(all.values);
+  for (const float weight : all.weights) made->weight += weight;
   return made;
 }
 
 // Token i of BOS x1 .. xn EOS is a symbol where 1 <= i <= n, also in a piece that begins further on.
-void PredictionTask::ask(LabelledBatch& batch, const data::LabelledSequences& labels,
-                         const data::Corpus& corpus) const {
-  const data::Batch& content = batch.content;
+PredictionTask::Asked PredictionTask::ask(const data::Batch& content, const data::LabelledSequences& labels,
+                                          const data::Corpus& corpus) const {
+  Asked asked;
   const bool first = folder_.head->config().pool == "first";
   for (size_t segment = 0; segment < content.sequences.size(); ++segment) {
     const int64_t sequence = content.sequences[segment];
@@ -135,19 +139,20 @@ void PredictionTask::ask(LabelledBatch& batch, const data::LabelledSequences& la
       const bool symbol = place >= 1 && place <= n;
       const bool wanted = !per_token() && first ? at == begin : symbol;
       if (!wanted || (per_token() && std::isnan(values[static_cast<size_t>(place) - 1]))) continue;
-      batch.places.push_back(at);
-      batch.labels_of_places.push_back(std::ssize(batch.values));
+      asked.places.push_back(at);
+      asked.labels_of_places.push_back(std::ssize(asked.values));
       if (!per_token()) continue;
-      batch.values.push_back(values[static_cast<size_t>(place) - 1]);
-      batch.weights.push_back(weight);
+      asked.values.push_back(values[static_cast<size_t>(place) - 1]);
+      asked.weights.push_back(weight);
     }
     if (per_token()) continue;
-    batch.values.push_back(values[0]);
-    batch.weights.push_back(weight);
+    asked.values.push_back(values[0]);
+    asked.weights.push_back(weight);
   }
+  return asked;
 }
 
-at::Tensor PredictionTask::outputs(const at::Tensor& hidden, const LabelledBatch& asked) const {
+at::Tensor PredictionTask::outputs(const at::Tensor& hidden, const Asked& asked) const {
   at::Tensor rows = hidden.flatten(0, 1).to(at::kFloat).index_select(0, at::tensor(asked.places, at::kLong));
   if (!per_token() && folder_.head->config().pool == "mean") {
     const at::Tensor labels = at::tensor(asked.labels_of_places, at::kLong);
@@ -160,12 +165,16 @@ at::Tensor PredictionTask::outputs(const at::Tensor& hidden, const LabelledBatch
 }
 
 BatchSums PredictionTask::backward(const Batch& batch, double divisor) {
-  const auto& asked = dynamic_cast<const LabelledBatch&>(batch);
-  if (asked.values.empty()) return {};  // a piece without a labelled token
+  const auto& labelled = dynamic_cast<const LabelledBatch&>(batch);
+  // Pieces without a labelled token. Where other ranks have some, this one goes along, so that all take the
+  // same numbers from the generator.
+  if (labelled.targets == 0) return {};
+  const Asked& asked = labelled.asked;
+  count_sequences(labelled.part.batch);
   trained().begin_backward();
   const at::Tensor hidden = [&] {
     const AutocastScope autocast(config_.train.precision == "bfloat16");
-    return folder_.model->hidden(to_tensors(asked.content));
+    return folder_.model->hidden(tensors_of(labelled.part));
   }();
   const at::Tensor given = outputs(hidden, asked);
   const HeadConfig& head = folder_.head->config();
@@ -188,6 +197,25 @@ BatchSums PredictionTask::backward(const Batch& batch, double divisor) {
   return sums;
 }
 
+std::vector<at::Tensor> PredictionTask::predict(const std::vector<EvaluatedBatch>& round,
+                                                distributed::Communicator& ranks) {
+  int64_t most = 0;
+  for (const EvaluatedBatch& batch : round) most = std::max(most, std::ssize(batch.asked.values));
+  const at::Tensor sent = at::zeros({most, folder_.head->config().outputs()}, at::kFloat);
+  const auto own = static_cast<size_t>(ranks.rank());
+  if (own < round.size() && !round[own].asked.values.empty()) {
+    const EvaluatedBatch& batch = round[own];
+    const at::Tensor given = outputs(folder_.model->hidden(to_tensors(batch.content)), batch.asked);
+    sent.narrow(0, 0, given.size(0)).copy_(folder_.head->predictions(given));
+  }
+  std::vector<at::Tensor> found(round.size());
+  if (most == 0) return found;
+  const at::Tensor all = ranks.gather(sent);
+  for (size_t i = 0; i < round.size(); ++i)
+    found[i] = all[static_cast<int64_t>(i)].narrow(0, 0, std::ssize(round[i].asked.values));
+  return found;
+}
+
 std::optional<EvaluationReport> PredictionTask::evaluate() {
   if (valid_ == nullptr) return std::nullopt;
   const at::NoGradGuard no_grad;
@@ -195,17 +223,24 @@ std::optional<EvaluationReport> PredictionTask::evaluate() {
   PredictionMetrics metrics(folder_.head->config());
   data::EvaluationStream stream(*valid_, config_.data, causal() ? "causal" : "plain");
   const auto progress = evaluation_progress();
-  while (auto batch = stream.next()) {
-    LabelledBatch asked;
-    asked.content = std::move(*batch);
-    for (int64_t i = 0; i < stream.count(); ++i) asked.content.sequences.push_back(stream.first() + i);
-    ask(asked, *valid_labels_, *valid_);
-    if (!asked.values.empty()) {
-      const at::Tensor given = outputs(folder_.model->hidden(to_tensors(asked.content)), asked);
-      metrics.add(folder_.head->predictions(given), asked.values);
+  const auto alone = distributed::single_rank();
+  distributed::Communicator& ranks = ranks_ != nullptr ? *ranks_ : *alone;
+  for (bool more = true; more;) {
+    std::vector<EvaluatedBatch> round;
+    while (std::ssize(round) < ranks.size()) {
+      std::optional<data::Batch> batch = stream.next();
+      if (!(more = batch.has_value())) break;
+      for (int64_t i = 0; i < stream.count(); ++i) batch->sequences.push_back(stream.first() + i);
+      Asked asked = ask(*batch, *valid_labels_, *valid_);
+      round.push_back({std::move(*batch), std::move(asked)});
+    }
+    if (round.empty()) break;
+    const std::vector<at::Tensor> predictions = predict(round, ranks);
+    for (size_t i = 0; i < round.size(); ++i) {
+      if (!round[i].asked.values.empty()) metrics.add(predictions[i], round[i].asked.values);
     }
     progress(stream.first() + stream.count(), valid_->size());
-    if (stop_ != nullptr && stop_->load()) throw Interrupted("interrupted in an evaluation");
+    if (any_stops(stop_, ranks)) throw Interrupted("interrupted in an evaluation");
   }
   EvaluationReport report;
   report.record = metrics.to_json();

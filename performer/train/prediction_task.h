@@ -25,7 +25,8 @@ class PredictionTask final : public ModelTask {
                  const data::LabelledSequences& train_labels, const data::LabelledSequences* valid_labels,
                  const std::vector<std::string>& classes);
 
-  void divide(distributed::Communicator& ranks) override;  // UsageError for more than one
+  // Throws UsageError also for slices: a label belongs to a whole sequence.
+  void divide(distributed::Communicator& ranks) override;
   std::vector<NamedParameter> parameters() override;
   std::unique_ptr<Batch> next() override;
   BatchSums backward(const Batch& batch, double divisor) override;
@@ -33,7 +34,13 @@ class PredictionTask final : public ModelTask {
   std::vector<std::string> begin_lines() const override;
 
  private:
-  // A batch with what is asked of it.
+  // What is asked of a batch. `places` are rows of the final-norm output, all tokens of the batch in a row.
+  // Of sequences pooled by their mean, several of them belong to one label.
+  struct Asked {
+    std::vector<int64_t> places;
+    std::vector<int64_t> labels_of_places;  // sequences: which label a place belongs to
+    std::vector<float> values, weights;     // one a label
+  };
   struct LabelledBatch;
 
   nlohmann::json fingerprints() const override;
@@ -44,9 +51,13 @@ class PredictionTask final : public ModelTask {
   bool per_token() const { return folder_.head->config().per_token(); }
   void check_lengths() const;
   HeadConfig make_head(const std::vector<std::string>& classes) const;
-  // Outputs of the head, one row for each label that `asked` asks for.
-  at::Tensor outputs(const at::Tensor& hidden, const LabelledBatch& asked) const;
-  void ask(LabelledBatch& batch, const data::LabelledSequences& labels, const data::Corpus& corpus) const;
+  // Outputs of the head, one row for each label that is asked for.
+  at::Tensor outputs(const at::Tensor& hidden, const Asked& asked) const;
+  Asked ask(const data::Batch& content, const data::LabelledSequences& labels,
+            const data::Corpus& corpus) const;
+  // Predictions [N, outputs] of the batches of a round, of which each rank computes one.
+  struct EvaluatedBatch;
+  std::vector<at::Tensor> predict(const std::vector<EvaluatedBatch>& round, distributed::Communicator& ranks);
 
   const data::LabelledSequences& train_labels_;
   const data::LabelledSequences* valid_labels_;

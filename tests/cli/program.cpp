@@ -10,10 +10,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
 #include "performer/base/files.h"
 #include "performer/base/philox.h"
@@ -128,6 +131,28 @@ std::vector<std::string> ProgramTest::files() const {
     names.push_back(entry.path().string());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+bool ProgramTest::wait_until(Process& process, const std::function<bool()>& holds) {
+  for (int i = 0; i < 6000; ++i) {
+    if (holds()) return true;
+    if (!process.running()) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
+}
+
+pid_t ProgramTest::find_rank(int rank) const {
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string folder = entry.path().string();
+    std::error_code ignored;
+    if (fs::read_symlink(folder + "/cwd", ignored) != fs::canonical(directory_)) continue;
+    std::ifstream stream(folder + "/environ");
+    for (std::string word; std::getline(stream, word, '\0');) {
+      if (word == "RANK=" + std::to_string(rank)) return std::atoi(entry.path().filename().c_str());
+    }
+  }
+  return -1;
 }
 
 std::string ProgramTest::make_fasta(const std::string& name, int count) const {

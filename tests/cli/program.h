@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -60,6 +61,11 @@ class ProgramTest : public testing::Test {
   bool exists(const std::string& name) const;
   // Everything below the directory, sorted, to see that nothing was left behind.
   std::vector<std::string> files() const;
+
+  // Whether `holds` while the process still runs, within a minute.
+  static bool wait_until(Process& process, const std::function<bool()>& holds);
+  // The process of this program that has RANK=`rank` and works in this directory; -1: there is none.
+  pid_t find_rank(int rank) const;
 
   // Writes NAME with `count` proteins that have something to learn, and returns NAME.
   std::string make_fasta(const std::string& name, int count = 60) const;

@@ -4,11 +4,8 @@
 #include <signal.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <functional>
-#include <thread>
+#include <nlohmann/json.hpp>
 
 #include "tests/cli/program.h"
 
@@ -51,31 +48,8 @@ class RanksOfTrain : public ProgramTest {
     for (size_t i = 0; i < found.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-5) << "step " << i + 1;
   }
 
-  static bool wait_until(Process& process, const std::function<bool()>& holds) {
-    for (int i = 0; i < 6000; ++i) {
-      if (holds()) return true;
-      if (!process.running()) return false;
-      std::this_thread::sleep_for(10ms);
-    }
-    return false;
-  }
   bool made_steps(const std::string& output, size_t steps) const {
     return exists(output + "/metrics.jsonl") && losses(read(output + "/metrics.jsonl")).size() >= steps;
-  }
-
-  // Processes of this program that have RANK=`rank` and work in this test's folder.
-  pid_t find_rank(int rank) const {
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-      const std::string folder = entry.path().string();
-      std::error_code ignored;
-      if (std::filesystem::read_symlink(folder + "/cwd", ignored) != std::filesystem::canonical(directory_))
-        continue;
-      std::ifstream stream(folder + "/environ");
-      for (std::string word; std::getline(stream, word, '\0');) {
-        if (word == "RANK=" + std::to_string(rank)) return std::atoi(entry.path().filename().c_str());
-      }
-    }
-    return -1;
   }
 };
 
@@ -206,6 +180,135 @@ TEST_F(RanksOfTrain, AJobThatIsStartedAgainResumes) {
   EXPECT_EQ(again.code, 0) << again.err;
   EXPECT_THAT(again.err, HasSubstr("continuing the run in model after step 3"));
   EXPECT_EQ(losses_of("model").size(), 5U);
+}
+
+// Labels of most of some sequences, and weights of them.
+class RanksWithLabels : public RanksOfTrain {
+ protected:
+  void SetUp() override {
+    RanksOfTrain::SetUp();
+    std::string fasta, classes = "id\tlabel\tweight\n", values = "id\tlabel\n", tokens = "id\tlabel\n";
+    for (int i = 0; i < 60; ++i) {
+      const std::string name = "s" + std::to_string(i);
+      const std::string protein =
+          std::string(static_cast<size_t>(5 + i % 17), i % 3 == 0 ? 'A' : 'W') + "MKT";
+      fasta += ">" + name + "\n" + protein + "\n";
+      if (i % 7 == 2) continue;
+      classes += name + "\t" + (i % 3 == 0 ? "rich" : "poor") + "\t" + std::to_string(1 + i % 2) + "\n";
+      values += name + "\t" + std::to_string(i % 3 + 0.1 * i) + "\n";
+      tokens += name + "\t" + std::string(protein.size() - 2, 'H') + "?E\n";
+    }
+    write("data.fasta", fasta);
+    write("classes.tsv", classes);
+    write("values.tsv", values);
+    write("tokens.tsv", tokens);
+    for (const char* objective : {"masked", "causal"})
+      make_model(std::string("base-") + objective, {"--set", std::string("model.objective=") + objective});
+  }
+
+  Result tune(const std::string& output, const std::string& base, int ranks, const Arguments& more) const {
+    Arguments arguments = {"train",
+                           "-t",
+                           "1",
+                           "--from",
+                           base,
+                           "--train",
+                           "data.fasta",
+                           "-o",
+                           output,
+                           "--nproc",
+                           std::to_string(ranks),
+                           "--steps",
+                           "20"};
+    for (const std::string& setting :
+         {std::string("data.length=32"), "data.batch_tokens=" + std::to_string(192 / ranks),
+          std::string("data.holdout=0.3"), std::string("train.warmup=0"),
+          std::string("train.evaluate_every=10"), std::string("model.dropout=0.1"),
+          std::string("attention.redraw_every=4")})
+      arguments.insert(arguments.end(), {"--set", setting});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments);
+  }
+  std::vector<nlohmann::json> evaluations(const std::string& output) const {
+    std::vector<nlohmann::json> found;
+    for (const std::string& line : lines_of(read(output + "/metrics.jsonl"))) {
+      const auto record = nlohmann::json::parse(line);
+      if (record.contains("valid")) found.push_back(record["valid"]);
+    }
+    return found;
+  }
+  void expect_as_one(const std::string& name, const std::string& base, const Arguments& more) const {
+    const Result one = tune(name + "1", base, 1, more);
+    ASSERT_EQ(one.code, 0) << one.err;
+    for (const int ranks : {2, 3}) {
+      const std::string output = name + std::to_string(ranks);
+      const Result several = tune(output, base, ranks, more);
+      ASSERT_EQ(several.code, 0) << several.err;
+      expect_near(name + "1", output);
+      const auto expected = evaluations(name + "1"), found = evaluations(output);
+      ASSERT_EQ(found.size(), expected.size());
+      ASSERT_GE(found.size(), 2U);
+      for (size_t i = 0; i < found.size(); ++i) {
+        EXPECT_EQ(found[i]["labels"], expected[i]["labels"]);
+        for (const char* key : {"cross_entropy", "mse"}) {
+          if (found[i].contains(key)) EXPECT_NEAR(found[i][key], expected[i][key], 1e-4) << output;
+        }
+      }
+    }
+  }
+};
+
+TEST_F(RanksWithLabels, AreAsOneProcess) {
+  expect_as_one("classes", "base-masked", {"--task", "sequence-classification", "--labels", "classes.tsv"});
+  expect_as_one("values", "base-causal",
+                {"--task", "sequence-regression", "--labels", "values.tsv", "--set", "data.layout=padded"});
+  expect_as_one("tokens", "base-masked", {"--task", "token-classification", "--labels", "tokens.tsv"});
+}
+
+TEST_F(RanksWithLabels, AreAsOneProcessWithAdaptersAndFewLabels) {
+  expect_as_one(
+      "lora", "base-masked",
+      {"--task", "sequence-classification", "--labels", "classes.tsv", "--set", "task.pool=first", "--set",
+       "train.lora_rank=2", "--set", "train.lora_dropout=0.2", "--set", "train.accumulate=2"});
+  // Many parts of a batch have none.
+  std::string few = "id\tlabel\n";
+  for (const std::string& line : lines_of(read("tokens.tsv"))) {
+    if (line == "id\tlabel") continue;
+    std::string label = columns_of(line)[1];
+    for (char& each : label) each = columns_of(line)[0].back() == '1' && each == 'E' ? 'E' : '?';
+    few += columns_of(line)[0] + "\t" + (columns_of(line)[0] == "s3" ? "H" + label.substr(1) : label) + "\n";
+  }
+  write("few.tsv", few);
+  expect_as_one("few", "base-causal", {"--task", "token-classification", "--labels", "few.tsv"});
+}
+
+TEST_F(RanksWithLabels, ResumeIsExactAndPredictionsAreThoseOfOneProcess) {
+  const Arguments task = {"--task", "token-classification", "--labels", "tokens.tsv"};
+  ASSERT_EQ(tune("whole", "base-masked", 2, task).code, 0);
+  Arguments stopped = {"--time-limit", "0.01s"};
+  stopped.insert(stopped.begin(), task.begin(), task.end());
+  ASSERT_EQ(tune("stopped", "base-masked", 2, stopped).code, 0);
+  EXPECT_LT(losses_of("stopped").size(), 20U);
+  const Result resumed = run({"train", "-t", "1", "--train", "data.fasta", "-o", "stopped", "--resume",
+                              "--nproc", "2", "--labels", "tokens.tsv"});
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(losses(read("stopped/metrics.jsonl")), losses(read("whole/metrics.jsonl")));
+  EXPECT_EQ(read("stopped/head.safetensors"), read("whole/head.safetensors"));
+  for (const Arguments& command :
+       {Arguments{"predict", "whole", "data.fasta", "-t", "1"},
+        Arguments{"evaluate", "whole", "data.fasta", "--labels", "tokens.tsv", "--json", "-t", "1"}}) {
+    Arguments several = command;
+    several.insert(several.end(), {"--nproc", "3"});
+    const Result one = run(command), found = run(several);
+    ASSERT_EQ(one.code, 0) << one.err;
+    EXPECT_EQ(found.code, 0) << found.err;
+    EXPECT_EQ(found.out, one.out);
+  }
+  Arguments slices = task;
+  slices.insert(slices.end(), {"--set", "train.sequence_parallel=2"});
+  const Result refused = tune("slices", "base-masked", 2, slices);
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_THAT(refused.err, HasSubstr("task.kind = token-classification reads sequences whole"));
 }
 
 }  // namespace

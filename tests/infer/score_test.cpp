@@ -15,7 +15,7 @@ constexpr const char* kFasta =
 std::vector<SequenceScore> collect(LanguageModel& model, const std::string& path, int64_t batch_tokens) {
   std::vector<SequenceScore> result;
   const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
-  score(model, *reader, path, batch_tokens, [&](const SequenceScore& score) { result.push_back(score); });
+  score(model, *reader, path, {batch_tokens}, [&](const SequenceScore& score) { result.push_back(score); });
   return result;
 }
 
@@ -92,7 +92,7 @@ TEST(Score, ReportsWhatTheReaderMet) {
   LanguageModel model = make_model();
   const std::string path = temporary_file("score_counts.fasta", ">a\nmkJ-T*\n>b\nAA\n");
   const auto reader = data::open_reader(path, {}, data::Vocabulary::protein());
-  EXPECT_EQ(data::summary(score(model, *reader, path, 100, [](const SequenceScore&) {})),
+  EXPECT_EQ(data::summary(score(model, *reader, path, {100}, [](const SequenceScore&) {})),
             "2 sequences, 6 residues; 2 lower-case letters read as upper case; 1 '*' at the end of a record "
             "dropped; 1 gaps dropped; 1 J read as X");
 }
@@ -145,7 +145,7 @@ TEST(Score, AnyVocabularyIsScoredInItsOwnTokens) {
     const std::string path = temporary_file(input.name, input.text);
     const auto reader = data::open_reader(path, {}, input.vocabulary);
     std::vector<SequenceScore> scores;
-    score(model, *reader, path, 1000, [&](const SequenceScore& score) { scores.push_back(score); });
+    score(model, *reader, path, {1000}, [&](const SequenceScore& score) { scores.push_back(score); });
     ASSERT_EQ(scores.size(), input.lengths.size()) << input.name;
     for (size_t i = 0; i < scores.size(); ++i) {
       ASSERT_EQ(scores[i].tokens.size(), input.lengths[i]) << input.name;
@@ -163,7 +163,7 @@ TEST(Score, ImagesBeyondLearnedPositionsAreNamedWithoutALine) {
   const std::string path = temporary_file("score_1x1x2x3.u8", "abcdef");
   const auto reader = data::open_reader(path, {}, data::Vocabulary::pixels());
   try {
-    score(model, *reader, path, 100, [](const SequenceScore&) {});
+    score(model, *reader, path, {100}, [](const SequenceScore&) {});
     FAIL();
   } catch (const InputError& error) {
     EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("record 1"), testing::HasSubstr("6 values"),
@@ -175,7 +175,7 @@ TEST(Score, AVocabularyOfAnotherSizeIsRefused) {
   LanguageModel model = make_model();
   const std::string path = temporary_file("score_dna.fasta", ">a\nACGT\n");
   const auto reader = data::open_reader(path, {}, data::Vocabulary::dna());
-  EXPECT_THROW(score(model, *reader, path, 100, [](const SequenceScore&) {}), UsageError);
+  EXPECT_THROW(score(model, *reader, path, {100}, [](const SequenceScore&) {}), UsageError);
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ TEST_P(Streams, ThreadsScoreWithOneModel) {
         ">a\n" + vocabulary.decode(tokens) + "\n>b\n" + vocabulary.decode(tokens) + "\n";
     const auto reader = data::open_reader(data::memory_bytes(fasta), "memory", {}, vocabulary);
     std::vector<float> values;
-    score(model, *reader, "memory", 30, [&](const SequenceScore& score) {
+    score(model, *reader, "memory", {30}, [&](const SequenceScore& score) {
       values.insert(values.end(), score.log_probabilities.begin(), score.log_probabilities.end());
     });
     return values;

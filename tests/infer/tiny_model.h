@@ -65,7 +65,7 @@ inline std::vector<double> forward_log_probabilities(
 }
 
 inline std::string temporary_file(const std::string& name, const std::string& text) {
-  const std::string path = testing::TempDir() + "/" + name;
+  const std::string path = ::testing::TempDir() + "/" + name;
   write_file(path, text);
   return path;
 }
