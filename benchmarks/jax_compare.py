@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times performer.jax against google-research's fast_attention, both in one run on one machine.
+"""Times performer.jax against google-research's fast_attention and a composition of jnp, all in one run on one machine.
 
-    benchmarks/jax_compare.py --original PATH/TO/fast_attention.py [--threads N] [--output FILE.json]
+    benchmarks/jax_compare.py --original PATH/TO/fast_attention.py [--threads N] [--clock cpu] [--output FILE.json]
 
 The original is performer/fast_attention/jax/fast_attention.py of github.com/google-research/google-research, which
-is not part of this project. Without --original only performer.jax and softmax attention are timed. Everything is
-compiled by jax.jit; the median of --repeats runs after a warm-up is reported, with the ratio of the original's
-time to ours. Before anything is timed, ours is compared with exact attention where that is feasible.
+is not part of this project and needs gin-config. Without --original the script says so and compares with the
+composition alone: the same FAVOR+ in jnp, causal by chunks of 128 (benchmarks/peers/candidates_jax.py). Everything
+is compiled by jax.jit; the median of --repeats runs after a warm-up is reported, with the ratios of others' times to
+ours. --clock cpu counts processor time of all threads instead of time on the wall, for machines with other work.
+Before anything is timed, ours and the composition are compared with exact attention, and the original with ours
+under reference=True, which states the original's numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +19,13 @@ import argparse
 import importlib.util
 import json
 import os
+import pathlib
 import statistics
 import sys
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parsed() -> argparse.Namespace:
@@ -32,6 +39,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--training-tokens", type=int, default=1024, help="of the training step (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="cores to run on; 0: all")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time of all threads (%(default)s)")
     parser.add_argument("--output", help="write the results there, too (JSON)")
     return parser.parse_args()
 
@@ -44,17 +52,33 @@ def load_original(path: str):
     return module
 
 
-def median_seconds(function, arguments, repeats: int) -> float:
+def median_seconds(function, arguments, args) -> float:
     import jax
 
     print(".", end="", file=sys.stderr, flush=True)  # one point for each thing that is timed
     jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
+    times, now = [], CLOCKS[args.clock]
+    for _ in range(args.repeats):
+        begin = now()
         jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - begin)
+        times.append(now() - begin)
     return statistics.median(times)
+
+
+def composed(args, causal: bool, features: int):
+    """FAVOR+ in jnp, of [B, T, H, D]."""
+    import candidates_jax
+    import jax.numpy as jnp
+    from performer.jax import draw_projection
+
+    w = jnp.asarray(draw_projection(features, args.head_size)[0])
+    attend = candidates_jax.attend_causally if causal else candidates_jax.attend
+
+    def attention(q, k, v):
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        return jnp.swapaxes(attend(*candidates_jax.features(q, k, w), v), 1, 2)
+
+    return attention
 
 
 def attentions(args, original, causal: bool):
@@ -68,6 +92,7 @@ def attentions(args, original, causal: bool):
         "performer.jax relu": performer.jax.make_fast_generalized_attention(
             args.head_size, features_type="ortho", **options
         ),
+        "composed softmax": composed(args, causal, args.features),
         "exact": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=causal),
     }
     if original is not None:
@@ -80,8 +105,8 @@ def attentions(args, original, causal: bool):
     return found
 
 
-def check(args) -> None:
-    """Ours against exact attention, with many features."""
+def check(args, original) -> None:
+    """Ours and the composition against exact attention, with many features; the original against its own numbers here."""
     import jax
     import jax.numpy as jnp
     import performer.jax
@@ -89,10 +114,21 @@ def check(args) -> None:
     q, k, v = (
         0.3 * jax.random.normal(key, (1, 64, 2, args.head_size)) for key in jax.random.split(jax.random.PRNGKey(1), 3)
     )
-    ours = performer.jax.make_fast_softmax_attention(args.head_size, nb_features=2048)(q, k, v)
-    error = float(jnp.abs(ours - jax.nn.dot_product_attention(q, k, v)).max())
-    if not error < 0.1:
-        sys.exit(f"performer.jax differs from exact attention by {error}: nothing was timed")
+
+    def compare(name: str, found, expected, bound: float) -> None:
+        error = float(jnp.abs(found - expected).max())
+        if not error < bound:
+            sys.exit(f"{name} is off by {error}, where {bound} is allowed: nothing was timed")
+
+    for causal in (False, True):
+        exact = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        options = dict(nb_features=2048, unidirectional=causal, redraw_features=False)
+        make = performer.jax.make_fast_softmax_attention
+        compare("performer.jax", make(args.head_size, **options)(q, k, v), exact, 0.1)
+        compare("the composition of jnp", composed(args, causal, 2048)(q, k, v), exact, 0.1)
+        if original is not None:
+            theirs = original.make_fast_softmax_attention(args.head_size, **options)(q, k, v)
+            compare("the original", theirs, make(args.head_size, reference=True, **options)(q, k, v), 1e-4)
 
 
 def time_attention(args, original) -> list[dict]:
@@ -108,7 +144,7 @@ def time_attention(args, original) -> list[dict]:
                 forward = jax.jit(attention)
                 backward = jax.jit(jax.grad(lambda q, k, v, f=attention: jnp.square(f(q, k, v)).sum(), (0, 1, 2)))
                 for what, function in (("forward", forward), ("forward+backward", backward)):
-                    seconds = median_seconds(function, inputs, args.repeats)
+                    seconds = median_seconds(function, inputs, args)
                     rows.append(dict(what=what, tokens=length, causal=causal, name=name, seconds=seconds))
     return rows
 
@@ -147,18 +183,21 @@ def time_training_step(args, original) -> list[dict]:
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             return optax.apply_updates(params, updates), state
 
-        seconds = median_seconds(step, (params, optimizer.init(params)), args.repeats)
+        seconds = median_seconds(step, (params, optimizer.init(params)), args)
         rows.append(dict(what="training step", tokens=length, causal=True, name=name, seconds=seconds))
     return rows
 
 
 def report(rows: list[dict]) -> None:
-    print(f"{'what':18} {'tokens':>7} {'causal':>6}  {'attention':24} {'ms':>9}  original / ours")
+    print(f"{'what':18} {'tokens':>7} {'causal':>6}  {'attention':24} {'ms':>9}  original / ours  composed / ours")
     times = {(r["what"], r["tokens"], r["causal"], r["name"]): r["seconds"] for r in rows}
     for r in rows:
-        other = times.get((r["what"], r["tokens"], r["causal"], r["name"].replace("performer.jax", "original")))
-        ratio = f"{other / r['seconds']:.2f}" if other and r["name"].startswith("performer.jax") else ""
-        line = f"{r['what']:18} {r['tokens']:7} {r['causal']!s:>6}  {r['name']:24} {1e3 * r['seconds']:9.3f}  {ratio}"
+        ratios = []
+        for other in ("original", "composed"):
+            found = times.get((r["what"], r["tokens"], r["causal"], r["name"].replace("performer.jax", other)))
+            ours = r["name"].startswith("performer.jax")
+            ratios.append(f"{found / r['seconds']:15.2f}" if ours and found else " " * 15)
+        line = f"{r['what']:18} {r['tokens']:7} {r['causal']!s:>6}  {r['name']:24} {1e3 * r['seconds']:9.3f}  {'  '.join(ratios)}"
         print(line.rstrip())
 
 
@@ -167,7 +206,9 @@ def main() -> None:
     if args.threads:  # before JAX makes its thread pool
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     original = load_original(args.original) if args.original else None
-    check(args)
+    if original is None:
+        print("no --original was given, so google-research's fast_attention is left out", file=sys.stderr)
+    check(args, original)
     rows = time_attention(args, original) + time_training_step(args, original)
     print(file=sys.stderr)
     report(rows)
