@@ -201,7 +201,7 @@ TEST_F(RanksThatRead, AnErrorLeavesNoHalfWrittenOutput) {
 }
 
 TEST_F(RanksThatRead, ALostRankAndASignalEndAllAndEmbedResumes) {
-  make_fasta("many.fasta", 6000);
+  make_fasta("many.fasta", 3000);
   const std::string name = model("causal");
   const Arguments embed = {"embed", name, "many.fasta", "-t", "1", "--chunk", "30", "-o"};
   const auto to = [&](const std::string& file, const Arguments& more) {
@@ -241,7 +241,7 @@ TEST_F(RanksThatRead, ALostRankAndASignalEndAllAndEmbedResumes) {
   ASSERT_EQ(rest.code, 0) << rest.err;
   EXPECT_THAT(rest.err, HasSubstr("sequences are finished"));
   EXPECT_EQ(read("out.npy.tsv"), read("whole.npy.tsv"));
-  expect_near(rows_of("out.npy", 6000), rows_of("whole.npy", 6000), 2e-5F);
+  expect_near(rows_of("out.npy", 3000), rows_of("whole.npy", 3000), 2e-5F);
 }
 
 }  // namespace
