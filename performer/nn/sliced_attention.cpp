@@ -149,8 +149,8 @@ ops::State add_keys(Attention& kind, const at::Tensor& key, const at::Tensor& va
   ops::KeyInputs keys;
   keys.key = key;
   keys.value = value;
-  if (before.defined()) keys.initial = before;
-  return kind.key_state(keys);
+  // Not added token by token to the sums of all before, which in a long slice would lose digits.
+  return merged(before, kind.key_state(keys));
 }
 
 ops::State state_seen(const Slices& slices, const ops::State& own, bool causal, at::Tensor& anchor) {

@@ -174,8 +174,8 @@ class FavorAttention final : public Attention {
     ops::KeyInputs inputs;
     inputs.key = key;
     inputs.value = value;
-    inputs.initial = own.state;
-    own.state = ops::key_state(inputs, *own.map);
+    // Not added token by token to the sums of all before, which in a long sequence would lose digits.
+    own.state = ops::merge_states(own.state, ops::key_state(inputs, *own.map));
   }
 
   void redraw(int64_t index) override {
