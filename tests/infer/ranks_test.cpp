@@ -216,6 +216,17 @@ TEST(ReadingRanks, EmbeddingsAreThoseOfOneProcess) {
   }
 }
 
+// The sums over all keys keep their digits, however many slices and chunks they are made of.
+TEST(ReadingRanks, AVeryLongSequenceIsEmbeddedAlike) {
+  const std::string fasta = fasta_of({50000});
+  const TinyModel options{.kind = "favor-relu", .objective = "masked"};
+  const at::Tensor one = embedded(options, fasta, 1, 1, "mean").all();
+  for (const int size : {2, 3}) {
+    const at::Tensor several = embedded(options, fasta, size, size, "mean").all();
+    EXPECT_LT((several - one).abs().max().item<double>(), 5e-6) << size << " slices";
+  }
+}
+
 TEST(ReadingRanks, WhatIsFinishedIsPassedOverOnAllRanks) {
   const std::string fasta = fasta_of({10, 20, 150, 30, 40});
   const TinyModel options{.kind = "favor-softmax"};
