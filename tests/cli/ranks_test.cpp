@@ -251,7 +251,9 @@ class RanksWithLabels : public RanksOfTrain {
       for (size_t i = 0; i < found.size(); ++i) {
         EXPECT_EQ(found[i]["labels"], expected[i]["labels"]);
         for (const char* key : {"cross_entropy", "mse"}) {
-          if (found[i].contains(key)) EXPECT_NEAR(found[i][key], expected[i][key], 1e-4) << output;
+          if (found[i].contains(key)) {
+            EXPECT_NEAR(found[i][key], expected[i][key], 1e-4) << output;
+          }
         }
       }
     }

@@ -34,7 +34,9 @@ std::map<int64_t, at::Tensor> in_chunks(const LanguageModel& model, const at::Te
     seen[layer] += rows.size(0);
     parts[layer].push_back(rows.clone());
   });
-  if (layers.back() > 0) EXPECT_NEAR(share, 1, 1e-9);
+  if (layers.back() > 0) {
+    EXPECT_NEAR(share, 1, 1e-9);
+  }
   std::map<int64_t, at::Tensor> whole;
   for (const auto& [layer, rows] : parts) whole[layer] = at::cat(rows);
   return whole;

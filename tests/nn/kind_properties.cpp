@@ -81,7 +81,9 @@ void expect_rows_of(Attention& attention, const Tokens& tokens, bool causal,
   EXPECT_TRUE(at::allclose(parts, rows, 1e-9, 1e-12)) << what << " in two ranges";
   const at::Tensor out = at::matmul(rows, tokens.value.to(at::kDouble).transpose(1, 2)).transpose(1, 2);
   expect_close(out, run(attention, tokens, causal, mask, cu).to(at::kDouble), tolerance, what);
-  if (causal) EXPECT_EQ(rows.triu(1).count_nonzero().item<int64_t>(), 0) << what;
+  if (causal) {
+    EXPECT_EQ(rows.triu(1).count_nonzero().item<int64_t>(), 0) << what;
+  }
   EXPECT_THROW(attention.rows(inputs, {15, 6}), Error) << what;
 }
 

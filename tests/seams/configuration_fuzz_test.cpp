@@ -14,7 +14,8 @@ namespace performer {
 namespace {
 
 TEST(ConfigurationFuzz, SurvivesDamagedTexts) {
-  const std::string all = cli::to_toml(cli::resolve({.base = {}, .preset = "tiny"}));
+  const std::string all =
+      cli::to_toml(cli::resolve({.base = {}, .preset = "tiny", .file = "", .settings = {}}));
   fuzz::run_damaged(
       fuzz_configuration,
       {all, "[attention]\nfeatures = 8\nkind = \"favor-windowed\"\ndecay = 0.5\n[model]\nwidth=0x10\n",
