@@ -34,7 +34,12 @@ void ReadingRanks::check_slices(const LanguageModel& model) const {
 }
 
 void ReadingRanks::hand_over(const at::Tensor& values, int from) const {
-  if (from != 0 && values.numel() > 0) all_->broadcast(values, from);
+  if (from == 0 || values.numel() == 0) return;
+  if (leads()) {
+    all_->receive(values, from);
+  } else if (rank() == from) {
+    all_->begin_send(values, 0)->wait();
+  }
 }
 
 int64_t ReadingRanks::of_first(int64_t number) const {

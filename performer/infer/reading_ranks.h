@@ -40,7 +40,7 @@ class ReadingRanks {
   void check_slices(const LanguageModel& model) const;
 
   // What rank `from` has in `values` comes to rank 0. All call it with contiguous tensors of the same shape
-  // and type; what the other ranks find in theirs is not said.
+  // and type; those of the other ranks stay as they are.
   void hand_over(const at::Tensor& values, int from) const;
   // The number that rank 0 has.
   int64_t of_first(int64_t number) const;
