@@ -7,15 +7,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from performer.compat.fast_transformers.attention._softmax_attention import SoftmaxAttention
 from performer.compat.fast_transformers.attention_registry import AttentionRegistry, Int, Optional
 from performer.compat.fast_transformers.attention_registry.parameters import SOFTMAX
-from performer.compat.fast_transformers.events import EventDispatcher
 from performer.compat.fast_transformers.masking import BaseMask
 
 
-class ExactTopKAttention(nn.Module):
+class ExactTopKAttention(SoftmaxAttention):
     """Softmax attention of each query to those `topk` keys that it scores highest."""
 
     def __init__(
@@ -25,10 +25,8 @@ class ExactTopKAttention(nn.Module):
         attention_dropout: float = 0.1,
         event_dispatcher: Any = "",
     ) -> None:
-        super().__init__()
-        self.topk, self.softmax_temp = topk, softmax_temp
-        self.dropout = nn.Dropout(attention_dropout)
-        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
+        super().__init__(softmax_temp, attention_dropout, event_dispatcher)
+        self.topk = topk
 
     def forward(
         self,
@@ -40,7 +38,7 @@ class ExactTopKAttention(nn.Module):
         key_lengths: BaseMask | None,
     ) -> Tensor:
         """[N, L, H, E]."""
-        temperature = self.softmax_temp or 1 / math.sqrt(queries.shape[-1])
+        temperature = self._temperature(queries)
         scores = torch.einsum("nlhe,nshe->nhls", queries, keys)
         if not attn_mask.all_ones:
             scores = scores + attn_mask.additive_matrix.to(scores.dtype)

@@ -3,28 +3,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from performer.compat.fast_transformers.attention._softmax_attention import SoftmaxAttention
 from performer.compat.fast_transformers.attention_registry import AttentionRegistry
 from performer.compat.fast_transformers.attention_registry.parameters import SOFTMAX
-from performer.compat.fast_transformers.events import AttentionEvent, EventDispatcher
+from performer.compat.fast_transformers.events import AttentionEvent
 from performer.compat.fast_transformers.masking import BaseMask
 
 
-class FullAttention(nn.Module):
+class FullAttention(SoftmaxAttention):
     """Exact softmax attention."""
-
-    def __init__(
-        self, softmax_temp: float | None = None, attention_dropout: float = 0.1, event_dispatcher: Any = ""
-    ) -> None:
-        super().__init__()
-        self.softmax_temp = softmax_temp
-        self.dropout = nn.Dropout(attention_dropout)
-        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
 
     def forward(
         self,
@@ -36,7 +26,7 @@ class FullAttention(nn.Module):
         key_lengths: BaseMask | None,
     ) -> Tensor:
         """[N, L, H, E]."""
-        temperature = self.softmax_temp or 1 / math.sqrt(queries.shape[-1])
+        temperature = self._temperature(queries)
         scores = torch.einsum("nlhe,nshe->nhls", queries * temperature, keys)
         if not attn_mask.all_ones:
             scores = scores + attn_mask.additive_matrix.to(scores.dtype)

@@ -3,29 +3,19 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from performer.compat.fast_transformers.attention._softmax_attention import SoftmaxAttention
 from performer.compat.fast_transformers.attention_registry import RecurrentCrossAttentionRegistry
 from performer.compat.fast_transformers.attention_registry.parameters import SOFTMAX
-from performer.compat.fast_transformers.events import AttentionEvent, EventDispatcher
+from performer.compat.fast_transformers.events import AttentionEvent
 from performer.compat.fast_transformers.masking import BaseMask
 from performer.compat.fast_transformers.recurrent._state import State
 
 
-class RecurrentCrossFullAttention(nn.Module):
+class RecurrentCrossFullAttention(SoftmaxAttention):
     """Exact attention of one query to a memory; the state is its keys and values [N, S, H, .]."""
-
-    def __init__(
-        self, softmax_temp: float | None = None, attention_dropout: float = 0.1, event_dispatcher: Any = ""
-    ) -> None:
-        super().__init__()
-        self.softmax_temp = softmax_temp
-        self.dropout = nn.Dropout(attention_dropout)
-        self.event_dispatcher = EventDispatcher.get(event_dispatcher)
 
     def forward(
         self,
@@ -40,7 +30,7 @@ class RecurrentCrossFullAttention(nn.Module):
             if keys is None or values is None:
                 raise ValueError("cross-attention without a state needs keys and values, found None")
             state = [keys, values]
-        temperature = self.softmax_temp or 1 / math.sqrt(query.shape[-1])
+        temperature = self._temperature(query)
         scores = torch.einsum("nhd,nshd->nsh", query, state[0])
         if key_lengths is not None:
             scores = scores + key_lengths.additive_matrix.unsqueeze(-1).to(scores.dtype)
