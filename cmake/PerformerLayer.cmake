@@ -62,8 +62,7 @@ function(performer_torch_header name)
   # Written only when it changes: a new file in any layer would otherwise rebuild the header and all that use it.
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/${name}.cpp CONTENT "// Carrier of a precompiled header.\n")
   add_library(${name} STATIC ${PROJECT_BINARY_DIR}/${name}.cpp)
-  target_link_libraries(${name} PUBLIC performer_fmt ${TORCH_LIBRARIES})
-  target_include_directories(${name} SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
+  target_link_libraries(${name} PUBLIC performer_fmt performer_torch)
   target_compile_options(${name} PRIVATE ${HEADER_FLAGS})
   target_precompile_headers(${name} PRIVATE <ATen/ATen.h> <torch/nn/module.h> <torch/nn/modules/linear.h>
                                             <torch/csrc/autograd/custom_function.h> ${HEADER_HEADERS})
