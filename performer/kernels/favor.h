@@ -166,7 +166,8 @@ struct FavorKernels {
   void (*forward)(const AttentionForward&, Executor&, void* workspace);
   void (*backward)(const AttentionBackward&, Executor&, void* workspace);
   void (*step)(const AttentionStep&, Executor&, void* workspace);
-  // Bytes per worker for a step: a projection and rows of up to 16 sequences, whatever a chunk is.
+  // Bytes per worker for a step: a projection, and the features of up to 16 sequences in as many heads as
+  // leave them near half a MiB.
   int64_t (*step_workspace)(const AttentionStep&);
 };
 

@@ -36,15 +36,24 @@ int64_t Workspace(const AttentionForward& p, bool backward) {
   GroupedHead measured(p, backward ? &b : nullptr, groups, measure);
   return bytes + measure.used() + 2 * Scratch::kAlignment;
 }
-int64_t StepWorkspace(const AttentionStep& p) {
+int64_t StepBytes(const AttentionStep& p, int64_t heads_at_once) {
   Scratch measure(nullptr);
-  StepHead measured(p, measure);
+  StepBlock measured(p, heads_at_once, measure);
   return measure.used() + Scratch::kAlignment;
 }
+// For any number of workers: one worker has the largest blocks.
+int64_t StepWorkspace(const AttentionStep& p) {
+  return StepBytes(p, StepBlock::HeadsAtOnce(p, 1));
+}
 
-void RunStepHead(const void* context, int64_t block, int64_t head, void* memory) {
+struct StepCall {
+  const AttentionStep& step;
+  int64_t heads_at_once;
+};
+void RunStepBlock(const void* context, int64_t block, int64_t group, void* memory) {
+  const StepCall& call = *static_cast<const StepCall*>(context);
   Scratch scratch(memory);
-  StepHead(*static_cast<const AttentionStep*>(context), scratch).Run(block, head);
+  StepBlock(call.step, call.heads_at_once, scratch).Run(block, group);
 }
 
 // Works on the heads one by one, with all workers on each; `work` gets a head's sequence and number. The
@@ -79,9 +88,11 @@ void Backward(const AttentionBackward& b, Executor& executor, void* workspace) {
   cpu::ForEachHead(b.forward.shape, executor, pass.work, &b, workspace, pass.bytes);
 }
 void Step(const AttentionStep& p, Executor& executor, void* workspace) {
+  const StepCall call{p, StepBlock::HeadsAtOnce(p, executor.workers())};
   Shape blocks = p.shape;
-  blocks.batch = (p.shape.batch + StepHead::kSequences - 1) / StepHead::kSequences;
-  cpu::ForEachHead(blocks, executor, RunStepHead, &p, workspace, StepWorkspace(p));
+  blocks.batch = (p.shape.batch + StepBlock::kSequences - 1) / StepBlock::kSequences;
+  blocks.heads = (p.shape.heads + call.heads_at_once - 1) / call.heads_at_once;
+  cpu::ForEachHead(blocks, executor, RunStepBlock, &call, workspace, StepBytes(p, call.heads_at_once));
 }
 
 cpu::EntryPoints Entries() {
