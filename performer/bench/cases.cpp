@@ -8,8 +8,8 @@
 
 #include "performer/base/error.h"
 #include "performer/kernels/function.h"
-#include "performer/kernels/projection.h"
 #include "performer/nn/attention/kind.h"
+#include "performer/ops/projection.h"
 #include "performer/studies/estimator.h"
 
 namespace performer::bench {
@@ -39,19 +39,13 @@ std::vector<std::string> measurable_kinds() {
   return names;
 }
 
-// The factors that the operators find in a projection [H or 1, M, D]: all matrices have them, or none.
+// The factors that the operators find in a projection [H, M, D] or [M, D].
 void set_factors(KernelMap& made, const at::Tensor& projection) {
-  const at::Tensor rows = projection.dim() == 3 ? projection : projection.unsqueeze(0);
-  const int64_t heads = rows.size(0), m = rows.size(1), d = rows.size(2), of_head = m / d * 4 * d;
-  const at::Tensor all = at::empty({heads, of_head}, at::kFloat);
-  for (int64_t h = 0; h < heads; ++h) {
-    const auto found = kernels::hadamard_factors(rows.const_data_ptr<float>() + h * m * d, m, d);
-    if (found.empty()) return;
-    std::copy(found.begin(), found.end(), all.mutable_data_ptr<float>() + h * of_head);
-  }
-  made.factors = all;
-  made.map.factors = all.const_data_ptr<float>();
-  if (heads > 1) made.map.factors_head_stride = of_head;
+  made.factors = ops::hadamard_factors(projection);
+  if (!made.factors.defined()) return;
+  made.map.factors = made.factors.const_data_ptr<float>();
+  if (projection.dim() == 3 && projection.size(0) > 1)
+    made.map.factors_head_stride = made.factors.numel() / projection.size(0);
 }
 
 }  // namespace

@@ -30,7 +30,6 @@ struct Decoder {
     step.shape.head_size = step.shape.value_size = request.head_size;
     step.shape.features = map.rows;
     step.map = map.map;
-    step.map.factors = nullptr;  // the operators look for them where there are more tokens
     const auto view = [&](const at::Tensor& x) {
       return kernels::View{x.data_ptr(), data_type(dtype), x.stride(0), x.stride(1), x.stride(2)};
     };

@@ -26,6 +26,10 @@ struct FeatureMap {
   // [M, D], [H, M, D] or [B, H, M, D] float32; none: features are the inputs
   std::optional<at::Tensor> projection;
   std::optional<at::Tensor> offset;  // [M], [H, M] or [B, H, M] float32
+  // Of the projection, where it is made of Hadamard draws: hadamard_factors() of ops/projection.h. Only
+  // favor_step reads them, which then multiplies by transforms; favor_attention finds them by itself where it
+  // has tokens enough.
+  std::optional<at::Tensor> factors;
 };
 
 // The running sums of a layer: kv [B, H, M, E], key_sum [B, H, M], log_scale [B, H, M]; float32 (float64 for

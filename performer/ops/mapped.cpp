@@ -140,8 +140,8 @@ Tensor mapped_step(const Tensor& query, const Tensor& key, const Tensor& value, 
   check_token(query, key, value);
   if (!state.defined()) state = new_state(prepared, query, value);
   if (prepared.trigonometric)
-    return trigonometric_step(query, key, value, state, *prepared.map.projection, prepared.map.scale,
-                              backend);
+    return trigonometric_step(query, key, value, state, *prepared.map.projection, prepared.map.scale, backend,
+                              prepared.map.factors);
   const at::NoGradGuard no_grad;
   const AttentionInputs token{query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)};
   const MappedInputs mapped = apply_prepared(token, prepared);

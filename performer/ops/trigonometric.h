@@ -19,6 +19,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -38,9 +39,9 @@ using kernels::kTrigonometricFloor;  // 1e-4
 std::tuple<at::Tensor, State> trigonometric_attention(const AttentionInputs& inputs,
                                                       const at::Tensor& projection, double scale);
 // One token: query, key [B, H, D], value [B, H, E] -> [B, H, E]; the tensors of `state` are updated in place
-// and made when undefined. Not differentiable.
+// and made when undefined. `factors` as in FeatureMap. Not differentiable.
 at::Tensor trigonometric_step(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                               State& state, const at::Tensor& projection, double scale,
-                              const std::string& backend = {});
+                              const std::string& backend = {}, const std::optional<at::Tensor>& factors = {});
 
 }  // namespace performer::ops

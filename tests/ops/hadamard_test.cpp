@@ -5,6 +5,7 @@
 
 #include "performer/ops/favor/call.h"
 #include "performer/ops/feature_maps.h"
+#include "performer/ops/projection.h"
 #include "tests/ops/inputs.h"
 
 namespace performer::ops::test::hadamard_test {
@@ -93,6 +94,48 @@ TEST(HadamardOperators, ChangeRoundingOnly) {
       }
     }
   }
+}
+
+// Steps are given the factors, and multiply by transforms: the results differ in rounding.
+TEST(HadamardOperators, StepsTakeThem) {
+  constexpr int64_t kBatch = 3, kHeads = 2, kSize = 64;
+  const Tensor rows = hadamard(kHeads, 2 * kSize + 10, kSize);
+  for (const char* family : {"exponential", "elu+1", "trigonometric"}) {
+    const AttentionInputs in = random_call(kBatch, 5, 5, kHeads, kSize, 16, 0.5);
+    FeatureMap map;
+    map.family = family;
+    map.scale = std::pow(static_cast<double>(kSize), -0.25);
+    if (map.family == "trigonometric") map.norm_weight = -0.5;
+    map.projection = rows;
+    FeatureMap structured = map;
+    structured.factors = hadamard_factors(rows);
+    ASSERT_EQ(structured.factors->sizes(), at::IntArrayRef({kHeads, 2, 4, kSize}));
+    const int64_t features =
+        (map.family == "trigonometric" ? 2 : 1) * rows.size(1) + (map.family == "trigonometric");
+    State dense = empty_state(kBatch, kHeads, features, 16, family, in.query.options());
+    State fast{dense.kv.clone(), dense.key_sum.clone(), dense.log_scale.clone()};
+    bool differs = false;
+    for (int64_t t = 0; t < 5; ++t) {
+      const auto token = [&](const Tensor& x) { return x.select(1, t); };
+      const Tensor expected = favor_step(token(in.query), token(in.key), token(in.value), dense, map);
+      const Tensor found = favor_step(token(in.query), token(in.key), token(in.value), fast, structured);
+      EXPECT_LT(relative(found, expected.to(at::kDouble)), 2e-5) << family << " token " << t;
+      differs |= !found.equal(expected);
+    }
+    EXPECT_LT(relative(fast.kv, dense.kv.to(at::kDouble)), 2e-5) << family;
+    EXPECT_TRUE(differs) << family << ": the factors were not used";
+  }
+}
+
+TEST(HadamardOperators, FactorsOfAnotherShapeAreRefused) {
+  const Tensor rows = hadamard(2, 128, 64), token = at::zeros({1, 2, 64}), value = at::zeros({1, 2, 8});
+  FeatureMap map;
+  map.projection = rows;
+  map.factors = hadamard_factors(hadamard(2, 192, 64));
+  State state = empty_state(1, 2, 128, 8, "exponential", token.options());
+  EXPECT_THROW(favor_step(token, token, value, state, map), c10::ValueError);
+  map.projection.reset();
+  EXPECT_THROW(favor_step(token, token, value, state, map), c10::ValueError);
 }
 
 // Rows and their negatives, and rows of other lengths, have factors too.

@@ -10,6 +10,7 @@
 #include "performer/base/error.h"
 #include "performer/nn/attention/own_kinds.h"
 #include "performer/nn/attention/rows.h"
+#include "performer/ops/projection.h"
 
 namespace performer::nn {
 namespace {
@@ -123,8 +124,13 @@ class FavorAttention final : public Attention {
     for (at::Tensor* part : {&frozen.projection, &frozen.matrix, &frozen.bias}) {
       if (part->defined()) *part = part->clone();
     }
-    cache->map = std::make_shared<ops::PreparedMap>(
-        ops::prepare_feature_map(options_, frozen, running_, shape_.heads, shape_.head_size));
+    ops::PreparedMap map =
+        ops::prepare_feature_map(options_, frozen, running_, shape_.heads, shape_.head_size);
+    if (map.map.projection.has_value()) {
+      const at::Tensor factors = ops::hadamard_factors(*map.map.projection);
+      if (factors.defined()) map.map.factors = factors;
+    }
+    cache->map = std::make_shared<const ops::PreparedMap>(std::move(map));
     return cache;
   }
 

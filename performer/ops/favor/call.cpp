@@ -65,6 +65,7 @@ void check_types_and_devices(const Arguments& a) {
   check_device(a.key, "key", device);
   check_device(a.value, "value", device);
   check_device(a.projection, "projection", device);
+  check_device(a.factors, "factors", device);
   check_device(a.offset, "offset", device);
   check_device(a.key_mask, "key_mask", device);
   check_device(a.query_mask, "query_mask", device);
@@ -251,6 +252,16 @@ void Call::set_map(const Arguments& a) {
   TORCH_CHECK_VALUE(!projection.defined() || projection.size(3) == head_size,
                     "favor_attention: projection rows have ", projection.defined() ? projection.size(3) : 0,
                     " elements, but the head size is ", head_size);
+  factors = checked_constant(a.factors, "factors", 3, sequences, heads);
+  TORCH_CHECK_VALUE(
+      !factors.defined() ||
+          (projection.defined() && factors.size(0) == projection.size(0) &&
+           factors.size(1) == projection.size(1) && factors.size(2) == features / head_size &&
+           factors.size(3) == 4 && factors.size(4) == head_size),
+      "favor_step: factors must be those of the projection, [..., features / size, 4, size], but "
+      "have shape ",
+      factors.defined() ? factors.sizes() : at::IntArrayRef(), " with a projection of shape ",
+      projection.defined() ? projection.sizes() : at::IntArrayRef());
   offset = checked_constant(a.offset, "offset", 1, sequences, heads);
   TORCH_CHECK_VALUE(!offset.defined() || offset.size(2) == features, "favor_attention: offset has ",
                     offset.defined() ? offset.size(2) : 0, " elements, but there are ", features,

@@ -45,6 +45,7 @@ struct Call {
   at::Tensor key_mask, query_mask;  // contiguous bool [B, S] and [B, T], or undefined
   at::Tensor cu_query, cu_key;      // int64 [N + 1] on the CPU when packed, else undefined
   at::Tensor projection;            // contiguous float32 [B or 1, H or 1, M, D], or undefined
+  at::Tensor factors;               // contiguous float32 [B or 1, H or 1, M / D, 4, D], or undefined
   at::Tensor offset;                // contiguous float32 [B or 1, H or 1, M], or undefined
   State initial;                    // contiguous, of the type of sums; undefined without one
   int64_t sequences = 0;            // B, or N segments when packed
@@ -70,8 +71,8 @@ struct Call {
 };
 
 // The factors of a call's projection (FeatureMap::factors of kernels/favor.h), [B or 1, H or 1, M / D, 4, D]
-// on the CPU, or undefined: where it has none, or serves too few tokens for the search. They are found in the
-// matrix itself, so that a projection needs to be no more than one tensor, wherever it comes from.
+// on the CPU: those that were given, or else those of hadamard_factors (ops/projection.h). Undefined where it
+// has none, or serves too few tokens for the search.
 at::Tensor projection_factors(const Call& call);
 
 // What a forward pass writes. `final` is undefined unless the call returns a state.

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backend "cpu": the kernels of performer/kernels, and their double reference for float64.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
-#include <atomic>
+#include <algorithm>
 
-#include "performer/kernels/projection.h"
 #include "performer/ops/executor.h"
 #include "performer/ops/favor/call.h"
+#include "performer/ops/projection.h"
 
 namespace performer::ops {
 namespace {
@@ -147,23 +146,13 @@ const RegisterBackend registered_cpu({"cpu", [](const c10::Device& device) { ret
 }  // namespace
 
 at::Tensor projection_factors(const Call& call) {
+  if (call.factors.defined()) return call.factors;
   const at::Tensor& p = call.projection;
-  if (!p.defined() || p.size(2) < p.size(3)) return {};
-  const int64_t matrices = p.size(0) * p.size(1), rows = p.size(2), size = p.size(3);
+  if (!p.defined()) return {};
+  const int64_t matrices = p.size(0) * p.size(1);
   const int64_t tokens = std::max(call.query.size(0) * call.query_tokens, call.key.size(0) * call.key_tokens);
   if (matrices == 0 || tokens * call.heads / matrices < kLeastUses) return {};
-  at::Tensor factors = at::empty({p.size(0), p.size(1), rows / size, 4, size}, p.options());
-  const float* from = p.const_data_ptr<float>();
-  float* to = factors.mutable_data_ptr<float>();
-  std::atomic<bool> all{true};
-  at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end && all; ++i) {
-      const auto found = kernels::hadamard_factors(from + i * rows * size, rows, size);
-      if (found.empty()) all = false;
-      std::copy(found.begin(), found.end(), to + i * (rows / size * 4 * size));
-    }
-  });
-  return all ? factors : at::Tensor();
+  return hadamard_factors(p);
 }
 
 }  // namespace performer::ops

@@ -104,7 +104,7 @@ Gradients backward_meta(const Tensor& grad_out, const Tensor& out, const Tensor&
 Tensor step(const Tensor& query, const Tensor& key, const Tensor& value, Tensor& kv, Tensor& key_sum,
             Tensor& log_scale, const OptionalTensor& projection, const OptionalTensor& offset,
             c10::string_view family, double scale, double norm_weight, double epsilon,
-            c10::string_view backend) {
+            c10::string_view backend, const OptionalTensor& factors) {
   TORCH_CHECK_VALUE(query.dim() == 3 && key.dim() == 3 && value.dim() == 3,
                     "favor_step: query, key and value must be [batch, heads, size], found ", query.sizes(),
                     ", ", key.sizes(), " and ", value.sizes());
@@ -117,6 +117,7 @@ Tensor step(const Tensor& query, const Tensor& key, const Tensor& value, Tensor&
   arguments.epsilon = epsilon;
   arguments.causal = true;
   arguments.backend = std::string(backend);
+  arguments.factors = factors;
   const Call call(arguments);
   const auto usable = [&](const Tensor& part, const std::vector<int64_t>& shape) {
     return part.sizes() == at::IntArrayRef(shape) && part.is_contiguous() &&
@@ -135,7 +136,7 @@ Tensor step(const Tensor& query, const Tensor& key, const Tensor& value, Tensor&
 
 Tensor step_meta(const Tensor&, const Tensor&, const Tensor& value, Tensor&, Tensor&, Tensor&,
                  const OptionalTensor&, const OptionalTensor&, c10::string_view, double, double, double,
-                 c10::string_view) {
+                 c10::string_view, const OptionalTensor&) {
   return at::empty_like(value, at::MemoryFormat::Contiguous);
 }
 
@@ -159,7 +160,8 @@ TORCH_LIBRARY(performer, library) {
   library.def(
       "favor_step(Tensor query, Tensor key, Tensor value, Tensor(a!) kv, Tensor(b!) key_sum, "
       "Tensor(c!) log_scale, Tensor? projection=None, Tensor? offset=None, str family='exponential', "
-      "float scale=1, float norm_weight=0.5, float epsilon=0, str backend='') -> Tensor");
+      "float scale=1, float norm_weight=0.5, float epsilon=0, str backend='', Tensor? factors=None) -> "
+      "Tensor");
 }
 
 // One entry for every device: the call chooses the backend by the device and the name.
@@ -198,7 +200,7 @@ Tensor favor_step(const Tensor& query, const Tensor& key, const Tensor& value, S
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("performer::favor_step", "").typed<StepSignature>();
   return op.call(query, key, value, state.kv, state.key_sum, state.log_scale, map.projection, map.offset,
-                 map.family, map.scale, map.norm_weight, map.epsilon, backend);
+                 map.family, map.scale, map.norm_weight, map.epsilon, backend, map.factors);
 }
 
 }  // namespace performer::ops

@@ -42,6 +42,7 @@ struct Arguments {
   int64_t chunk = 0;
   bool return_state = false;
   std::string backend = {};
+  std::optional<at::Tensor> factors = {};  // of favor_step alone
 };
 
 using ForwardSignature = Results(PERFORMER_FAVOR_PARAMETERS);
@@ -56,6 +57,7 @@ using StepSignature = at::Tensor(const at::Tensor& query, const at::Tensor& key,
                                  at::Tensor& kv, at::Tensor& key_sum, at::Tensor& log_scale,
                                  const std::optional<at::Tensor>& projection,
                                  const std::optional<at::Tensor>& offset, c10::string_view family,
-                                 double scale, double norm_weight, double epsilon, c10::string_view backend);
+                                 double scale, double norm_weight, double epsilon, c10::string_view backend,
+                                 const std::optional<at::Tensor>& factors);
 
 }  // namespace performer::ops

@@ -323,7 +323,8 @@ std::tuple<Tensor, State> trigonometric_attention(const AttentionInputs& in, con
 }
 
 Tensor trigonometric_step(const Tensor& query, const Tensor& key, const Tensor& value, State& state,
-                          const Tensor& projection, double scale, const std::string& backend) {
+                          const Tensor& projection, double scale, const std::string& backend,
+                          const std::optional<Tensor>& factors) {
   const at::NoGradGuard no_grad;
   AttentionInputs one{query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)};
   one.causal = one.return_state = true;
@@ -335,7 +336,9 @@ Tensor trigonometric_step(const Tensor& query, const Tensor& key, const Tensor& 
       state = empty_state(fixed_size(query, 0), fixed_size(query, 1), 2 * fixed_size(projection, -2) + 1,
                           fixed_size(value, 2), "trigonometric", query.options().dtype(precise_type(query)));
     }
-    return favor_step(query, key, value, state, kernel_map(projection, scale), backend);
+    FeatureMap map = kernel_map(projection, scale);
+    map.factors = factors;
+    return favor_step(query, key, value, state, map, backend);
   }
   auto [out, after] = trigonometric_attention(one, projection, scale);
   if (state.defined()) {
