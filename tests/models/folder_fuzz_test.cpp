@@ -120,5 +120,30 @@ TEST(BuildingNumbers, CoverEveryKind) {
   }
 }
 
+// A model of many shared or few grouped weights is not taken for a hostile one.
+TEST(BuildingNumbers, AcceptModelsThatShareWeights) {
+  const auto accepted = [](const ModelConfig& model, const AttentionConfig& attention) {
+    const auto state = model_state(LanguageModel(model, attention, kVocabulary));
+    EXPECT_NO_THROW(check_weights_suffice(model, attention, kVocabulary, state, "the model"));
+    double held = 0;
+    for (const auto& [name, tensor] : state) held += static_cast<double>(tensor.numel());
+    const double modules = 8192.0 * static_cast<double>(model.layers);
+    EXPECT_GE(building_numbers(model, attention, kVocabulary) - modules, held);
+  };
+  ModelConfig model;
+  model.layers = 4, model.width = 64, model.heads = 4, model.ffn = 128, model.objective = "masked";
+  for (const char* reduce : {"learned", "random", "mean", "convolution"}) {
+    for (const char* sharing : {"none", "heads", "kv", "layers"}) {
+      SCOPED_TRACE(fmt::format("{}, {}", reduce, sharing));
+      AttentionConfig linformer{.kind = "linformer"};
+      linformer.set("length", 1024).set("rank", 600).set("reduce", reduce).set("sharing", sharing);
+      accepted(model, linformer);
+    }
+  }
+  ModelConfig grouped;
+  grouped.layers = 8, grouped.width = 1024, grouped.heads = 16, grouped.kv_heads = 1, grouped.ffn = 16;
+  accepted(grouped, AttentionConfig{.kind = "exact"});
+}
+
 }  // namespace
 }  // namespace performer

@@ -141,8 +141,10 @@ struct AttentionKind {
   // Throws UsageError for options that are impossible or exclude each other; may be empty.
   std::function<void(const AttentionConfig&, const AttentionShape&)> validate = {};
   std::function<std::shared_ptr<Attention>(const AttentionConfig&, const AttentionShape&)> make = {};
-  // At least as many numbers as make() holds at one time, those that the module keeps included. Asked before
-  // a model of a configuration from outside is built; empty for kinds that keep nothing.
+  // At least as many numbers as make() holds at one time, those that the module keeps included, and not many
+  // times more: a model is refused when its layers' sum is far beyond its weights (models/bounds.h). What
+  // layers share, or take one after another, is layer 0's. Asked before a model of a configuration from
+  // outside is built; empty for kinds that keep nothing.
   std::function<double(const AttentionConfig&, const AttentionShape&)> numbers = {};
   // The longest sequence in tokens; empty: any.
   std::function<int64_t(const AttentionConfig&)> longest = {};

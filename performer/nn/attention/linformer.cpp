@@ -250,11 +250,18 @@ void validate_linformer(const AttentionConfig& config, const AttentionShape&) {
 
 double linformer_numbers(const AttentionConfig& config, const AttentionShape& shape) {
   const auto own = read_options<LinformerOptions>(config);
-  const auto heads = static_cast<double>(shape.heads), size = static_cast<double>(shape.head_size);
+  const auto size = static_cast<double>(shape.head_size);
   if (own.reduce == "mean") return 0;
-  // All at once: both matrices, and while they are made one more.
-  if (own.reduce == "convolution") return 3 * heads * static_cast<double>(pool_size(own)) * size * size;
-  return 3 * heads * static_cast<double>(own.rank) * static_cast<double>(own.length);
+  const double of_head = own.reduce == "convolution"
+                             ? static_cast<double>(pool_size(own)) * size * size
+                             : static_cast<double>(own.rank) * static_cast<double>(own.length);
+  const double matrix = own.sharing == "none" ? static_cast<double>(shape.heads) * of_head : of_head;
+  // A layer makes one matrix at a time, in double precision where it is drawn; the first one's share is for
+  // all.
+  const double making = shape.layer == 0 ? 3 * matrix : 0;
+  if (own.reduce == "random") return making + matrix;
+  if (own.sharing == "layers") return shape.layer == 0 ? making + matrix : 0;
+  return making + (own.sharing == "kv" ? matrix : 2 * matrix);
 }
 
 }  // namespace
