@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backend "cpu": the kernels of performer/kernels, and their double reference for float64.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-
-#include <atomic>
 
 #include "performer/kernels/projection.h"
 #include "performer/ops/executor.h"
@@ -48,10 +45,6 @@ void set_constant(const Tensor& constant, const float*& data, int64_t& batch_str
   if (constant.size(1) > 1) head_stride = size;
   if (constant.size(0) > 1) batch_stride = size * constant.size(1);
 }
-
-// Tokens that a projection must serve for its factors to be looked for, which takes as long as products with
-// some 100 of them.
-constexpr int64_t kLeastUses = 512;
 
 // A call in the kernels' terms; owns what the params struct points to besides the call's own tensors.
 struct KernelCall {
@@ -148,22 +141,14 @@ const RegisterBackend registered_cpu({"cpu", [](const c10::Device& device) { ret
 
 at::Tensor projection_factors(const Call& call) {
   const at::Tensor& p = call.projection;
-  if (!p.defined() || p.size(2) < p.size(3)) return {};
+  if (!p.defined() || p.numel() == 0) return {};
   const int64_t matrices = p.size(0) * p.size(1), rows = p.size(2), size = p.size(3);
   const int64_t tokens = std::max(call.query.size(0) * call.query_tokens, call.key.size(0) * call.key_tokens);
-  if (matrices == 0 || tokens * call.heads / matrices < kLeastUses) return {};
-  at::Tensor factors = at::empty({p.size(0), p.size(1), rows / size, 4, size}, p.options());
-  const float* from = p.const_data_ptr<float>();
-  float* to = factors.mutable_data_ptr<float>();
-  std::atomic<bool> all{true};
-  at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end && all; ++i) {
-      const auto found = kernels::hadamard_factors(from + i * rows * size, rows, size);
-      if (found.empty()) all = false;
-      std::copy(found.begin(), found.end(), to + i * (rows / size * 4 * size));
-    }
-  });
-  return all ? factors : at::Tensor();
+  TorchExecutor executor;
+  const std::vector<float> factors = kernels::factors_for_tokens(
+      p.const_data_ptr<float>(), matrices, rows, size, tokens * call.heads / matrices, executor);
+  if (factors.empty()) return {};
+  return at::tensor(factors, p.options()).view({p.size(0), p.size(1), rows / size, 4, size});
 }
 
 }  // namespace performer::ops
