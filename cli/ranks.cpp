@@ -11,6 +11,7 @@
 #include "cli/process.h"
 #include "cli/program.h"
 #include "performer/base/error.h"
+#include "performer/data/byte_source.h"
 #include "performer/data/inputs.h"
 
 namespace performer::cli {
