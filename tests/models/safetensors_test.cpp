@@ -93,7 +93,7 @@ TEST_F(Safetensors, RefusesToWriteWhatTheFormatLacks) {
       test::error_of<Error>([&] {
         write_safetensors(path(), {{{"\xff", at::zeros({1})}}, {}});
       }),
-      testing::EndsWith("a name or metadata text is not UTF-8 (invalid UTF-8 byte at index 2: 0xFF)"));
+      testing::EndsWith("a name or metadata text is not UTF-8 (invalid UTF-8 byte at index 0: 0xFF)"));
   EXPECT_TRUE(fs::is_empty(folder_)) << "something half-written was left";
 }
 

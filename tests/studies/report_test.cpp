@@ -237,7 +237,8 @@ TEST_F(Report, NamesFoldersThatAreNone) {
   EXPECT_THAT(message(other), AllOf(HasSubstr("attention.json: not as this program writes it"),
                                     HasSubstr("write it anew"), HasSubstr("found number")));
   std::filesystem::remove(root_ / "other/attention.json");
-  write("other/evaluation.json", R"({"model": {"perplexity": 2, "accuracy": "high"}})");
+  write("other/evaluation.json",
+        R"({"model": {"perplexity": 2}, "by_length": [{"from": "one", "to": 64, "sequences": 1}]})");
   EXPECT_THAT(test::error_of<InputError>([&] { page({other}); }),
               AllOf(HasSubstr("the results for the part 'Evaluations': not as this program writes them"),
                     HasSubstr("type must be number, but is string")));
