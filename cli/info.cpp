@@ -91,7 +91,7 @@ Json model_json(const std::string& path, const ModelFolder& folder) {
            {{"name", vocabulary.name()}, {"symbols", vocabulary.symbols()}, {"unit", vocabulary.unit()}}},
           {"image_shape", folder.data.image_shape.empty() ? Json() : Json(folder.data.image_shape)},
           {"model", section_json(list_fields("model", folder.model->model_config()))},
-          {"attention", section_json(list_fields("attention", folder.model->attention_config()))},
+          {"attention", section_json(nn::fields_in_use("attention", folder.model->attention_config()))},
           {"data", section_json(list_fields("data", folder.data))}};
 }
 
@@ -110,8 +110,8 @@ std::string model_text(const std::string& path, const ModelFolder& folder) {
                         shown(fmt::format("{}", fmt::join(folder.head->config().classes, ", ")), 200));
   }
   return text + "\n" + section_to_toml("model", folder.model->model_config()) + "\n" +
-         section_to_toml("attention", folder.model->attention_config()) + "\n" +
-         section_to_toml("data", folder.data);
+         fields_to_toml("attention", nn::fields_in_use("attention", folder.model->attention_config())) +
+         "\n" + section_to_toml("data", folder.data);
 }
 
 void print(const InfoOptions& options, const Json& json, const std::string& text) {

@@ -11,6 +11,7 @@
 #include "cli/process.h"
 #include "cli/program.h"
 #include "performer/base/error.h"
+#include "performer/data/byte_source.h"
 #include "performer/data/inputs.h"
 
 namespace performer::cli {
@@ -81,6 +82,14 @@ void run_as_ranks(const ReadingOptions& options, const CommonOptions& common,
   const auto all = distributed::connect(environment, {.silence_seconds = options.ranks.timeout});
   try {
     work(ReadingRanks(*all, options.slices));
+  } catch (const Error& error) {
+    // All ranks read the inputs, and each finds what is bad in them: rank 0 alone says it.
+    constexpr double kToFind = 3;  // seconds that it may take longer to
+    const bool is_of_input = error.exit_code() == InputError("").exit_code();
+    const bool said = all->first_fails_with(error.what(), is_of_input ? kToFind : 0);
+    all->fail(error.what());
+    if (said) throw SilentEnd{error.exit_code()};
+    throw;
   } catch (const std::exception& error) {
     all->fail(error.what());
     throw;

@@ -43,8 +43,9 @@ struct ReadingOptions {
   void add_to(CLI::App& app);
 };
 
-// Runs `work` as the ranks of the command, after apply_common(). An error of one rank ends all of them.
-// `inputs` are files that every rank reads: throws UsageError for one that can be read only once.
+// Runs `work` as the ranks of the command, after apply_common(). An error of one rank ends all of them, and
+// what rank 0 says, no other rank says again. `inputs` are files that every rank reads: throws UsageError for
+// one that can be read only once.
 void run_as_ranks(const ReadingOptions& options, const CommonOptions& common,
                   const std::vector<std::string>& inputs,
                   const std::function<void(const ReadingRanks& ranks)>& work);

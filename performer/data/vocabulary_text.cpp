@@ -2,7 +2,6 @@
 #include "performer/data/vocabulary_text.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_map>
 
@@ -11,6 +10,7 @@
 #include "performer/data/byte_source.h"
 #include "performer/data/detect.h"
 #include "performer/data/foreign.h"
+#include "performer/data/json.h"
 
 namespace performer::data {
 namespace {
@@ -57,7 +57,7 @@ void check_markers(const nlohmann::ordered_json& root, const VocabularyText& res
                    const std::string& source) {
   size_t id = result.symbols.size();
   for (const char* marker : {"bos", "eos", "pad", "mask"}) {
-    const auto found = root.at(marker).get<int64_t>();
+    const auto found = json_field<int64_t>(root, marker, source);
     check<InputError>(found == static_cast<int64_t>(id),
                       "{}: the id of {} is {}, expected {}: bos, eos, pad and mask follow the {} symbols",
                       source, marker, found, id, result.symbols.size());
@@ -69,9 +69,33 @@ void check_markers(const nlohmann::ordered_json& root, const VocabularyText& res
 }
 
 // The optional parts of an imported model.
-void read_import(const nlohmann::ordered_json& root, VocabularyText& result) {
-  result.reserved = root.value("reserved", int64_t{0});
-  if (root.contains("source_ids")) result.source_ids = root["source_ids"].get<std::vector<int64_t>>();
+void read_import(const nlohmann::ordered_json& root, VocabularyText& result, const std::string& source) {
+  if (root.contains("reserved")) result.reserved = json_field<int64_t>(root, "reserved", source);
+  if (root.contains("source_ids")) {
+    result.source_ids = json_field<std::vector<int64_t>>(root, "source_ids", source);
+  }
+}
+
+void read_symbols(const nlohmann::ordered_json& root, VocabularyText& result, const std::string& source) {
+  for (const auto& written : json_field<std::vector<std::string>>(root, "symbols", source)) {
+    const std::optional<std::string> bytes = unescape(written);
+    check<InputError>(bytes.has_value(), "{}: unknown escape in the symbol \"{}\"", source, written);
+    result.symbols.push_back(*bytes);
+  }
+}
+
+void read_aliases(const nlohmann::ordered_json& root, VocabularyText& result, const std::string& source) {
+  const auto aliases = root.find("aliases");
+  check<InputError>(aliases != root.end() && aliases->is_object(),
+                    "{}: 'aliases' must be an object that maps letters to symbols", source);
+  for (const auto& [letter, read_as] : aliases->items()) {
+    const auto target = json_value<std::string>(read_as, "the alias '" + letter + "'", source);
+    check<InputError>(
+        letter.size() == 1 && target.size() == 1 && std::ranges::count(result.symbols, target) == 1 &&
+            std::ranges::count(result.symbols, letter) == 0,
+        "{}: the alias \"{}\" of \"{}\" is not a letter that is read as a symbol", source, letter, target);
+    result.aliases.push_back({letter[0], target[0]});
+  }
 }
 
 }  // namespace
@@ -196,37 +220,21 @@ std::string write_vocabulary(const VocabularyText& vocabulary) {
 }
 
 VocabularyText read_vocabulary(const std::string& text, const std::string& source) {
-  try {
-    const auto root = nlohmann::ordered_json::parse(text);
-    VocabularyText result;
-    result.name = root.at("name").get<std::string>();
-    result.unit = root.at("unit").get<std::string>();
-    const auto spelling = root.at("spelling").get<std::string>();
-    check<InputError>(spelling == "letters" || spelling == "numbers",
-                      "{}: spelling must be letters or numbers, found \"{}\"", source, spelling);
-    result.numbers = spelling == "numbers";
-    for (const auto& symbol : root.at("symbols")) {
-      const auto written = symbol.get<std::string>();
-      const std::optional<std::string> bytes = unescape(written);
-      check<InputError>(bytes.has_value(), "{}: unknown escape in the symbol \"{}\"", source, written);
-      result.symbols.push_back(*bytes);
-    }
-    read_import(root, result);
-    check_parts(result, source);
-    for (const auto& [letter, read_as] : root.at("aliases").items()) {
-      const auto target = read_as.get<std::string>();
-      check<InputError>(
-          letter.size() == 1 && target.size() == 1 && std::ranges::count(result.symbols, target) == 1 &&
-              std::ranges::count(result.symbols, letter) == 0,
-          "{}: the alias \"{}\" of \"{}\" is not a letter that is read as a symbol", source, letter, target);
-      result.aliases.push_back({letter[0], target[0]});
-    }
-    result.marker_letters = root.at("marker_letters").get<std::string>();
-    check_markers(root, result, source);
-    return result;
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{} is not the vocabulary of a model ({})", source, error.what()));
-  }
+  const auto root = parse_json_object<nlohmann::ordered_json>(text, source);
+  VocabularyText result;
+  result.name = json_field<std::string>(root, "name", source);
+  result.unit = json_field<std::string>(root, "unit", source);
+  const auto spelling = json_field<std::string>(root, "spelling", source);
+  check<InputError>(spelling == "letters" || spelling == "numbers",
+                    "{}: spelling must be letters or numbers, found \"{}\"", source, spelling);
+  result.numbers = spelling == "numbers";
+  read_symbols(root, result, source);
+  read_import(root, result, source);
+  check_parts(result, source);
+  read_aliases(root, result, source);
+  result.marker_letters = json_field<std::string>(root, "marker_letters", source);
+  check_markers(root, result, source);
+  return result;
 }
 
 }  // namespace performer::data

@@ -62,6 +62,9 @@ class Communicator {
 
   // Tells the other ranks that this one ends because of an error, so that they say so, too. Throws nothing.
   virtual void fail(const std::string& reason) noexcept = 0;
+  // Before fail(): whether rank 0, another than this one, ends with the same reason, and so says it. Waits so
+  // many seconds for it.
+  virtual bool first_fails_with(const std::string& reason, double seconds) = 0;
 
   virtual Traffic traffic() const = 0;
 };

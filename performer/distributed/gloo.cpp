@@ -204,6 +204,9 @@ class GlooCommunicator final : public Communicator {
     broken_ = true;
     meeting_.watch->fail(reason);
   }
+  bool first_fails_with(const std::string& reason, double seconds) override {
+    return meeting_.watch->first_fails_with(reason, seconds);
+  }
   Traffic traffic() const override { return traffic_; }
 
  private:

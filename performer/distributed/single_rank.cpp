@@ -24,6 +24,7 @@ class SingleRank final : public Communicator {
   std::unique_ptr<Pending> begin_receive(const at::Tensor&, int from) override { no_other(from); }
   std::unique_ptr<Communicator> group(const std::string&, int, int, int) override { return single_rank(); }
   void fail(const std::string&) noexcept override {}
+  bool first_fails_with(const std::string&, double) override { return false; }
   Traffic traffic() const override { return {}; }
 
  private:

@@ -59,10 +59,6 @@ class GatherStates : public autograd::Function<GatherStates> {
   }
 };
 
-ops::State merged(const ops::State& a, const ops::State& b) {
-  return a.defined() ? ops::merge_states(a, b) : b;
-}
-
 // Rows of both states: those of `a`, then those of `b`.
 ops::State both(const ops::State& a, const ops::State& b) {
   return {at::cat({a.kv, b.kv}), at::cat({a.key_sum, b.key_sum}), at::cat({a.log_scale, b.log_scale})};
@@ -90,9 +86,9 @@ class GatheredStates final : public nn::StateExchange {
     const auto own_rank = static_cast<size_t>(rank());
     nn::Neighbours found;
     for (int64_t r = reach.earliest[own_rank]; r < rank(); ++r)
-      found.before = merged(found.before, state_of(r, 0));
+      found.before = nn::merged(found.before, state_of(r, 0));
     for (int64_t r = rank() + 1; first != nullptr && r <= reach.latest[own_rank]; ++r)
-      found.behind = merged(found.behind, state_of(r, two ? rows : 0));
+      found.behind = nn::merged(found.behind, state_of(r, two ? rows : 0));
     return found;
   }
 

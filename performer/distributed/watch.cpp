@@ -183,6 +183,18 @@ std::string Watch::explain(const std::string& error) {
   }
 }
 
+bool Watch::first_fails_with(const std::string& reason, double seconds) const {
+  if (state_->rank == 0) return false;
+  std::unique_lock lock(state_->mutex);
+  const std::string& sign = state_->others[0].sign;
+  state_->changed.wait_for(lock, std::chrono::duration<double>(seconds),
+                           [&] { return state_->store_broken || (!sign.empty() && sign.front() != kRuns); });
+  if (sign.empty() || sign.front() != kFailed) return false;
+  // Who was told of the other's reason names its rank before it.
+  const std::string_view theirs = std::string_view(sign).substr(1), own = reason;
+  return own.ends_with(theirs) || theirs.ends_with(own);
+}
+
 void Watch::fail(const std::string& reason) noexcept {
   try {
     state_->end(kFailed + reason, kFarewell);

@@ -31,6 +31,9 @@ class Watch {
   // most, and says it.
   std::string explain(const std::string& error);
   void fail(const std::string& reason) noexcept;
+  // Whether rank 0 fails because of `reason`, or this rank because of that one's reason. Waits so many
+  // seconds for it. Asked before fail(), with which the watch ends.
+  bool first_fails_with(const std::string& reason, double seconds) const;
 
  private:
   struct State;

@@ -8,6 +8,7 @@
 // any w, with d_1 and d_3 alike, and a sign of c with d_1 or d_3.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 
@@ -18,6 +19,9 @@ namespace {
 
 constexpr int64_t kLeastSize = 32, kMostSize = 256;
 constexpr int64_t kStep = 8;  // columns that are compared together
+// That a projection must serve for its factors to be looked for, which takes as long as products with some
+// 100 of them.
+constexpr int64_t kLeastTokens = 512;
 
 // Rows of x[size, size] <- H x.
 void transform_rows(float* x, int64_t size) {
@@ -203,6 +207,23 @@ std::vector<float> hadamard_factors(const float* projection, int64_t features, i
     if (!block.find()) return {};
   }
   return factors;
+}
+
+std::vector<float> factors_for_tokens(const float* projections, int64_t matrices, int64_t features,
+                                      int64_t head_size, int64_t tokens, Executor& executor) {
+  const int64_t size = features / head_size * 4 * head_size;  // of a projection's factors
+  if (matrices == 0 || size == 0 || tokens < kLeastTokens) return {};
+  std::vector<float> factors(static_cast<size_t>(matrices * size));
+  std::atomic<bool> all{true};
+  executor.parallel_for(matrices, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end && all; ++i) {
+      const std::vector<float> found =
+          hadamard_factors(projections + i * features * head_size, features, head_size);
+      if (found.empty()) all = false;
+      std::copy(found.begin(), found.end(), factors.begin() + i * size);
+    }
+  });
+  return all ? factors : std::vector<float>();
 }
 
 }  // namespace performer::kernels

@@ -24,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "performer/base/executor.h"
 #include "performer/base/philox.h"
 
 namespace performer::kernels {
@@ -76,6 +77,12 @@ std::vector<double> hadamard_rows(int64_t size, const ProjectionKey& key, uint32
 // enough of each other: four blocks in a thousand at D = 32, hardly any beyond. Takes some D^2 log D
 // operations a block, for other matrices D^2.
 std::vector<float> hadamard_factors(const float* projection, int64_t features, int64_t head_size);
+
+// The same of `matrices` projections that lie behind each other, [matrices, features / D, 4, D]: what a pass
+// over so many `tokens` for each of them gives to the kernels. Empty where one of them has no factors, and
+// where the search would not pay: below 512 tokens.
+std::vector<float> factors_for_tokens(const float* projections, int64_t matrices, int64_t features,
+                                      int64_t head_size, int64_t tokens, Executor& executor);
 
 // D unit rows with pairwise cosine -1/(D-1), in a Haar-distributed position.
 std::vector<double> simplex_directions(int64_t size, const ProjectionKey& key, uint32_t block);

@@ -7,18 +7,19 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
 #include "performer/base/printable.h"
+#include "performer/data/json.h"
 #include "performer/models/bounds.h"
 
 namespace performer {
 namespace {
 
 namespace fs = std::filesystem;
+using data::is_int64;
 using nlohmann::json;
 
 constexpr const char* kConfigFile = "config.json";
@@ -30,7 +31,6 @@ constexpr const char* kHeadFile = "head.safetensors";
 // make up to five times as much.
 constexpr size_t kMostConfigBytes = size_t{1} << 20, kMostTokenizerBytes = size_t{96} << 20,
                  kMostBaselinesBytes = size_t{32} << 20;
-constexpr int kDeepestJson = 16;  // what walks through a value calls itself for each level of it
 
 template <class Config>
 json write_section(const Config& config) {
@@ -39,12 +39,6 @@ json write_section(const Config& config) {
     std::visit([&](const auto& value) { section[field.name] = value; }, field.value);
   }
   return section;
-}
-
-bool is_int64(const json& value) {
-  if (!value.is_number_integer()) return false;
-  return !value.is_number_unsigned() ||
-         value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 }
 
 bool matches(const json& value, const FieldValue& wanted) {
@@ -95,17 +89,6 @@ void read_section(const json& root, const std::string& name, Config& config, con
   }
 }
 
-json parse_json(const std::string& text, const std::string& path) {
-  const auto check_depth = [&](int depth, json::parse_event_t, const json&) {
-    check<InputError>(depth <= kDeepestJson, "{} is damaged: its values are nested more than {} deep", path,
-                      kDeepestJson);
-    return true;
-  };
-  json value = json::parse(text, check_depth, /*allow_exceptions=*/false);
-  check<InputError>(value.is_object(), "{} is damaged: it is not a JSON object", path);
-  return value;
-}
-
 // Reads config.json into everything of the folder but the weights and the baselines.
 struct Configuration {
   ModelConfig model;
@@ -128,7 +111,7 @@ void check_format(const json& root, const std::string& path) {
 }
 
 Configuration read_configuration(const std::string& text, const std::string& path) {
-  const json root = parse_json(text, path);
+  const json root = data::parse_json_object(text, path);
   check_format(root, path);
   // The folders that transformers writes (python/performer/integrations/transformers) have its keys, too.
   if (!root.contains("transformers_version")) {
@@ -161,13 +144,10 @@ Configuration read_configuration(const std::string& text, const std::string& pat
 }
 
 data::Baselines read_baselines(const std::string& text, const std::string& path, int64_t symbols) {
-  const json root = parse_json(text, path);
-  const bool valid = root.contains("counts") && root["counts"].is_array() &&
-                     std::all_of(root["counts"].begin(), root["counts"].end(),
-                                 [](const json& count) { return is_int64(count); });
-  check<InputError>(valid, "{} is damaged: 'counts' must be a list of whole numbers", path);
+  const json root = data::parse_json_object(text, path);
   try {
-    return data::Baselines::from_counts(symbols, root["counts"].get<std::vector<int64_t>>());
+    return data::Baselines::from_counts(symbols,
+                                        data::json_field<std::vector<int64_t>>(root, "counts", path));
   } catch (const InputError& error) {
     throw InputError(fmt::format("{}: {}", path, error.what()));
   }

@@ -216,22 +216,6 @@ at::Tensor LanguageModelImpl::forward(const SequenceBatch& batch, const nn::Cont
   return logits(hidden(batch, context));
 }
 
-at::Tensor LanguageModelImpl::forward_chunk(const SequenceBatch& given, const ops::TokenWindow& window,
-                                            const std::vector<ops::State>& initial,
-                                            std::vector<ops::State>* final) {
-  check<UsageError>(initial.empty() || initial.size() == blocks_.size(),
-                    "the state before a chunk has {} layers, the model {}: take it from the chunk before",
-                    initial.size(), blocks_.size());
-  if (final != nullptr) final->assign(blocks_.size(), {});
-  const SequenceBatch chunk = with_rotary(given);
-  at::Tensor x = embed(chunk, &window);
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    x = blocks_[layer]->forward_chunk(x, chunk, window, initial.empty() ? ops::State{} : initial[layer],
-                                      final != nullptr ? &(*final)[layer] : nullptr);
-  }
-  return logits(normalized(x));
-}
-
 DecodeState DecodeState::select(const at::Tensor& rows) const {
   DecodeState selected;
   for (const nn::BlockCache& block : blocks) selected.blocks.push_back(block.select(rows));
@@ -241,12 +225,6 @@ DecodeState DecodeState::select(const at::Tensor& rows) const {
 
 bool LanguageModelImpl::streams() const {
   return model_.objective == "causal" && nn::find_kind(attention_.kind).capabilities.streams;
-}
-
-bool LanguageModelImpl::chunks() const {
-  return model_.objective == "causal" && nn::find_kind(attention_.kind).capabilities.chunks &&
-         attention_.local_heads == 0 && attention_.begin_kernel == 0 && !model_.token_shift &&
-         !model_.reversible;
 }
 
 DecodeState LanguageModelImpl::begin(int64_t batch_size, const nn::Context* context) const {

@@ -58,15 +58,6 @@ class LanguageModelImpl : public torch::nn::Module {
                                                                                         // [B, T, width]
   Representations represent(const SequenceBatch& batch);
 
-  // Logits [B, C, vocabulary] of the tokens start .. start + C - 1 of each row of a batch, as forward() of
-  // the whole gives them, dropout included when the generator is in the same state. `chunk` holds these
-  // tokens with their masks and segments; `initial` what the chunk before left, a state a layer, or nothing
-  // when no sequence goes on from there; `final`, unless null, becomes what this one leaves. For models that
-  // chunks(): causal, of kinds with a state of constant size, neither reversible nor with token shift.
-  // Gradients flow into `initial`. nn::MultiHeadAttentionImpl::forward_chunk describes the states.
-  at::Tensor forward_chunk(const SequenceBatch& chunk, const ops::TokenWindow& window,
-                           const std::vector<ops::State>& initial, std::vector<ops::State>* final);
-
   // Streaming (causal models, no gradients, no dropout in evaluation mode): feed one token [B] int64 of each
   // sequence, get the logits [B, vocabulary] of the next. Threads may step streams of their own through one
   // model. A state begun before a redraw or an optimizer step keeps the projections of its beginning.
@@ -78,7 +69,6 @@ class LanguageModelImpl : public torch::nn::Module {
   at::Tensor advance(const at::Tensor& tokens, DecodeState& state,
                      std::vector<at::Tensor>* layers = nullptr) const;
   bool streams() const;  // whether begin(), step() and advance() are possible
-  bool chunks() const;   // whether forward_chunk() is possible
 
   // The parts, for those who go through the layers themselves (models/long_sequence.h). embed() is the
   // blocks' input [B, T, width], rotary() as in SequenceBatch and undefined for other positions, normalized()

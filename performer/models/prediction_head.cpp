@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
+#include "performer/data/json.h"
 #include "performer/nn/dense.h"
 #include "performer/nn/initialize.h"
 
@@ -25,16 +26,15 @@ bool is_one_of(const std::string& word, const std::vector<std::string>& words) {
 
 HeadConfig parse_config(const std::string& text, const std::string& source) {
   HeadConfig config;
+  const std::string description = source + ": description of the head";
+  const auto json = data::parse_json_object(text, description);
+  config.kind = data::json_field<std::string>(json, "kind", description);
+  config.pool = data::json_field<std::string>(json, "pool", description);
+  config.classes = data::json_field<std::vector<std::string>>(json, "classes", description);
+  config.mean = data::json_field<double>(json, "mean", description);
+  config.scale = data::json_field<double>(json, "scale", description);
   try {
-    const nlohmann::json json = nlohmann::json::parse(text);
-    json.at("kind").get_to(config.kind);
-    json.at("pool").get_to(config.pool);
-    json.at("classes").get_to(config.classes);
-    json.at("mean").get_to(config.mean);
-    json.at("scale").get_to(config.scale);
     validate(config);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: damaged description of the head: {}", source, error.what()));
   } catch (const UsageError& error) {  // here it is the file that is wrong, not the request
     throw InputError(fmt::format("{}: {}", source, error.what()));
   }

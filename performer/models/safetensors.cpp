@@ -16,6 +16,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/json.h"
 
 namespace performer {
 namespace {
@@ -159,8 +160,8 @@ std::string packed_header(const json& header, const std::string& source) {
   try {
     text = header.dump();
   } catch (const json::exception& error) {
-    throw Error(
-        fmt::format("cannot write {}: a name or metadata text is not UTF-8 ({})", source, error.what()));
+    throw Error(fmt::format("cannot write {}: a name or metadata text is not UTF-8 ({})", source,
+                            data::json_fault(error)));
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts at a multiple of eight bytes
   const uint64_t size = text.size();

@@ -34,11 +34,6 @@ ops::State state_of(Attention& kind, const ops::AttentionInputs& inputs) {
   return kind.key_state(keys);
 }
 
-ops::State merged(const ops::State& a, const ops::State& b) {
-  if (!a.defined() || !b.defined()) return a.defined() ? a : b;
-  return ops::merge_states(a, b);
-}
-
 // Queries, masked or not, that see the tokens of a state and nothing else.
 at::Tensor read(Attention& kind, ops::AttentionInputs inputs, const ops::State& state) {
   inputs.key = inputs.key.narrow(1, 0, 0);

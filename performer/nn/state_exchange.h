@@ -25,6 +25,12 @@ struct Neighbours {
   ops::State before, behind;
 };
 
+// The state of the tokens of both. One that is undefined has none.
+inline ops::State merged(const ops::State& a, const ops::State& b) {
+  if (!a.defined() || !b.defined()) return a.defined() ? a : b;
+  return ops::merge_states(a, b);
+}
+
 class StateExchange {
  public:
   virtual ~StateExchange() = default;

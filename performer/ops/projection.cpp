@@ -5,11 +5,11 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "performer/base/error.h"
 #include "performer/kernels/projection.h"
+#include "performer/ops/executor.h"
 
 namespace performer::ops {
 
@@ -38,26 +38,18 @@ at::Tensor draw_projection(const std::string& kind, const std::string& row_norm,
   return projection;
 }
 
-at::Tensor hadamard_factors(const at::Tensor& projection) {
+at::Tensor hadamard_factors(const at::Tensor& projection, int64_t tokens) {
   if (!projection.defined() || projection.dim() < 2 || projection.numel() == 0) return {};
-  if (!projection.device().is_cpu() || projection.size(-2) < projection.size(-1)) return {};
+  if (!projection.device().is_cpu()) return {};
   const at::Tensor rows = projection.to(at::kFloat).contiguous();
-  const int64_t features = rows.size(-2), size = rows.size(-1), blocks = features / size;
-  const int64_t matrices = rows.numel() / (features * size);
+  const int64_t features = rows.size(-2), size = rows.size(-1);
+  TorchExecutor executor;
+  const std::vector<float> factors = kernels::factors_for_tokens(
+      rows.const_data_ptr<float>(), rows.numel() / (features * size), features, size, tokens, executor);
+  if (factors.empty()) return {};
   std::vector<int64_t> shape(rows.sizes().begin(), rows.sizes().end() - 2);
-  shape.insert(shape.end(), {blocks, 4, size});
-  at::Tensor factors = at::empty(shape, at::kFloat);
-  const float* from = rows.const_data_ptr<float>();
-  float* to = factors.mutable_data_ptr<float>();
-  std::atomic<bool> all{true};
-  at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end && all; ++i) {
-      const auto found = kernels::hadamard_factors(from + i * features * size, features, size);
-      if (found.empty()) all = false;
-      std::copy(found.begin(), found.end(), to + i * blocks * 4 * size);
-    }
-  });
-  return all ? factors : at::Tensor();
+  shape.insert(shape.end(), {features / size, 4, size});
+  return at::tensor(factors, at::kFloat).view(shape);
 }
 
 }  // namespace performer::ops

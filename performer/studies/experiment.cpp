@@ -10,6 +10,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/json.h"
 #include "performer/models/safetensors.h"
 
 namespace performer::studies {
@@ -23,12 +24,12 @@ constexpr size_t kMostOfResults = size_t{64} << 20;  // a JSON file, a picture
 constexpr size_t kMostOfASample = 4000;              // bytes that are shown
 constexpr size_t kMostSamples = 24;
 
-Json read_json(const fs::path& path) {
-  const std::string text = read_file(path.string(), kMostOfResults);
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  check<InputError>(json.is_object(), "{} is not a JSON object: write it anew, or move it out of the folder",
-                    path.string());
-  return json;
+// What a message says of a file whose values are others than this program writes.
+constexpr const char* kForeign =
+    "not as this program writes it (write it anew, or move it out of the folder)";
+
+Json read_result(const fs::path& path) {
+  return data::parse_json_object<Json>(read_file(path.string(), kMostOfResults), path.string());
 }
 
 // The files of a folder, sorted.
@@ -59,7 +60,9 @@ std::map<std::string, std::string> settings_of(const fs::path& folder, const Jso
     const auto found = metadata.find("settings");
     check<InputError>(found != metadata.end(),
                       "{} holds no settings: it is not a checkpoint of performer train", checkpoint.string());
-    return nlohmann::json::parse(found->second).get<std::map<std::string, std::string>>();
+    return data::read_json(checkpoint.string(), "damaged settings", [&] {
+      return nlohmann::json::parse(found->second).get<std::map<std::string, std::string>>();
+    });
   }
   std::map<std::string, std::string> settings;
   for (const char* section : {"model", "attention", "data"}) {
@@ -138,7 +141,7 @@ std::string evaluation_name(const fs::path& path) {
 }
 
 void read_evaluation(Experiment& experiment, const fs::path& path) {
-  const Json json = read_json(path);
+  const Json json = read_result(path);
   if (json.contains("kind") && json.contains("labels")) {
     experiment.numbers["predictions"][evaluation_name(path)] = json;
     return;
@@ -179,31 +182,35 @@ void read_variant_map(Experiment& experiment, const fs::path& path) {
 
 void read_attention(Experiment& experiment, const fs::path& folder) {
   if (!experiment.numbers["attention"].is_null() || !fs::exists(folder / "attention.json")) return;
-  experiment.numbers["attention"] = read_json(folder / "attention.json");
-  for (const Json& sequence : experiment.numbers["attention"].at("sequences")) {
-    for (const Json& picture : sequence.at("pictures")) {
-      const auto name = picture.at("file").get<std::string>();
-      check<InputError>(fs::path(name).filename() == name, "{}: the picture {} does not lie beside it",
-                        (folder / "attention.json").string(), name);
-      experiment.attention_pictures.push_back({name, read_file((folder / name).string(), kMostOfResults),
-                                               picture.at("description").get<std::string>()});
+  const std::string path = (folder / "attention.json").string();
+  experiment.numbers["attention"] = read_result(path);
+  data::read_json(path, kForeign, [&] {
+    for (const Json& sequence : experiment.numbers["attention"].at("sequences")) {
+      for (const Json& picture : sequence.at("pictures")) {
+        const auto name = data::json_field<std::string>(picture, "file", path);
+        check<InputError>(fs::path(name).filename() == name, "{}: the picture {} does not lie beside it",
+                          path, name);
+        experiment.attention_pictures.push_back(
+            {name, read_file((folder / name).string(), kMostOfResults),
+             data::json_field<std::string>(picture, "description", path)});
+      }
     }
-  }
+  });
 }
 
 void read_approximation(Experiment& experiment, const fs::path& folder) {
   if (!experiment.numbers["approximation"].is_null() || !fs::exists(folder / "model_heads.json")) return;
-  experiment.numbers["approximation"] = {{"heads", read_json(folder / "model_heads.json")},
+  experiment.numbers["approximation"] = {{"heads", read_result(folder / "model_heads.json")},
                                          {"errors", nullptr}};
   if (fs::exists(folder / "model_errors.json"))
-    experiment.numbers["approximation"]["errors"] = read_json(folder / "model_errors.json");
+    experiment.numbers["approximation"]["errors"] = read_result(folder / "model_errors.json");
 }
 
 void read_results(Experiment& experiment, const fs::path& folder) {
   const std::vector<fs::path> files = files_of(folder);
   for (const fs::path& path : files) {
     if (is_evaluation(path)) read_evaluation(experiment, path);
-    if (path.filename() == "results.json") experiment.numbers["results"] = read_json(path);
+    if (path.filename() == "results.json") experiment.numbers["results"] = read_result(path);
     read_sample(experiment, path);
     read_variant_map(experiment, path);
   }
@@ -233,23 +240,20 @@ Experiment read_experiment(const std::string& path, bool unfinished) {
   experiment.path = path;
   const fs::path absolute = fs::weakly_canonical(folder);
   experiment.name = absolute.filename().string();
-  try {
-    const Json config = read_json(folder / "config.json");
-    experiment.settings = settings_of(folder, config);
-    experiment.numbers = {{"step", nullptr},
-                          {"final", nullptr},
-                          {"valid", nullptr},
-                          {"evaluations", Json::object()},
-                          {"predictions", Json::object()},
-                          {"results", nullptr},
-                          {"attention", nullptr},
-                          {"approximation", nullptr},
-                          {"provenance", config.value("provenance", Json())}};
-    read_metrics(experiment, folder / "metrics.jsonl", unfinished);
-    read_results(experiment, folder);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: results are not as this program writes them: {}", path, error.what()));
-  }
+  const Json config = read_result(folder / "config.json");
+  experiment.settings = settings_of(folder, config);
+  experiment.numbers = {{"step", nullptr},
+                        {"final", nullptr},
+                        {"valid", nullptr},
+                        {"evaluations", Json::object()},
+                        {"predictions", Json::object()},
+                        {"results", nullptr},
+                        {"attention", nullptr},
+                        {"approximation", nullptr},
+                        {"provenance", config.value("provenance", Json())}};
+  const fs::path metrics = folder / "metrics.jsonl";
+  data::read_json(metrics.string(), kForeign, [&] { read_metrics(experiment, metrics, unfinished); });
+  read_results(experiment, folder);
   return experiment;
 }
 

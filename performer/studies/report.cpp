@@ -10,6 +10,7 @@
 #include <set>
 
 #include "performer/base/error.h"
+#include "performer/data/json.h"
 #include "performer/studies/report_parts.h"
 #include "performer/studies/svg.h"
 
@@ -168,24 +169,23 @@ std::string report_html(const std::vector<Experiment>& runs, const Json& numbers
   check<UsageError>(!runs.empty(), "a report needs at least one run");
   const ReportInput input{runs, numbers};
   std::vector<PagePart> parts;
-  const auto add = [&](const char* id, const char* heading, std::string body) {
+  const auto add = [&](const char* id, const char* heading, std::string (*write)(const ReportInput&)) {
+    std::string body = data::read_json(fmt::format("the results for the part '{}'", heading),
+                                       "not as this program writes them (write those files anew, or move "
+                                       "them out of the folders of the runs)",
+                                       [&] { return write(input); });
     if (!body.empty()) parts.push_back({id, heading, std::move(body)});
   };
-  try {
-    add("overview", "Overview", overview(input));
-    add("settings", "Settings", settings(input));
-    add("curves", "Learning curves", learning_curves(input));
-    add("evaluations", "Evaluations", evaluations(input));
-    add("predictions", "Predictions", predictions(input));
-    add("variants", "Variants", variants(input));
-    add("samples", "Samples", samples(input));
-    add("attention", "Attention", attention(input));
-    add("approximation", "Approximation of softmax attention", approximation(input));
-    add("results", "Further results", other_results(input));
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(
-        fmt::format("results of the runs are not as this program writes them: {}", error.what()));
-  }
+  add("overview", "Overview", overview);
+  add("settings", "Settings", settings);
+  add("curves", "Learning curves", learning_curves);
+  add("evaluations", "Evaluations", evaluations);
+  add("predictions", "Predictions", predictions);
+  add("variants", "Variants", variants);
+  add("samples", "Samples", samples);
+  add("attention", "Attention", attention);
+  add("approximation", "Approximation of softmax attention", approximation);
+  add("results", "Further results", other_results);
   return page(title, footer, parts);
 }
 

@@ -12,6 +12,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 class Chain : public ProgramTest {
@@ -122,6 +123,14 @@ class Chain : public ProgramTest {
     EXPECT_EQ(run({"score", "model", "samples.fasta"}).code, 0);
   }
 
+  // The options that decide something, which are not those of local heads where there are none.
+  void check_info_of_attention(const json& shown) {
+    EXPECT_EQ(shown.at("local_heads"), 0);
+    EXPECT_FALSE(shown.contains("local_window"));
+    EXPECT_THAT(run({"info", "model"}).out,
+                testing::AllOf(HasSubstr("\nbegin_kernel = "), Not(HasSubstr("local_window"))));
+  }
+
   void check_info() {
     const Result result = run({"info", "model", "--json"});
     ASSERT_EQ(result.code, 0) << result.err;
@@ -130,6 +139,7 @@ class Chain : public ProgramTest {
     EXPECT_GT(info.at("model").at("parameters"), 1000);
     EXPECT_TRUE(info.contains("version"));
     EXPECT_THAT(run({"info", "model"}).out, testing::AllOf(HasSubstr("parameters"), HasSubstr("width = 16")));
+    check_info_of_attention(info.at("model").at("attention"));
   }
 
   static std::string fmt_fixed(double value) {

@@ -208,8 +208,15 @@ TEST(Vocabulary, NamesTheFaultOfItsJson) {
     text.replace(at, from.size(), to);
     return error_of<InputError>([&] { Vocabulary::from_json(text, "tokenizer.json"); });
   };
-  EXPECT_THAT(error("{", ""), HasSubstr("tokenizer.json is not the vocabulary of a model"));
-  EXPECT_THAT(error("\"spelling\"", "\"spelled\""), HasSubstr("spelling"));
+  EXPECT_THAT(error("{", ""), HasSubstr("tokenizer.json, line 2, column 9: not JSON"));
+  EXPECT_THAT(error("\"spelling\"", "\"spelled\""),
+              HasSubstr("tokenizer.json: 'spelling' is missing: expected text"));
+  EXPECT_THAT(error("\"bos\": 25", "\"bos\": \"<s>\""),
+              HasSubstr("'bos' must be a whole number, not \"<s>\""));
+  EXPECT_THAT(error("\"C\"", "7"), HasSubstr("'symbols' must be a list of texts, not ["));
+  EXPECT_THAT(error("\"aliases\": {", "\"aliases\": 1, \"more\": {"),
+              HasSubstr("'aliases' must be an object"));
+  EXPECT_THAT(error("\"J\": \"X\"", "\"J\": null"), HasSubstr("the alias 'J' must be text, not null"));
   EXPECT_THAT(error("\"letters\"", "\"words\""),
               HasSubstr("spelling must be letters or numbers, found \"words\""));
   EXPECT_THAT(error("\"C\"", "\"A\""), HasSubstr("symbol 2 gives the symbol \"A\" a second time"));

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <chrono>
+#include <thread>
 
 #include "performer/base/error.h"
 #include "tests/distributed/ranks.h"
@@ -96,6 +97,33 @@ TEST(Communicator, ReasonsOfFailuresReachTheOthers) {
   EXPECT_EQ(errors[0], "rank 1 failed: the disk is full");
   EXPECT_EQ(errors[1], "the disk is full");
   EXPECT_EQ(errors[2], "rank 1 failed: the disk is full");
+}
+
+// Rank 0 says what all find, and what others were told by it.
+TEST(Communicator, TellsWhetherRankZeroEndsWithTheSameReason) {
+  const auto errors = run_ranks(4, [](Communicator& ranks) {
+    at::Tensor values = at::ones({1});
+    ranks.sum(values);
+    const std::string reason = ranks.rank() == 3   ? "another reason"
+                               : ranks.rank() == 2 ? "rank 0 failed: a bad file"
+                                                   : "a bad file";
+    if (ranks.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    const bool said = ranks.first_fails_with(reason, ranks.rank() == 0 ? 0 : 20);
+    ranks.fail(reason);
+    throw Error(said ? "said" : "not said");
+  });
+  EXPECT_EQ(errors, (std::vector<std::string>{"not said", "said", "said", "not said"}));
+  const auto alone = run_ranks(2, [](Communicator& ranks) {
+    at::Tensor values = at::ones({1});
+    ranks.sum(values);
+    if (ranks.rank() == 1) {
+      const bool said = ranks.first_fails_with("a bad file", 0.2);  // rank 0 goes on
+      ranks.fail("a bad file");
+      throw Error(said ? "said" : "not said");
+    }
+    ranks.sum(values);
+  });
+  EXPECT_EQ(alone, (std::vector<std::string>{"rank 1 failed: a bad file", "not said"}));
 }
 
 TEST(Communicator, NamesRanksThatDoNotCome) {

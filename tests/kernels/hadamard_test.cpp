@@ -59,6 +59,27 @@ TEST(HadamardFactors, ExpandToTheMatrix) {
   }
 }
 
+TEST(HadamardFactors, AreLookedForWhereThatPays) {
+  constexpr int64_t m = 70, d = 32, size = 2 * 4 * d;
+  std::vector<float> rows, factors;
+  for (uint64_t head = 0; head < 5; ++head) {
+    const auto own = hadamard(m, d, head);
+    rows.insert(rows.end(), own.begin(), own.end());
+    const auto found = hadamard_factors(own.data(), m, d);
+    factors.insert(factors.end(), found.begin(), found.end());
+  }
+  ASSERT_EQ(factors.size(), static_cast<size_t>(5 * size));
+  ThreadExecutor threads(3);
+  EXPECT_EQ(factors_for_tokens(rows.data(), 5, m, d, 512, threads), factors);
+  SerialExecutor serial;
+  EXPECT_EQ(factors_for_tokens(rows.data(), 5, m, d, 512, serial), factors);
+  EXPECT_TRUE(factors_for_tokens(rows.data(), 5, m, d, 511, serial).empty());
+  EXPECT_TRUE(factors_for_tokens(rows.data(), 0, m, d, 512, serial).empty());
+  EXPECT_TRUE(factors_for_tokens(rows.data(), 5, d - 1, d, 512, serial).empty()) << "less than a block";
+  rows[3 * m * d] *= 1.01f;  // one projection that has none is enough
+  EXPECT_TRUE(factors_for_tokens(rows.data(), 5, m, d, 512, serial).empty());
+}
+
 // A draw's signs may leave some of each other unknown.
 TEST(HadamardFactors, NearlyAllDrawsHaveThem) {
   for (const auto& [d, most_without] : {std::pair<int64_t, int64_t>{32, 5}, {64, 0}}) {

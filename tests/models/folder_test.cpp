@@ -168,7 +168,7 @@ TEST_F(Checkpoint, NamesTruncatedAndDamagedFiles) {
   EXPECT_THAT(load_message(), HasSubstr("baselines.json is damaged"));
   save();
   write_file(file("tokenizer.json"), "{\"letters\": \"ACGT\"}");
-  EXPECT_THAT(load_message(), HasSubstr("tokenizer.json is not the vocabulary of a model"));
+  EXPECT_THAT(load_message(), HasSubstr("tokenizer.json: 'name' is missing"));
 }
 
 TEST_F(Checkpoint, NamesWhatIsWrongInTheConfiguration) {

@@ -56,9 +56,10 @@ TEST(PredictionHead, ComesBackFromItsFile) {
   EXPECT_THAT(refusal([](TensorFile& f) { f.tensors.erase("bias"); }), HasSubstr("'bias'"));
   EXPECT_THAT(refusal([](TensorFile& f) { f.tensors["more"] = at::zeros({1}); }), HasSubstr("3 tensors"));
   EXPECT_THAT(refusal([](TensorFile& f) { f.metadata.erase("head"); }), HasSubstr("does not say"));
-  EXPECT_THAT(refusal([](TensorFile& f) { f.metadata["head"] = "{"; }), HasSubstr("damaged description"));
+  EXPECT_THAT(refusal([](TensorFile& f) { f.metadata["head"] = "{"; }),
+              HasSubstr("description of the head, line 1, column 2: not JSON"));
   EXPECT_THAT(refusal([](TensorFile& f) { f.metadata["head"] = R"({"kind": 1})"; }),
-              HasSubstr("damaged description"));
+              HasSubstr("description of the head: 'kind' must be text, not 1"));
   const auto described = [&](const std::string& from, const std::string& to) {
     return refusal([&](TensorFile& f) {
       std::string& text = f.metadata["head"];

@@ -17,7 +17,10 @@
 namespace performer::nn {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
@@ -93,6 +96,68 @@ TEST(KindOptions, AreListedWithTheirValues) {
     if (field.key() == "attention.features") found = std::get<int64_t>(field.value);
   }
   EXPECT_EQ(found, 64);
+}
+
+std::vector<std::string> names_in_use(const std::string& kind, const AttentionConfig& base = {}) {
+  AttentionConfig config = base;
+  config.kind = kind;
+  std::vector<std::string> names;
+  for (const FieldInfo& field : fields_in_use("attention", config)) names.push_back(field.name);
+  return names;
+}
+
+TEST(KindOptions, OfAModelAreThoseThatDecideSomething) {
+  using testing::ElementsAre;
+  using testing::IsSupersetOf;
+  EXPECT_THAT(names_in_use("exact"),
+              ElementsAre("kind", "local_heads", "begin_kernel", "qk_norm", "learned_temperature"));
+  // Its element-wise map has no projection unless it is told to.
+  EXPECT_THAT(names_in_use("favor-relu"), ElementsAre("kind", "local_heads", "begin_kernel", "qk_norm",
+                                                      "learned_temperature", "projection", "epsilon"));
+  AttentionConfig projected;
+  projected.set("projection", "orthogonal");
+  const std::vector<std::string> of_projection = {"redraw_every", "seed", "features", "row_norm",
+                                                  "shared_projection"};
+  EXPECT_THAT(names_in_use("favor-relu", projected), IsSupersetOf(of_projection));
+  EXPECT_THAT(names_in_use("favor-softmax"), IsSupersetOf(of_projection));
+  EXPECT_THAT(names_in_use("favor-t2r"), AllOf(Contains("features"), Not(Contains("seed"))));
+  EXPECT_THAT(names_in_use("favor-hedgehog"), Not(Contains("features")));
+  AttentionConfig relu;
+  relu.set("map", "relu");
+  EXPECT_THAT(names_in_use("favor-windowed"),
+              IsSupersetOf<std::string>({"redraw_every", "features", "window"}));
+  EXPECT_THAT(names_in_use("favor-windowed", relu), AllOf(Contains("window"), Not(Contains("redraw_every"))));
+  EXPECT_THAT(names_in_use("global"), Not(Contains("seed")));
+  AttentionConfig random;
+  random.set("random_blocks", 2);
+  EXPECT_THAT(names_in_use("global", random), AllOf(Contains("seed"), Not(Contains("redraw_every"))));
+  EXPECT_THAT(names_in_use("identity"), Not(Contains("qk_norm")));
+  AttentionConfig heads;
+  heads.local_heads = 1;
+  EXPECT_THAT(names_in_use("exact", heads), Contains("local_window"));
+}
+
+// What is left out decides nothing: a layer with another value of it has the same outputs.
+TEST(KindOptions, ThatAreLeftOutChangeNothing) {
+  AttentionConfig config;
+  config.kind = "favor-relu";
+  const auto output = [](const AttentionConfig& with) {
+    const auto layer = make_attention(with, {2, 6, true, 1});
+    layer->redraw(1);
+    torch::manual_seed(3);
+    return properties::run(*layer, properties::random_tokens(2, 10), true);
+  };
+  const at::Tensor before = output(config);
+  const std::vector<std::string> used = names_in_use(config.kind);
+  for (const auto& [name, other] :
+       {std::pair{"seed", "5"}, {"features", "64"}, {"row_norm", "sqrt-d"}, {"shared_projection", "true"}}) {
+    EXPECT_THAT(used, Not(Contains(name)));
+    AttentionConfig changed = config;
+    set_field("attention", changed, name, other);
+    EXPECT_TRUE(at::equal(output(changed), before)) << name;
+  }
+  set_field("attention", config, "epsilon", "0.5");
+  EXPECT_FALSE(at::equal(output(config), before)) << "what is shown decides something";
 }
 
 TEST(FavorAttention, RedrawsAreNamed) {

@@ -228,13 +228,20 @@ TEST_F(Report, NamesFoldersThatAreNone) {
   write("other/evaluation.json", "{}");
   EXPECT_THAT(message(other), HasSubstr("evaluation.json does not hold results"));
   write("other/evaluation.json", "no JSON");
-  EXPECT_THAT(message(other), HasSubstr("evaluation.json is not a JSON object"));
+  EXPECT_THAT(message(other), HasSubstr("evaluation.json, line 1, column 2: not JSON"));
   std::filesystem::remove(root_ / "other/evaluation.json");
   write("other/attention.json",
         R"({"sequences": [{"pictures": [{"file": "../secret", "description": ""}]}]})");
   EXPECT_THAT(message(other), HasSubstr("does not lie beside it"));
   write("other/attention.json", R"({"sequences": 5})");
-  EXPECT_THROW(page({other}), InputError);
+  EXPECT_THAT(message(other), AllOf(HasSubstr("attention.json: not as this program writes it"),
+                                    HasSubstr("write it anew"), HasSubstr("found number")));
+  std::filesystem::remove(root_ / "other/attention.json");
+  write("other/evaluation.json",
+        R"({"model": {"perplexity": 2}, "by_length": [{"from": "one", "to": 64, "sequences": 1}]})");
+  EXPECT_THAT(test::error_of<InputError>([&] { page({other}); }),
+              AllOf(HasSubstr("the results for the part 'Evaluations': not as this program writes them"),
+                    HasSubstr("type must be number, but is string")));
 }
 
 TEST(ResultFiles, AreThoseThatMayBeReplaced) {

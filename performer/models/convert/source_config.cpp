@@ -6,12 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
+#include "performer/data/json.h"
 #include "performer/nn/config.h"
 
 namespace performer::convert {
 namespace {
-
-constexpr int kDeepestConfig = 32;
 
 std::string scalar_text(const Scalar& value) {
   return std::visit([](const auto& v) { return fmt::format("{}", v); }, value);
@@ -37,13 +36,7 @@ void flatten(const nlohmann::json& value, const std::string& name, std::map<std:
 }  // namespace
 
 SourceConfig SourceConfig::of_json(const std::string& text, const std::string& path) {
-  const auto check_depth = [&](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) {
-    check<InputError>(depth <= kDeepestConfig, "{} is damaged: its values are nested more than {} deep", path,
-                      kDeepestConfig);
-    return true;
-  };
-  const auto root = nlohmann::json::parse(text, check_depth, /*allow_exceptions=*/false);
-  check<InputError>(root.is_object(), "{} is damaged: it is not a JSON object", path);
+  const auto root = data::parse_json_object(text, path);
   std::map<std::string, Scalar> values;
   flatten(root, "", values);
   return {std::move(values), path};

@@ -6,6 +6,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/json.h"
 #include "performer/models/convert/tokens.h"
 
 namespace performer::convert {
@@ -44,9 +45,7 @@ void put(std::vector<std::string>& texts, const std::string& text, const json& i
 }
 
 json parse_tokens(const std::string& path) {
-  json root = json::parse(read_file(path, kMostTokenBytes), nullptr, /*allow_exceptions=*/false);
-  check<InputError>(root.is_object(), "{} is damaged: it is not a JSON object", path);
-  return root;
+  return data::parse_json_object(read_file(path, kMostTokenBytes), path);
 }
 
 void put_all(std::vector<std::string>& texts, const json& table, int64_t size, const std::string& path) {

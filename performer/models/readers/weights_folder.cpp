@@ -7,6 +7,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/json.h"
 #include "performer/models/readers/torch_file.h"
 #include "performer/models/safetensors.h"
 
@@ -25,8 +26,8 @@ StoredModel read_one(const std::string& path) {
 // {"weight_map": {tensor: file}}
 FolderWeights read_indexed(const fs::path& directory, const std::string& index) {
   const std::string path = (directory / index).string();
-  const auto root = nlohmann::json::parse(read_file(path, kMostIndexBytes), nullptr, false);
-  check<InputError>(root.is_object() && root.contains("weight_map") && root["weight_map"].is_object(),
+  const auto root = data::parse_json_object(read_file(path, kMostIndexBytes), path);
+  check<InputError>(root.contains("weight_map") && root["weight_map"].is_object(),
                     "{} is no index of weights: it has no weight_map", path);
   std::map<std::string, std::set<std::string>> tensors_of;  // of each file
   for (const auto& [tensor, file] : root["weight_map"].items()) {

@@ -287,7 +287,15 @@ AttentionKind favor_kind(const std::string& name) {
                        .redraws = true,
                        .linear = true,
                        .rows = true};
+  kind.configured = [can = kind.capabilities](const AttentionConfig& config) {
+    Capabilities with = can;
+    with.redraws = draws_projection(map_options(config));
+    return with;
+  };
   kind.feature_map = map_options;
+  kind.reads = [](const AttentionConfig& config, const std::string& name) {
+    return map_reads(map_options(config), name);
+  };
   kind.options = kind_options<FavorOptions>();
   kind.validate = validate_favor;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
@@ -300,6 +308,19 @@ AttentionKind favor_kind(const std::string& name) {
 }
 
 }  // namespace
+
+bool draws_projection(const ops::FeatureMapOptions& map) {
+  return ops::resolved_projection(map) != "none";
+}
+
+bool map_reads(const ops::FeatureMapOptions& map, const std::string& name) {
+  if (name == "features") {  // of some maps without a projection, too
+    ops::FeatureMapOptions more = map;
+    more.features = map.features + 2;
+    return ops::feature_count(more, 1) != ops::feature_count(map, 1);
+  }
+  return draws_projection(map) || (name != "seed" && name != "row_norm" && name != "shared_projection");
+}
 
 void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size) {
   try {

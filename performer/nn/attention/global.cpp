@@ -155,6 +155,9 @@ AttentionKind global_kind() {
   kind.capabilities.streams = true;
   kind.capabilities.rows = true;
   kind.options = kind_options<GlobalOptions>();
+  kind.reads = [](const AttentionConfig& config, const std::string& name) {
+    return name != "seed" || read_options<GlobalOptions>(config).random_blocks > 0;
+  };
   kind.validate = validate_global;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
     return std::make_shared<PositionAttention>(

@@ -138,6 +138,9 @@ struct AttentionKind {
   std::function<Capabilities(const AttentionConfig&)> configured = {};
   // The kind's own keys of the section [attention], with their defaults and help.
   std::vector<FieldInfo> options = {};
+  // Whether one of its own options, or attention.seed, decides anything with the others as they are; empty:
+  // all of its own do, and the seed does where there is a random projection.
+  std::function<bool(const AttentionConfig&, const std::string& name)> reads = {};
   // Throws UsageError for options that are impossible or exclude each other; may be empty.
   std::function<void(const AttentionConfig&, const AttentionShape&)> validate = {};
   std::function<std::shared_ptr<Attention>(const AttentionConfig&, const AttentionShape&)> make = {};
@@ -162,6 +165,9 @@ const AttentionKind& find_kind(const std::string& name);
 std::vector<std::string> kind_names();  // in the order of registration
 // What the kind of a configuration can do with its options.
 Capabilities capabilities_of(const AttentionConfig& config);
+// The keys of [attention] that decide something in a model of this configuration, with their values: those of
+// list_fields() without, for example, what belongs to a random projection where there is none.
+std::vector<FieldInfo> fields_in_use(const std::string& section, const AttentionConfig& config);
 // What there is to say about the kind of a configuration in a model, or "".
 std::string notice_of(const ModelConfig& model, const AttentionConfig& attention);
 

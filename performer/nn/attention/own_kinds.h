@@ -26,6 +26,11 @@ AttentionKind identity_kind();   // identity.cpp
 // kind.
 void validate_map(const AttentionConfig& config, const ops::FeatureMapOptions& map, int64_t head_size);
 
+// favor.cpp: whether a map has a random projection, and whether the option `name` of its kind, or the seed,
+// decides anything with it.
+bool draws_projection(const ops::FeatureMapOptions& map);
+bool map_reads(const ops::FeatureMapOptions& map, const std::string& name);
+
 // favor.cpp: AttentionKind::numbers of a layer with that map.
 double map_numbers(const ops::FeatureMapOptions& map, const AttentionShape& shape);
 

@@ -140,6 +140,24 @@ Capabilities capabilities_of(const AttentionConfig& config) {
   return kind.configured ? kind.configured(config) : kind.capabilities;
 }
 
+std::vector<FieldInfo> fields_in_use(const std::string& section, const AttentionConfig& config) {
+  const AttentionKind& kind = find_kind(config.kind);
+  const Capabilities can = capabilities_of(config);
+  const auto is_unused = [&](const FieldInfo& field) {
+    if (field.name == "local_window") return config.local_heads == 0;
+    if (field.name == "qk_norm" || field.name == "learned_temperature")
+      return !can.reads_queries && config.local_heads == 0;
+    if (field.name == "redraw_every") return !can.redraws;
+    if (field.name == "seed") return kind.reads ? !kind.reads(config, field.name) : !can.redraws;
+    const bool own =
+        std::ranges::any_of(kind.options, [&](const FieldInfo& option) { return option.name == field.name; });
+    return own && kind.reads && !kind.reads(config, field.name);
+  };
+  std::vector<FieldInfo> fields = list_fields(section, config);
+  std::erase_if(fields, is_unused);
+  return fields;
+}
+
 std::string notice_of(const ModelConfig& model, const AttentionConfig& attention) {
   const AttentionKind& kind = find_kind(attention.kind);
   if (!kind.notice) return "";

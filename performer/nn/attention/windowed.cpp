@@ -156,7 +156,15 @@ AttentionKind windowed_kind() {
   kind.summary = "linear attention to the last chunks of tokens, whose weight may decay with the distance";
   kind.cost = "time and memory of a training step in proportion to T; a stream keeps window + 1 states";
   kind.capabilities = {.bidirectional = false, .streams = true, .redraws = true, .rows = true};
+  kind.configured = [can = kind.capabilities](const AttentionConfig& config) {
+    Capabilities with = can;
+    with.redraws = draws_projection(windowed_map(read_options<WindowedOptions>(config)));
+    return with;
+  };
   kind.options = kind_options<WindowedOptions>();
+  kind.reads = [](const AttentionConfig& config, const std::string& name) {
+    return map_reads(windowed_map(read_options<WindowedOptions>(config)), name);
+  };
   kind.validate = validate_windowed;
   kind.make = [](const AttentionConfig& config, const AttentionShape& shape) {
     return std::make_shared<WindowedFavorAttention>(config, shape);

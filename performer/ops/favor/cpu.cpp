@@ -48,10 +48,6 @@ void set_constant(const Tensor& constant, const float*& data, int64_t& batch_str
   if (constant.size(0) > 1) batch_stride = size * constant.size(1);
 }
 
-// Tokens that a projection must serve for its factors to be looked for, which takes as long as products with
-// some 100 of them.
-constexpr int64_t kLeastUses = 512;
-
 // A call in the kernels' terms; owns what the params struct points to besides the call's own tensors.
 struct KernelCall {
   Tensor query, key, value, factors;
@@ -148,11 +144,9 @@ const RegisterBackend registered_cpu({"cpu", [](const c10::Device& device) { ret
 at::Tensor projection_factors(const Call& call) {
   if (call.factors.defined()) return call.factors;
   const at::Tensor& p = call.projection;
-  if (!p.defined()) return {};
-  const int64_t matrices = p.size(0) * p.size(1);
+  if (!p.defined() || p.numel() == 0) return {};
   const int64_t tokens = std::max(call.query.size(0) * call.query_tokens, call.key.size(0) * call.key_tokens);
-  if (matrices == 0 || tokens * call.heads / matrices < kLeastUses) return {};
-  return hadamard_factors(p);
+  return hadamard_factors(p, tokens * call.heads / (p.size(0) * p.size(1)));
 }
 
 }  // namespace performer::ops

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "performer/kernels/favor.h"
+#include "performer/kernels/projection.h"
 #include "python/performer/jax/ffi/operand.h"
 #include "python/performer/jax/ffi/pool_executor.h"
 
@@ -87,7 +88,7 @@ class Problem {
   PoolExecutor& executor() { return executor_; }
   const kernels::FavorKernels& table() const { return table_; }
 
-  kernels::AttentionForward run(int64_t n) const {
+  kernels::AttentionForward run(int64_t n) {
     kernels::AttentionForward p;
     const int64_t batch = inputs_.query.size(0);
     const bool projected = inputs_.projection.given();
@@ -99,6 +100,7 @@ class Problem {
     p.shape.value_size = inputs_.value.size(3);
     p.shape.features = projected ? inputs_.projection.size(2) : p.shape.head_size;
     set_map(p.map, n);
+    if (projected) set_factors(p);
     p.causal = attributes_.causal != 0;
     p.chunk = attributes_.chunk;
     p.query = inputs_.query.view(n, all_);
@@ -155,12 +157,33 @@ class Problem {
     }
   }
 
+  // Those of a Hadamard projection, with which products are transforms.
+  void set_factors(kernels::AttentionForward& p) {
+    const Operand& x = inputs_.projection;
+    if (p.map.projection == nullptr || table_.name == "reference") return;
+    const bool for_all = merged_ && !x.shared();  // of jax.vmap
+    const int64_t matrices = x.size(0) * x.size(1) * (for_all ? product(all_) : 1);
+    const int64_t blocks = p.shape.features / p.shape.head_size * 4 * p.shape.head_size;
+    if (searched_ != p.map.projection) {
+      const int64_t tokens = p.shape.batch * std::max(p.shape.query_tokens, p.shape.key_tokens);
+      factors_ = kernels::factors_for_tokens(p.map.projection, matrices, p.shape.features, p.shape.head_size,
+                                             tokens * p.shape.heads / matrices, executor_);
+      searched_ = p.map.projection;
+    }
+    if (factors_.empty()) return;
+    p.map.factors = factors_.data();
+    if (p.map.projection_head_stride > 0) p.map.factors_head_stride = blocks;
+    if (p.map.projection_batch_stride > 0) p.map.factors_batch_stride = blocks * x.size(1);
+  }
+
   const Inputs& inputs_;
   const Attributes& attributes_;
   std::vector<int64_t> all_;  // sizes of the dimensions of jax.vmap
   bool merged_ = false;
   PoolExecutor executor_;
   const kernels::FavorKernels& table_;
+  std::vector<float> factors_;       // of the projection
+  const float* searched_ = nullptr;  // that was searched for them
 };
 
 // Results: out [B, T, H, E], normalizer [B, T, H], and the final state.
