@@ -293,6 +293,7 @@ const LabelTable::Row* LabelledSequences::label_of(const Record& record, const s
 }
 
 bool LabelledSequences::take(const Record& record, const std::string& format) {
+  if (labels_ == nullptr && weight_table_ == nullptr) return true;
   float weight = 1;
   uint64_t hash = 0;
   const auto add_hash = [&](float value) {
@@ -301,7 +302,8 @@ bool LabelledSequences::take(const Record& record, const std::string& format) {
   if (labels_ != nullptr) {
     const LabelTable::Row* row = label_of(record, format);
     if (row == nullptr) return false;
-    values_.push_back(row->values);
+    values_.insert(values_.end(), row->values.begin(), row->values.end());
+    ends_.push_back(std::ssize(values_));
     for (const float value : row->values) add_hash(value);
     weight = row->weight;
   }

@@ -13,6 +13,7 @@
 
 #include "performer/data/label_form.h"
 #include "performer/data/reader.h"
+#include "performer/data/section_file.h"
 #include "performer/data/table.h"
 
 namespace performer::data {
@@ -90,43 +91,64 @@ auto find_record(const Table& table, const Record& record, const std::string& fo
   return !found && format == "text" ? table.find(std::to_string(record.number)) : found;
 }
 
-// Labels and weights of the sequences of one corpus, by their index, gathered while it is read: take() is
-// called for each record in order. Both tables may be null, and outlive this.
+// Labels and weights of the sequences of one corpus, by their index: gathered while it is read (take() is
+// called for each record in order), or those that were gathered so and written beside the sequences
+// (store.h).
 class LabelledSequences {
  public:
+  // Both tables may be null, and outlive this.
   LabelledSequences(const LabelTable* labels, const WeightTable* weights)
       : labels_(labels), weight_table_(weights) {}
+  // Those in a file that write() wrote, which outlives this; nothing where it wrote none. `offsets` are those
+  // of the sequences in the file: where each begins, and where the last one ends. Throws InputError where
+  // labels and weights are not as many as sequences and their tokens, and for numbers that are none of a
+  // class.
+  LabelledSequences(const SectionFile& file, std::span<const int64_t> offsets);
 
-  // Whether the record belongs to the corpus: without a label it does not. Throws InputError where a sequence
-  // has another number of tokens than labels.
+  // Whether the record belongs to the corpus: without a label it does not; without tables all do, and nothing
+  // is gathered. Throws InputError where a sequence has another number of tokens than labels.
   bool take(const Record& record, const std::string& format);
+  // Adds sections of what was gathered; none where there is no table.
+  void write(SectionWriter& file) const;
 
   int64_t size() const { return size_; }
   // One value, or one for each token; nothing without a table of labels.
-  std::span<const float> values(int64_t index) const { return values_[static_cast<size_t>(index)]; }
+  std::span<const float> values(int64_t index) const;
   // Of all sequences; empty without weights.
-  const std::vector<float>& weights() const { return weights_; }
+  std::span<const float> weights() const { return file_ != nullptr ? mapped_weights_ : std::span(weights_); }
   bool has_weights() const {
-    return weight_table_ != nullptr || (labels_ != nullptr && labels_->has_weights());
+    return weight_table_ != nullptr || (labels_ != nullptr && labels_->has_weights()) || !weights().empty();
+  }
+  const std::vector<std::string>& classes() const {
+    return labels_ != nullptr ? labels_->classes() : classes_;
   }
   uint64_t fingerprint() const { return fingerprint_; }
-  // Sentences for the user about what was left out or found twice; `what` says of which sequences.
+  // Sentences for the user about what was left out or found twice; `what` says of which sequences. Nothing of
+  // labels from a file.
   std::vector<std::string> report(const std::string& what) const;
   // Ids met so far, for unused_labels().
   const std::unordered_map<std::string, int64_t>& met() const { return met_; }
 
  private:
   const LabelTable::Row* label_of(const Record& record, const std::string& format);
+  void read_description(const SectionFile& file, bool& per_token);
+  void check_values(std::span<const int64_t> offsets, bool per_token) const;
 
-  const LabelTable* labels_;
-  const WeightTable* weight_table_;
+  const LabelTable* labels_ = nullptr;
+  const WeightTable* weight_table_ = nullptr;
   int64_t size_ = 0;
-  std::vector<std::vector<float>> values_;
+  std::vector<float> values_;  // of all sequences, one after the other
+  std::vector<int64_t> ends_;  // where those of each sequence end
   std::vector<float> weights_;
   std::unordered_map<std::string, int64_t> met_;  // how often, by the id in the table of labels
   int64_t unlabelled_ = 0, unweighted_ = 0, again_ = 0;
   std::string first_unlabelled_, first_unweighted_, first_again_;
   uint64_t fingerprint_ = 0;
+
+  const SectionFile* file_ = nullptr;  // null: gathered
+  std::span<const float> mapped_values_, mapped_weights_;
+  std::span<const int64_t> mapped_ends_;
+  std::vector<std::string> classes_;
 };
 
 // A sentence about rows of a table that belong to none of the sequences met, or nothing.

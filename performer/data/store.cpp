@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/data/store.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstddef>
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
+#include <nlohmann/json.hpp>
 #include <span>
 
 #include "performer/base/error.h"
@@ -17,101 +11,134 @@
 namespace performer::data {
 namespace {
 
-// A file without a name: it vanishes with its descriptor and its map, however the process ends.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::string directory) : directory_(std::move(directory)) {
-    std::string path = directory_ + "/performer-sequences-XXXXXX";
-    descriptor_ = ::mkostemp(path.data(), O_CLOEXEC);
-    check(descriptor_ >= 0, "cannot make a temporary file for the sequences in {}: {}", directory_,
-          std::strerror(errno));
-    ::unlink(path.c_str());
-    pending_.reserve(kBuffer);
-  }
-  ~TemporaryFile() { ::close(descriptor_); }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
+// Sections of the file beside those of labels. "corpus" is a JSON text; "vocabulary" that of tokenizer.json.
+constexpr const char *kTokens = "tokens", *kOffsets = "offsets", *kDescription = "corpus",
+                     *kVocabulary = "vocabulary";
 
-  void append(std::span<const Token> tokens) {
-    const auto bytes = std::as_bytes(tokens);
-    if (pending_.size() + bytes.size() > kBuffer) flush();
-    if (bytes.size() > kBuffer) return write(bytes);
-    pending_.insert(pending_.end(), bytes.begin(), bytes.end());
-  }
+nlohmann::json to_json(const ReadReport& report) {
+  nlohmann::json lines = nlohmann::json::array();
+  for (const ReportLine& line : report.lines) lines.push_back({{"count", line.count}, {"text", line.text}});
+  return {{"records", report.records},
+          {"tokens", report.tokens},
+          {"records_name", report.records_name},
+          {"tokens_name", report.tokens_name},
+          {"lines", lines}};
+}
 
-  // Read-only map of everything appended; at least one byte.
-  void* map() {
-    flush();
-    // Written, not mapped for writing: so a full disk is an error here and never a SIGBUS later.
-    void* map = ::mmap(nullptr, written_, PROT_READ, MAP_SHARED, descriptor_, 0);
-    check(map != MAP_FAILED, "cannot map the temporary file of the sequences in {}: {}", directory_,
-          std::strerror(errno));
-    ::madvise(map, written_, MADV_RANDOM);  // advice only: training reads in a shuffled order
-    return map;
-  }
+ReadReport report_from(const nlohmann::json& json) {
+  ReadReport report;
+  json.at("records").get_to(report.records);
+  json.at("tokens").get_to(report.tokens);
+  json.at("records_name").get_to(report.records_name);
+  json.at("tokens_name").get_to(report.tokens_name);
+  for (const nlohmann::json& line : json.at("lines")) report.add(line.at("count"), line.at("text"));
+  return report;
+}
 
- private:
-  static constexpr size_t kBuffer = size_t{1} << 20;
+void write_description(SectionWriter& file, const Reader& reader, uint64_t fingerprint) {
+  const std::optional<ImageShape> shape = reader.image_shape();
+  const nlohmann::json description = {{"format", reader.format()},
+                                      {"image_shape", shape ? to_text(*shape) : ""},
+                                      {"fingerprint", fingerprint},
+                                      {"report", to_json(reader.report())}};
+  file.add_text(kDescription, description.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  file.add_text(kVocabulary, reader.vocabulary().to_json());
+}
 
-  void flush() {
-    write(pending_);
-    pending_.clear();
-  }
-  void write(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t count = ::write(descriptor_, bytes.data(), bytes.size());
-      if (count < 0 && errno == EINTR) continue;
-      check(count >= 0,
-            "cannot write the temporary file of the sequences in {} after {} bytes: {}; it takes two bytes "
-            "a token: free "
-            "some space or choose a directory on another disk",
-            directory_, written_, std::strerror(errno));
-      written_ += static_cast<size_t>(count);
-      bytes = bytes.subspan(static_cast<size_t>(count));
+SectionFile read_files(Reader& reader, const std::string& directory, const HashSplit& split,
+                       LabelledSequences* labels) {
+  SectionWriter file(directory, "sequences", "two bytes a token");
+  std::vector<int64_t> offsets{0};
+  uint64_t fingerprint = 0;
+  int64_t without_label = 0;
+  Record record;
+  file.begin(kTokens);
+  while (reader.next(record)) {
+    if (!split.takes(record.tokens, reader.vocabulary())) continue;
+    if (labels != nullptr && !labels->take(record, reader.format())) {
+      ++without_label;
+      continue;
     }
+    check_room(std::ssize(offsets) - 1);
+    file.append_numbers(std::span<const Token>(record.tokens));
+    offsets.push_back(offsets.back() + std::ssize(record.tokens));
+    fingerprint = extended_fingerprint(fingerprint, sequence_hash(record.tokens, reader.vocabulary()));
   }
+  const ReadReport report = reader.report();
+  const int64_t size = std::ssize(offsets) - 1;
+  check<InputError>(size > 0 || without_label == 0, "none of the {} {} read has a label of its id",
+                    without_label, report.records_name);
+  check_not_empty(size, report.records, split);
+  file.begin(kOffsets);
+  file.append_numbers(std::span<const int64_t>(offsets));
+  write_description(file, reader, fingerprint);
+  if (labels != nullptr) labels->write(file);
+  return file.finish();
+}
 
-  std::string directory_;
-  int descriptor_ = -1;
-  std::vector<std::byte> pending_;
-  size_t written_ = 0;
-};
+SectionFile read_files(const std::vector<std::string>& files, const std::string& directory,
+                       const DataConfig& config, const HashSplit& split,
+                       const std::optional<Vocabulary>& vocabulary, const ReadProgress& progress,
+                       LabelledSequences* labels) {
+  check_split(split);
+  const std::unique_ptr<Reader> reader = open_reader(files, config, vocabulary, progress);
+  return read_files(*reader, directory, split, labels);
+}
 
 }  // namespace
 
 SequenceStore::SequenceStore(const std::vector<std::string>& files, const std::string& directory,
                              const DataConfig& config, const HashSplit& split,
                              const std::optional<Vocabulary>& vocabulary, const ReadProgress& progress,
-                             const RecordFilter& filter) {
-  check_split(split);
-  const std::unique_ptr<Reader> reader = open_reader(files, config, vocabulary, progress);
-  vocabulary_ = reader->vocabulary();
-  format_ = reader->format();
-  TemporaryFile file(directory);
-  Record record;
-  int64_t filtered = 0;
-  while (reader->next(record)) {
-    if (!split.takes(record.tokens, *vocabulary_)) continue;
-    if (filter && !filter(record, format_)) {
-      ++filtered;
-      continue;
-    }
-    check_room(size());
-    file.append(record.tokens);
-    offsets_.push_back(offsets_.back() + std::ssize(record.tokens));
-    fingerprint_ = extended_fingerprint(fingerprint_, sequence_hash(record.tokens, *vocabulary_));
-  }
-  shape_ = reader->image_shape();
-  report_ = reader->report();
-  check<InputError>(size() > 0 || filtered == 0, "none of the {} {} read has a label of its id", filtered,
-                    report_.records_name);
-  check_not_empty(size(), report_.records, split);
-  map_ = file.map();
-  data_ = static_cast<const Token*>(map_);
+                             LabelledSequences* labels)
+    : SequenceStore(read_files(files, directory, config, split, vocabulary, progress, labels), Origin::own) {}
+
+SequenceStore::SequenceStore(SectionFile file) : SequenceStore(std::move(file), Origin::other) {}
+
+SequenceStore::SequenceStore(SectionFile file, Origin origin) : file_(std::move(file)) {
+  read_description();
+  tokens_ = file_.numbers<Token>(kTokens);
+  offsets_ = file_.numbers<int64_t>(kOffsets);
+  check_offsets();
+  if (origin == Origin::other) check_tokens();
+  file_.expect_random_reads();  // training reads in a shuffled order
 }
 
-SequenceStore::~SequenceStore() {
-  if (map_ != nullptr) ::munmap(map_, static_cast<size_t>(total_tokens()) * sizeof(Token));
+void SequenceStore::read_description() {
+  vocabulary_ = Vocabulary::from_json(std::string(file_.text(kVocabulary)), file_.name());
+  std::string shape;
+  try {
+    const auto description = nlohmann::json::parse(file_.text(kDescription));
+    description.at("format").get_to(format_);
+    description.at("image_shape").get_to(shape);
+    description.at("fingerprint").get_to(fingerprint_);
+    report_ = report_from(description.at("report"));
+    if (!shape.empty()) shape_ = parse_image_shape(shape);
+  } catch (const std::exception& error) {  // JSON errors, and a shape that is none
+    throw InputError(fmt::format("{}: damaged description of the corpus: {}", file_.name(), error.what()));
+  }
+}
+
+void SequenceStore::check_offsets() const {
+  check<InputError>(offsets_.size() >= 2 && offsets_.front() == 0 && offsets_.back() == std::ssize(tokens_),
+                    "{}: expected the offsets of sequences of {} tokens from 0 on, found {} offsets",
+                    file_.name(), tokens_.size(), offsets_.size());
+  check_room(size() - 1);
+  for (size_t i = 1; i < offsets_.size(); ++i) {
+    const int64_t begin = offsets_[i - 1], end = offsets_[i];
+    // The order first: the difference of any two numbers need not be one.
+    const bool holds = begin >= 0 && end > begin && (!shape_ || end - begin == shape_->tokens());
+    check<InputError>(holds, "{}: sequence {} begins at token {} and ends at {}", file_.name(), i, begin,
+                      end);
+  }
+}
+
+void SequenceStore::check_tokens() const {
+  const auto bad = std::ranges::find_if(
+      tokens_, [symbols = vocabulary_->symbols()](Token token) { return token >= symbols; });
+  check<InputError>(bad == tokens_.end(), "{}: token {} is {}, but the vocabulary has {} symbols",
+                    file_.name(), bad - tokens_.begin() + 1, bad == tokens_.end() ? 0 : *bad,
+                    vocabulary_->symbols());
 }
 
 }  // namespace performer::data

@@ -18,7 +18,8 @@ struct LanguageModelRequest : LanguageModelConfig {
   std::string output;   // model folder, made when missing; must be empty unless `resume`
   bool resume = false;  // continue the run in `output`; anything that changes results must be as it was
   RunOptions options;
-  data::ReadProgress reading = {};  // told while files are read, in each pass from the beginning
+  // Told while files are read, in each pass from the beginning; on the ranks that read.
+  data::ReadProgress reading = {};
   // Called when all files were read, before the first step: from here on options.stop is heeded.
   std::function<void()> before_training = {};
 };

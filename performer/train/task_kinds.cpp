@@ -16,7 +16,7 @@ std::unique_ptr<ModelTask> make_language_model(const LanguageModelConfig& config
 
 std::unique_ptr<ModelTask> make_prediction(const LanguageModelConfig& config, const TaskParts& parts) {
   return std::make_unique<PredictionTask>(config, parts.train, parts.valid, parts.train_labels,
-                                          parts.valid_labels, parts.table->classes());
+                                          parts.valid_labels, parts.train_labels.classes());
 }
 
 }  // namespace

@@ -17,7 +17,6 @@ struct TaskParts {
   const data::Corpus* valid = nullptr;
   const data::LabelledSequences& train_labels;
   const data::LabelledSequences* valid_labels = nullptr;  // as `valid`
-  const data::LabelTable* table = nullptr;                // of task.labels
 };
 
 struct TaskKind {

@@ -14,6 +14,7 @@
 #include "performer/base/error.h"
 #include "performer/base/philox.h"
 #include "performer/data/fasta/fasta.h"
+#include "tests/data/damaged_file.h"
 #include "tests/data/packed_bytes.h"
 #include "tests/data/sequences.h"
 #include "tests/errors.h"
@@ -158,6 +159,122 @@ TEST(Store, SaysThatTheDirectoryCannotBeWritten) {
   const std::string missing = testing::TempDir() + "no-such-directory";
   EXPECT_THAT(error_of<Error>([&] { SequenceStore({file_with(">a\nA\n")}, missing); }),
               AllOf(HasSubstr(missing), HasSubstr("No such file or directory")));
+}
+
+// What another process maps.
+SectionFile again(const SequenceStore& store) {
+  return {test::file_of_bytes(test::bytes_of(store.file())), "the copy"};
+}
+
+TEST(Store, IsTheSameInAnotherProcess) {
+  Sequences sequences = random_sequences(300, 7);
+  const SequenceStore store({file_with(to_fasta(sequences) + ">last\nac-d*\n")}, testing::TempDir(), {},
+                            {Side::train, 0.3, 5});
+  const SequenceStore copy(again(store));
+  EXPECT_TRUE(contents(copy) == contents(store));
+  EXPECT_EQ(copy.size(), store.size());
+  EXPECT_EQ(copy.total_tokens(), store.total_tokens());
+  EXPECT_EQ(copy.fingerprint(), store.fingerprint());
+  EXPECT_EQ(copy.vocabulary(), store.vocabulary());
+  EXPECT_EQ(copy.vocabulary().name(), "protein");
+  EXPECT_EQ(copy.format(), "fasta");
+  EXPECT_EQ(copy.image_shape(), std::nullopt);
+  EXPECT_EQ(summary(copy.report()), summary(store.report()));
+  EXPECT_EQ(copy.report().lines, store.report().lines);
+}
+
+TEST(Store, ImagesAndOwnSymbolsAreTheSameInAnotherProcess) {
+  DataConfig config;
+  config.image_shape = "2x1x3";
+  const SequenceStore images({file_with("abcdefABCDEF", ".u8")}, testing::TempDir(), config);
+  const SequenceStore copy(again(images));
+  EXPECT_EQ(copy.image_shape(), (ImageShape{2, 1, 3}));
+  EXPECT_EQ(copy.format(), "image");
+  EXPECT_TRUE(contents(copy) == contents(images));
+  EXPECT_EQ(copy.size(), 2);
+  DataConfig text;
+  text.vocabulary = file_with("ab\nc\n\\xFF\n", ".symbols");
+  const SequenceStore own({file_with("cab\xFF", ".txt")}, testing::TempDir(), text);
+  const SequenceStore other(again(own));
+  EXPECT_EQ(other.vocabulary(), own.vocabulary());
+  EXPECT_EQ(other.vocabulary().name(), own.vocabulary().name());
+  EXPECT_EQ(contents(other), (Sequences{{1, 0, 2}}));
+}
+
+TEST(Store, LabelsAreTheSameInAnotherProcess) {
+  const std::string fasta = file_with(">a\nACD\n>none\nW\n>b\nEF\n"),
+                    table = file_with("id\tlabel\tweight\na\tH?E\t2\nb\tEE\t0.5\n", ".tsv");
+  const LabelTable labels(table, {.classes = true, .per_token = true});
+  LabelledSequences gathered(&labels, nullptr);
+  const SequenceStore store({fasta}, testing::TempDir(), {}, {}, std::nullopt, {}, &gathered);
+  const SequenceStore copy(again(store));
+  const LabelledSequences found(copy.file(), copy.offsets());
+  ASSERT_EQ(found.size(), 2);
+  EXPECT_EQ(copy.size(), 2);
+  EXPECT_THAT(std::vector(found.values(0).begin(), found.values(0).end()),
+              ElementsAre(1, testing::IsNan(), 0));
+  EXPECT_THAT(std::vector(found.values(1).begin(), found.values(1).end()), ElementsAre(0, 0));
+  EXPECT_THAT(std::vector(found.weights().begin(), found.weights().end()), ElementsAre(2, 0.5));
+  EXPECT_TRUE(found.has_weights());
+  EXPECT_EQ(found.classes(), labels.classes());
+  EXPECT_EQ(found.fingerprint(), gathered.fingerprint());
+  const SequenceStore plain({fasta}, testing::TempDir());
+  const LabelledSequences nothing(plain.file(), plain.offsets());
+  EXPECT_EQ(nothing.size(), 0);
+  EXPECT_FALSE(nothing.has_weights());
+}
+
+TEST(Store, RefusesADamagedFile) {
+  const SequenceStore store({file_with(">a\nACD\n>b\nEF\n")}, testing::TempDir());
+  const auto refused = [](const std::string& bytes) {
+    return error_of<InputError>([&] { SequenceStore(SectionFile(test::file_of_bytes(bytes), "the file")); });
+  };
+  const auto offset = [&](size_t index, int64_t value) {
+    return refused(test::with_number(store.file(), "offsets", index, value));
+  };
+  EXPECT_THAT(refused(test::with_number(store.file(), "tokens", 4, Token{25})),
+              HasSubstr("the file: token 5 is 25, but the vocabulary has 25 symbols"));
+  EXPECT_THAT(offset(0, -1), HasSubstr("expected the offsets of sequences of 5 tokens"));
+  EXPECT_THAT(offset(2, 6), HasSubstr("expected the offsets of sequences of 5 tokens"));
+  for (const int64_t value : {int64_t{0}, int64_t{5}, int64_t{9}, std::numeric_limits<int64_t>::min(),
+                              std::numeric_limits<int64_t>::max()}) {
+    EXPECT_THAT(offset(1, value), HasSubstr("begins at token")) << value;
+  }
+  EXPECT_THAT(refused(test::with_text(store.file(), "fingerprint", "fingerprInt")),
+              HasSubstr("damaged description of the corpus"));
+  EXPECT_THAT(refused(test::with_text(store.file(), R"("image_shape":"")", R"("image_shape":99)")),
+              HasSubstr("damaged description of the corpus"));
+  EXPECT_THAT(refused(test::with_text(store.file(), "\"symbols\"", "\"symbolz\"")), HasSubstr("the file"));
+  SectionWriter other(testing::TempDir(), "things", "nothing");
+  other.add_text("x", "y");
+  EXPECT_THAT(error_of<InputError>([&] { SequenceStore(other.finish()); }), HasSubstr("there is no section"));
+}
+
+TEST(Store, RefusesDamagedLabels) {
+  const std::string fasta = file_with(">a\nACD\n>b\nEF\n");
+  const auto store_of = [&](const std::string& table, const LabelForm& form) {
+    const LabelTable labels(file_with(table, ".tsv"), form);
+    LabelledSequences gathered(&labels, nullptr);
+    return std::make_unique<SequenceStore>(std::vector{fasta}, testing::TempDir(), DataConfig{}, HashSplit{},
+                                           std::nullopt, ReadProgress{}, &gathered);
+  };
+  const auto refused = [](const std::string& bytes) {
+    const SequenceStore copy(SectionFile(test::file_of_bytes(bytes), "the file"));
+    return error_of<InputError>([&] { LabelledSequences(copy.file(), copy.offsets()); });
+  };
+  const auto classes = store_of("id\tlabel\tweight\na\tx\t2\nb\ty\t1\n", {.classes = true});
+  const SectionFile& file = classes->file();
+  for (const float value : {-1.F, 2.F, 0.5F, std::numeric_limits<float>::infinity()}) {
+    EXPECT_THAT(refused(test::with_number(file, "label values", 1, value)), HasSubstr("none of 2 classes"));
+  }
+  EXPECT_THAT(refused(test::with_number(file, "label ends", 1, int64_t{3})),
+              HasSubstr("expected the labels of sequence 2 to end at 2, found 3"));
+  EXPECT_THAT(refused(test::with_number(file, "label weights", 0, -2.F)),
+              HasSubstr("a weight must be a number"));
+  EXPECT_THAT(refused(test::with_text(file, "\"per_token\":false", "\"per_token\":true ")),
+              HasSubstr("expected the labels of sequence 1 to end at 3, found 1"));
+  EXPECT_THAT(refused(test::with_text(file, "per_token", "per_tokem")),
+              HasSubstr("damaged description of labels"));
 }
 
 // A limit on file sizes stands for a full disk: the write fails half-way.
