@@ -45,7 +45,7 @@ BatchSums LanguageModelTask::model_backward(const data::SharedBatch& part, doubl
   const at::Tensor targets = target_tensor(content), weights = weight_tensor(content);
   if (train.slim_chunk > 0) {
     return slim_backward(folder_.model, tensors_of(part), targets, weights,
-                         {train.slim_chunk, divisor, bfloat16, sequence_ranks()});
+                         {train.slim_chunk, divisor, bfloat16, sequence_ranks().get()});
   }
   const at::Tensor logits = [&] {
     const AutocastScope autocast(bfloat16);

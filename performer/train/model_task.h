@@ -77,12 +77,16 @@ class ModelTask : public Task {
   // The next batch of all ranks, and this rank's part of one.
   data::Batch next_whole();
   data::SharedBatch part_of(const data::Batch& whole) const { return data::share_of(whole, share_); }
+  // The part of this rank and those that share its sequences.
+  data::SharedBatch part_of_group(const data::Batch& whole) const {
+    return data::share_of(whole, {share_.part, share_.parts, 0, 1});
+  }
   // Says which part statistics that the kinds measure in the next pass are of.
   void count_sequences(const data::Batch& part);
   // The tokens of this rank's part, with what other ranks hold of its sequences.
   SequenceBatch tensors_of(const data::SharedBatch& part) const;
   // The ranks that share the sequences of this rank's part, this one included; null: it has them alone.
-  distributed::Communicator* sequence_ranks() const { return group_.get(); }
+  const std::shared_ptr<distributed::Communicator>& sequence_ranks() const { return group_; }
   // Made when first asked for: start_from() comes before.
   TrainedParameters& trained();
   // Names and values that a checkpoint compares with those of a resumed run: of the data.

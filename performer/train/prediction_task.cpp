@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "performer/base/error.h"
+#include "performer/distributed/sum.h"
 #include "performer/nn/evaluation_scope.h"
 #include "performer/train/autocast.h"
 #include "performer/train/evaluation.h"
@@ -89,15 +90,6 @@ HeadConfig PredictionTask::make_head(const std::vector<std::string>& classes) co
   return head;
 }
 
-void PredictionTask::divide(distributed::Communicator& ranks) {
-  check<UsageError>(
-      config_.train.sequence_parallel == 1,
-      "train.sequence_parallel is {}, but task.kind = {} reads sequences whole, one rank each: set "
-      "it to 1",
-      config_.train.sequence_parallel, config_.task.kind);
-  ModelTask::divide(ranks);
-}
-
 std::vector<NamedParameter> PredictionTask::parameters() {
   std::vector<NamedParameter> all = ModelTask::parameters();
   for (const auto& item : folder_.head->named_parameters())
@@ -110,7 +102,9 @@ std::unique_ptr<Batch> PredictionTask::next() {
   auto made = std::make_unique<LabelledBatch>();
   const data::Batch whole = next_whole();
   made->part = part_of(whole);
-  made->asked = ask(made->part.batch, train_labels_, train_);
+  made->asked = sequence_ranks() != nullptr
+                    ? of_slice(ask(part_of_group(whole).batch, train_labels_, train_), made->part)
+                    : ask(made->part.batch, train_labels_, train_);
   made->tokens = whole.tokens_read();
   const Asked all = ask(whole, train_labels_, train_);
   made->targets = std::ssize(all.values);
@@ -133,6 +127,7 @@ PredictionTask::Asked PredictionTask::ask(const data::Batch& content, const data
         packed ? content.cu_seqlens[segment] : static_cast<int64_t>(segment) * content.width;
     const int64_t end = packed ? content.cu_seqlens[segment + 1] : begin + content.width;
     if (!per_token() && std::isnan(values[0])) continue;
+    int64_t count = 0;
     for (int64_t at = begin; at < end; ++at) {
       if (!packed && content.valid[static_cast<size_t>(at)] == 0) break;
       const int64_t place = content.positions[static_cast<size_t>(at)];
@@ -140,26 +135,55 @@ PredictionTask::Asked PredictionTask::ask(const data::Batch& content, const data
       const bool wanted = !per_token() && first ? at == begin : symbol;
       if (!wanted || (per_token() && std::isnan(values[static_cast<size_t>(place) - 1]))) continue;
       asked.places.push_back(at);
-      asked.labels_of_places.push_back(std::ssize(asked.values));
-      if (!per_token()) continue;
+      ++count;
+      if (!per_token()) {
+        asked.labels_of_places.push_back(std::ssize(asked.values));
+        continue;
+      }
       asked.values.push_back(values[static_cast<size_t>(place) - 1]);
       asked.weights.push_back(weight);
     }
     if (per_token()) continue;
+    asked.counts.push_back(count);
     asked.values.push_back(values[0]);
     asked.weights.push_back(weight);
   }
   return asked;
 }
 
-at::Tensor PredictionTask::outputs(const at::Tensor& hidden, const Asked& asked) const {
+PredictionTask::Asked PredictionTask::of_slice(const Asked& all, const data::SharedBatch& slice) const {
+  const int64_t width = slice.part_end - slice.part_begin, begin = slice.begin - slice.part_begin;
+  const int64_t own_width = slice.batch.width;
+  Asked own;
+  if (!per_token()) {
+    own = {{}, {}, all.counts, all.values, std::vector<float>(all.weights.size(), 0)};
+  }
+  for (size_t i = 0; i < all.places.size(); ++i) {
+    const int64_t row = all.places[i] / width, column = all.places[i] % width - begin;
+    if (column < 0 || column >= own_width) continue;
+    own.places.push_back(row * own_width + column);
+    if (per_token()) {
+      own.values.push_back(all.values[i]);
+      own.weights.push_back(all.weights[i]);
+      continue;
+    }
+    const int64_t label = all.labels_of_places[i];
+    own.labels_of_places.push_back(label);
+    const bool first = i == 0 || all.labels_of_places[i - 1] != label;
+    if (first) own.weights[static_cast<size_t>(label)] = all.weights[static_cast<size_t>(label)];
+  }
+  return own;
+}
+
+at::Tensor PredictionTask::outputs(const at::Tensor& hidden, const Asked& asked,
+                                   const std::shared_ptr<distributed::Communicator>& group) const {
   at::Tensor rows = hidden.flatten(0, 1).to(at::kFloat).index_select(0, at::tensor(asked.places, at::kLong));
-  if (!per_token() && folder_.head->config().pool == "mean") {
+  const auto count = std::ssize(asked.values);
+  if (!per_token()) {
     const at::Tensor labels = at::tensor(asked.labels_of_places, at::kLong);
-    const auto count = std::ssize(asked.values);
-    const at::Tensor ones = at::ones({labels.size(0)}, rows.options());
-    const at::Tensor counts = at::zeros({count}, rows.options()).index_add(0, labels, ones);
-    rows = at::zeros({count, rows.size(1)}, rows.options()).index_add(0, labels, rows) / counts.unsqueeze(1);
+    rows = at::zeros({count, rows.size(1)}, rows.options()).index_add(0, labels, rows);
+    if (group != nullptr && count > 0) rows = distributed::differentiable_sum(rows, group);
+    rows = rows / at::tensor(asked.counts, at::kFloat).unsqueeze(1);
   }
   return folder_.head->forward(rows);
 }
@@ -176,7 +200,7 @@ BatchSums PredictionTask::backward(const Batch& batch, double divisor) {
     const AutocastScope autocast(config_.train.precision == "bfloat16");
     return folder_.model->hidden(tensors_of(labelled.part));
   }();
-  const at::Tensor given = outputs(hidden, asked);
+  const at::Tensor given = outputs(hidden, asked, sequence_ranks());
   const HeadConfig& head = folder_.head->config();
   const at::Tensor weights = at::tensor(asked.weights);
   const at::Tensor values = at::tensor(asked.values);

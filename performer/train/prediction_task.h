@@ -25,8 +25,6 @@ class PredictionTask final : public ModelTask {
                  const data::LabelledSequences& train_labels, const data::LabelledSequences* valid_labels,
                  const std::vector<std::string>& classes);
 
-  // Throws UsageError also for slices: a label belongs to a whole sequence.
-  void divide(distributed::Communicator& ranks) override;
   std::vector<NamedParameter> parameters() override;
   std::unique_ptr<Batch> next() override;
   BatchSums backward(const Batch& batch, double divisor) override;
@@ -39,6 +37,7 @@ class PredictionTask final : public ModelTask {
   struct Asked {
     std::vector<int64_t> places;
     std::vector<int64_t> labels_of_places;  // sequences: which label a place belongs to
+    std::vector<int64_t> counts;            // sequences: the places of each label, on all ranks that share it
     std::vector<float> values, weights;     // one a label
   };
   struct LabelledBatch;
@@ -51,10 +50,16 @@ class PredictionTask final : public ModelTask {
   bool per_token() const { return folder_.head->config().per_token(); }
   void check_lengths() const;
   HeadConfig make_head(const std::vector<std::string>& classes) const;
-  // Outputs of the head, one row for each label that is asked for.
-  at::Tensor outputs(const at::Tensor& hidden, const Asked& asked) const;
+  // Outputs of the head, one row for each label that is asked for. `group` shares the sequences; null:
+  // nobody.
+  at::Tensor outputs(const at::Tensor& hidden, const Asked& asked,
+                     const std::shared_ptr<distributed::Communicator>& group = nullptr) const;
   Asked ask(const data::Batch& content, const data::LabelledSequences& labels,
             const data::Corpus& corpus) const;
+  // Of what is asked of a group's part, what this rank's slice of it answers. Labels of sequences stay in
+  // place, as all ranks of the group pool them together; their weights are 0 but on the rank that has the
+  // first token.
+  Asked of_slice(const Asked& all, const data::SharedBatch& slice) const;
   // Predictions [N, outputs] of the batches of a round, of which each rank computes one.
   struct EvaluatedBatch;
   std::vector<at::Tensor> predict(const std::vector<EvaluatedBatch>& round, distributed::Communicator& ranks);

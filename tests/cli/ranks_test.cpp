@@ -5,7 +5,10 @@
 
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "tests/cli/program.h"
 
@@ -29,8 +32,9 @@ class RanksOfTrain : public ProgramTest {
     options.insert(options.end(), more.begin(), more.end());
     return train_arguments("train.fasta", output, options);
   }
-  static Arguments endless(const std::string& output, const Arguments& more = {}) {
-    Arguments options = {"--nproc", "2", "--steps", "1000000", "--set", "train.checkpoint_every=5"};
+  static Arguments endless(const std::string& output, const Arguments& more = {}, int ranks = 2) {
+    Arguments options = {"--nproc", std::to_string(ranks),     "--steps", "1000000",
+                         "--set",   "train.checkpoint_every=5"};
     options.insert(options.end(), more.begin(), more.end());
     return command(output, 64, options);
   }
@@ -147,6 +151,65 @@ TEST_F(RanksOfTrain, ErrorsOfOneRankReachAll) {
   EXPECT_THAT(result.err, HasSubstr("performer: rank 1: rank 0 failed: full is not empty"));
 }
 
+// The numbers of the files of sequences that a process maps.
+std::set<std::string> mapped_sequences(pid_t process) {
+  std::ifstream maps("/proc/" + std::to_string(process) + "/maps");
+  std::set<std::string> found;
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream words(line);
+    std::string range, mode, offset, device, number, path;
+    words >> range >> mode >> offset >> device >> number >> path;
+    if (path.find("/performer-sequences-") == std::string::npos) continue;
+    EXPECT_EQ(mode, "r--s") << line;
+    found.insert(device + " " + number);
+  }
+  return found;
+}
+
+TEST_F(RanksOfTrain, AMachineHasOneCopyOfTheSequences) {
+  Process process(directory_, endless("run", {"--set", "data.holdout=0.2"}, 3), {});
+  ASSERT_TRUE(wait_until(process, [&] { return made_steps("run", 2); }));
+  const std::set<std::string> first = mapped_sequences(find_rank(0));
+  EXPECT_EQ(first.size(), 2U) << "training and held-out sequences";
+  for (const int rank : {1, 2}) EXPECT_EQ(mapped_sequences(find_rank(rank)), first);
+  for (const std::string& file : files())
+    EXPECT_EQ(file.find("performer-sequences"), std::string::npos) << file;
+  for (const int rank : {0, 1, 2}) ::kill(find_rank(rank), SIGKILL);
+  process.wait();
+  for (const std::string& file : files())
+    EXPECT_EQ(file.find("performer-sequences"), std::string::npos) << file;
+}
+
+TEST_F(RanksOfTrain, InputThatTheFirstRankCannotReadEndsAll) {
+  write("bad.fasta", read("train.fasta") + ">bad\nAC1\n");
+  for (const auto& [file, what] :
+       {std::pair{"missing.fasta", "missing.fasta"}, {"bad.fasta", "illegal letter '1'"}}) {
+    const std::string output = std::string("of-") + file;
+    const Result result = run(train_arguments(file, output, {"--nproc", "2"}));
+    EXPECT_EQ(result.code, 3) << result.err;
+    size_t lines = 0;  // the error itself once, and that it ended the other rank
+    for (const std::string& line : lines_of(result.err)) {
+      if (line.find(what) == std::string::npos) continue;
+      ++lines;
+      EXPECT_TRUE(line.starts_with("performer: rank 1: rank 0 failed: ") ||
+                  !line.starts_with("performer: rank"))
+          << line;
+    }
+    EXPECT_EQ(lines, 2U) << result.err;
+  }
+}
+
+TEST_F(RanksOfTrain, AFullDiskIsAnErrorOfAll) {
+  Setting setting;
+  setting.file_limit = 1000;
+  const Result result = run(command("run", 64, {"--nproc", "2"}), setting);
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(
+      result.err,
+      HasSubstr("performer: cannot write the temporary file of the sequences in run after 1000 bytes"));
+  EXPECT_THAT(result.err, HasSubstr("performer: rank 1: rank 0 failed: cannot write the temporary file"));
+}
+
 TEST_F(RanksOfTrain, LaunchersEnvironments) {
   const Arguments three = command("model", 64, {"--steps", "3"});
   Setting setting;
@@ -237,12 +300,16 @@ class RanksWithLabels : public RanksOfTrain {
     }
     return found;
   }
-  void expect_as_one(const std::string& name, const std::string& base, const Arguments& more) const {
+  // `slices` ranks share each sequence.
+  void expect_as_one(const std::string& name, const std::string& base, const Arguments& more,
+                     const std::vector<int>& counts = {2, 3}, int slices = 1) const {
     const Result one = tune(name + "1", base, 1, more);
     ASSERT_EQ(one.code, 0) << one.err;
-    for (const int ranks : {2, 3}) {
+    Arguments divided = more;
+    divided.insert(divided.end(), {"--set", "train.sequence_parallel=" + std::to_string(slices)});
+    for (const int ranks : counts) {
       const std::string output = name + std::to_string(ranks);
-      const Result several = tune(output, base, ranks, more);
+      const Result several = tune(output, base, ranks, divided);
       ASSERT_EQ(several.code, 0) << several.err;
       expect_near(name + "1", output);
       const auto expected = evaluations(name + "1"), found = evaluations(output);
@@ -284,6 +351,23 @@ TEST_F(RanksWithLabels, AreAsOneProcessWithAdaptersAndFewLabels) {
   expect_as_one("few", "base-causal", {"--task", "token-classification", "--labels", "few.tsv"});
 }
 
+// Sequences that are cut: pooled over the slices, or with the labels of their own tokens.
+TEST_F(RanksWithLabels, SlicesOfSequencesAreAsOneProcess) {
+  const Arguments classes = {"--task", "sequence-classification", "--labels", "classes.tsv"};
+  Arguments first = classes;
+  first.insert(first.end(), {"--set", "task.pool=first", "--set", "train.lora_rank=2"});
+  expect_as_one("mean", "base-masked", classes, {2, 4}, 2);
+  expect_as_one("first", "base-masked", first, {4}, 2);
+  expect_as_one("values", "base-causal",
+                {"--task", "sequence-regression", "--labels", "values.tsv", "--set", "data.layout=padded"},
+                {4}, 2);
+  expect_as_one("tokens", "base-masked", {"--task", "token-classification", "--labels", "tokens.tsv"}, {3},
+                3);
+  expect_as_one("padded", "base-causal",
+                {"--task", "token-classification", "--labels", "tokens.tsv", "--set", "data.layout=padded"},
+                {2}, 2);
+}
+
 TEST_F(RanksWithLabels, ResumeIsExactAndPredictionsAreThoseOfOneProcess) {
   const Arguments task = {"--task", "token-classification", "--labels", "tokens.tsv"};
   ASSERT_EQ(tune("whole", "base-masked", 2, task).code, 0);
@@ -306,11 +390,6 @@ TEST_F(RanksWithLabels, ResumeIsExactAndPredictionsAreThoseOfOneProcess) {
     EXPECT_EQ(found.code, 0) << found.err;
     EXPECT_EQ(found.out, one.out);
   }
-  Arguments slices = task;
-  slices.insert(slices.end(), {"--set", "train.sequence_parallel=2"});
-  const Result refused = tune("slices", "base-masked", 2, slices);
-  EXPECT_EQ(refused.code, 2);
-  EXPECT_THAT(refused.err, HasSubstr("task.kind = token-classification reads sequences whole"));
 }
 
 }  // namespace
