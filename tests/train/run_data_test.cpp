@@ -7,7 +7,6 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <atomic>
 #include <set>
 
 #include "performer/base/error.h"
@@ -72,10 +71,7 @@ TEST_F(RunDataTest, AMachineHasOneCopy) {
   const Alone alone(made, folder_ / "");
   for (const int machines : {1, 2}) {
     std::vector<ino_t> train(4), valid(4);
-    std::atomic<int> readers = 0;
-    LanguageModelRequest told = made;
-    told.reading = [&](int64_t done, int64_t) { readers += done == 0 ? 1 : 0; };
-    read(told, 4, machines, [&](int rank, const RunData& data) {
+    read(made, 4, machines, [&](int rank, const RunData& data) {
       const TaskParts parts = data.parts();
       expect_same(parts.train, alone.parts().train);
       ASSERT_NE(parts.valid, nullptr);
@@ -132,7 +128,7 @@ TEST_F(RunDataTest, AnErrorOfTheReaderEndsAll) {
     made.options.ranks = &communicator;
     run(made);
   });
-  EXPECT_THAT(errors[0], HasSubstr("bad.fasta, line 4"));
+  EXPECT_THAT(errors[0], HasSubstr("record 2 (b), line 4"));
   for (const size_t rank : {1, 2}) EXPECT_EQ(errors[rank], "rank 0 failed: " + errors[0]);
 }
 
