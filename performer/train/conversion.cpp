@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
@@ -43,6 +44,7 @@ class Improvement {
                   swapped.vocabulary) {}
 
   ordered_json run() {
+    report_["stages"] = ordered_json::object();
     measure("original", exact_);
     measure("swapped", folder_.model);
     const HeadErrors before = head_errors(exact_, folder_.model, held_out_, folder_.data);
@@ -72,28 +74,28 @@ class Improvement {
   }
 
   void measure(const std::string& stage, LanguageModel& model) {
-    ordered_json& record = report_["stages"][stage];
-    if (request_.trained_head) measure_predictions(stage, model, record);
+    ordered_json record = request_.trained_head ? predictions(stage, model) : ordered_json::object();
     const at::Tensor found = sequence_representations(model, held_out_, folder_.data);
     if (!wanted_.defined()) describe(found);
     similarity_ = similarity(found, wanted_);
     record["cosine_similarity"] = similarity_.cosine;
     record["relative_error"] = similarity_.relative_error;
+    report_["stages"][stage] = std::move(record);
     tell(fmt::format(
         "{}: representations of {} held-out sequences have a cosine similarity of {:.4f} with the "
         "original's, relative error {:.4f}",
         stage, found.size(0), similarity_.cosine, similarity_.relative_error));
   }
 
-  void measure_predictions(const std::string& stage, LanguageModel& model, ordered_json& record) {
+  ordered_json predictions(const std::string& stage, LanguageModel& model) {
     const Evaluation found = evaluate(model, held_out_, folder_.data, folder_.baselines);
-    record = {{"accuracy", found.model.accuracy()},
-              {"perplexity", found.model.perplexity()},
-              {"tokens", found.model.tokens}};
     last_ = found.model.accuracy();
     if (stage == "original") first_ = last_;
     tell(fmt::format("{}: accuracy {:.4f}, perplexity {:.4f} on {} held-out sequences", stage,
                      found.model.accuracy(), found.model.perplexity(), found.sequences));
+    return {{"accuracy", found.model.accuracy()},
+            {"perplexity", found.model.perplexity()},
+            {"tokens", found.model.tokens}};
   }
 
   // The representations of the original, which all others are compared with.
