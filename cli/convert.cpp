@@ -63,8 +63,9 @@ void report(const convert::Conversion& made, const ConvertOptions& options) {
   } else {
     spdlog::warn(
         "attention was replaced by {}: until the model is trained further its answers are worse than "
-        "those of the source, often useless; measure them with performer evaluate",
-        kind);
+        "those of the source, often useless; measure them with {}",
+        kind,
+        made.trained_head ? "performer evaluate" : "--transfer FILE (--transfer-steps 0 measures alone)");
   }
 }
 
@@ -86,6 +87,8 @@ void improve(const convert::Conversion& made, const ConvertOptions& options) {
                 [](const std::string& setting) { return setting.starts_with("attention."); });
   const convert::Conversion original = convert::convert(request);
   train::ConversionRequest steps;
+  steps.source = options.source;
+  steps.trained_head = made.trained_head;
   steps.files = options.transfer_files;
   steps.output = options.output;
   steps.transfer_steps = options.transfer_steps;

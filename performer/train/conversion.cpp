@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
@@ -17,6 +18,7 @@
 #include "performer/train/conversion_cost.h"
 #include "performer/train/evaluation.h"
 #include "performer/train/language_model_task.h"
+#include "performer/train/representations.h"
 #include "performer/train/run_folder.h"
 
 namespace performer::train {
@@ -24,8 +26,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr double kTolerated =
-    0.02;  // points of accuracy that a conversion may cost and still be called worth it
+// What a conversion may cost and still be called worth it: of the accuracy, and of the cosine between
+// representations where there is no head.
+constexpr double kTolerated = 0.02;
 
 // The stages of one conversion on one split of the data.
 class Improvement {
@@ -41,6 +44,7 @@ class Improvement {
                   swapped.vocabulary) {}
 
   ordered_json run() {
+    report_["stages"] = ordered_json::object();
     measure("original", exact_);
     measure("swapped", folder_.model);
     const HeadErrors before = head_errors(exact_, folder_.model, held_out_, folder_.data);
@@ -70,14 +74,35 @@ class Improvement {
   }
 
   void measure(const std::string& stage, LanguageModel& model) {
+    ordered_json record = request_.trained_head ? predictions(stage, model) : ordered_json::object();
+    const at::Tensor found = sequence_representations(model, held_out_, folder_.data);
+    if (!wanted_.defined()) describe(found);
+    similarity_ = similarity(found, wanted_);
+    record["cosine_similarity"] = similarity_.cosine;
+    record["relative_error"] = similarity_.relative_error;
+    report_["stages"][stage] = std::move(record);
+    tell(fmt::format(
+        "{}: representations of {} held-out sequences have a cosine similarity of {:.4f} with the "
+        "original's, relative error {:.4f}",
+        stage, found.size(0), similarity_.cosine, similarity_.relative_error));
+  }
+
+  ordered_json predictions(const std::string& stage, LanguageModel& model) {
     const Evaluation found = evaluate(model, held_out_, folder_.data, folder_.baselines);
-    report_["stages"][stage] = {{"accuracy", found.model.accuracy()},
-                                {"perplexity", found.model.perplexity()},
-                                {"tokens", found.model.tokens}};
     last_ = found.model.accuracy();
     if (stage == "original") first_ = last_;
     tell(fmt::format("{}: accuracy {:.4f}, perplexity {:.4f} on {} held-out sequences", stage,
                      found.model.accuracy(), found.model.perplexity(), found.sequences));
+    return {{"accuracy", found.model.accuracy()},
+            {"perplexity", found.model.perplexity()},
+            {"tokens", found.model.tokens}};
+  }
+
+  // The representations of the original, which all others are compared with.
+  void describe(const at::Tensor& original) {
+    wanted_ = original;
+    report_["representations"] = {{"sequences", original.size(0)},
+                                  {"cosine_between_sequences", cosine_between_sequences(original)}};
   }
 
   void transfer() {
@@ -140,8 +165,8 @@ class Improvement {
     if (report_["exact_heads"] == std::ssize(report_["heads"]))
       return "Not worth it: with this threshold all heads stay exact, so that nothing is faster.";
     const ordered_json& faster = report_["speed"]["faster_from"];
-    const double lost = first_ - last_;
-    const std::string price = fmt::format("accuracy went from {:.4f} to {:.4f}", first_, last_);
+    const double lost = request_.trained_head ? first_ - last_ : 1 - similarity_.cosine;
+    const std::string price = this->price();
     if (faster.is_null())
       return "Not worth it: on this machine no measured length was faster than exact attention; " + price +
              ".";
@@ -151,14 +176,22 @@ class Improvement {
           "Not worth it for these sequences: they have up to {} tokens, and it is faster from {} on; {}.",
           longest_, from, price);
     }
-    if (lost > kTolerated) {
+    if (!(lost <= kTolerated)) {
       return fmt::format(
-          "Not worth it yet: faster from {} tokens on, but {}; train it further, or keep more heads "
-          "exact (--exact-threshold).",
-          from, price);
+          "Not worth it yet: faster from {} tokens on, but {}; {}, or keep more heads exact "
+          "(--exact-threshold).",
+          from, price,
+          request_.trained_head ? "train it further" : "transfer it for longer (--transfer-steps)");
     }
     return fmt::format("Worth it for sequences of {} tokens and more: it is faster from there on, and {}.",
                        from, price);
+  }
+
+  std::string price() const {
+    if (request_.trained_head) return fmt::format("accuracy went from {:.4f} to {:.4f}", first_, last_);
+    return fmt::format(
+        "its representations have a cosine similarity of {:.4f} with the original's (relative error {:.4f})",
+        similarity_.cosine, similarity_.relative_error);
   }
 
   const ConversionRequest& request_;
@@ -167,6 +200,8 @@ class Improvement {
   data::SequenceStore train_, held_out_;
   ordered_json report_ = ordered_json::object();
   double first_ = 0, last_ = 0;  // accuracy of the original and of the last stage
+  at::Tensor wanted_;            // the original's representations
+  Similarity similarity_;        // of the last stage
   int64_t longest_ = 0;
 };
 
@@ -181,6 +216,11 @@ void check_request(const ModelFolder& swapped, const ConversionRequest& request)
   check<UsageError>(swapped.data.holdout > 0, "data.holdout = 0 leaves no sequences to measure on");
   check<UsageError>(request.transfer_steps >= 0 && request.finetune_steps >= 0 && request.threshold >= 0,
                     "steps and threshold of a conversion must be 0 or more");
+  check<UsageError>(request.trained_head || request.finetune_steps == 0,
+                    "{} has no language-model head, so that --finetune, which trains what is predicted of "
+                    "tokens, would train an untrained one: leave it out, and train the converted model with "
+                    "labels (performer train --from MODEL --task KIND --labels TABLE)",
+                    request.source);
 }
 
 }  // namespace

@@ -15,6 +15,10 @@
 namespace performer::train {
 
 struct ConversionRequest {
+  std::string source = "the source";  // what messages call it
+  // Whether its language-model head is trained. Without one, what is predicted of tokens means nothing:
+  // stages are measured by representations alone, and there is no fine-tuning.
+  bool trained_head = true;
   std::vector<std::string> files;  // sequences; data.holdout of them are measured on and never trained on
   std::string output;              // model folder, made here
   int64_t transfer_steps = 200;
@@ -26,9 +30,11 @@ struct ConversionRequest {
 };
 
 // Swapped, transferred, with exact heads, fine-tuned: each is evaluated on the held-out sequences as far as
-// it is asked for. `original` has exact attention, `swapped` the same weights and another kind; the result is
-// written to `request.output`, with conversion.json beside it (docs/conversion.md), which is returned. Throws
-// UsageError for a request that cannot be, InputError for files that do not fit, and what training throws.
+// it is asked for, by what it predicts and by how near its representations of sequences are to the original's
+// (representations.h). `original` has exact attention, `swapped` the same weights and another kind; the
+// result is written to `request.output`, with conversion.json beside it (docs/conversion.md), which is
+// returned. Throws UsageError for a request that cannot be, InputError for files that do not fit, and what
+// training throws.
 nlohmann::ordered_json improve_conversion(const ModelFolder& original, const ModelFolder& swapped,
                                           const ConversionRequest& request);
 

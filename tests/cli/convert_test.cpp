@@ -2,6 +2,7 @@
 // From a pretrained model of another program to scores, and back.
 #include <gmock/gmock.h>
 
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -16,6 +17,28 @@ using testing::Not;
 
 std::string pretrained(const std::string& name) {
   return std::string(PERFORMER_SOURCE_DIR) + "/tests/models/pretrained/" + name;
+}
+
+// A file of safetensors without the tensors whose names begin with `prefix`.
+std::string without_tensors(const std::string& file, const std::string& prefix) {
+  uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof(length));
+  const json header = json::parse(file.substr(sizeof(length), length));
+  const std::string data = file.substr(sizeof(length) + length);
+  json kept_header = json::object();
+  std::string kept;
+  for (const auto& [name, entry] : header.items()) {
+    if (name.starts_with(prefix)) continue;
+    kept_header[name] = entry;
+    if (name == "__metadata__") continue;
+    const auto offsets = entry["data_offsets"].get<std::vector<size_t>>();
+    kept_header[name]["data_offsets"] = {kept.size(), kept.size() + offsets[1] - offsets[0]};
+    kept += data.substr(offsets[0], offsets[1] - offsets[0]);
+  }
+  std::string text = kept_header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  length = text.size();
+  return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + text + kept;
 }
 
 class Convert : public ProgramTest {
@@ -91,6 +114,42 @@ TEST_F(Convert, RecordsWhatTransferWasWorth) {
   EXPECT_EQ(report["exact_heads"], 8);
   EXPECT_THAT(made.err, HasSubstr("Not worth it: with this threshold all heads stay exact"));
   EXPECT_EQ(json::parse(read("model/config.json"))["attention"]["kind"], "hybrid");
+}
+
+TEST_F(Convert, MeasuresRepresentationsWhereTheSourceHasNoHead) {
+  std::filesystem::copy(pretrained("bert"), path("encoder"));
+  write("encoder/model.safetensors", without_tensors(read("encoder/model.safetensors"), "cls."));
+  std::string sequences;
+  for (int i = 0; i < 30; ++i)
+    sequences += ">" + std::to_string(i) + "\nMKTAY" + std::string(1 + i % 7, "ACDEFGH"[i % 7]) + "LV\n";
+  write("many.fasta", sequences);
+  Arguments words = {"convert",
+                     "encoder",
+                     "-o",
+                     "model",
+                     "--attention",
+                     "favor-hedgehog",
+                     "--set",
+                     "data.length=18",
+                     "--set",
+                     "data.holdout=0.3",
+                     "--transfer",
+                     "many.fasta",
+                     "--transfer-steps",
+                     "3"};
+  const Result made = run(words);
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_THAT(made.err, HasSubstr("the source has no language-model head"));
+  EXPECT_THAT(made.err, HasSubstr("cosine similarity of"));
+  EXPECT_THAT(made.err, Not(HasSubstr("accuracy")));
+  const json report = json::parse(read("model/conversion.json"));
+  EXPECT_EQ(report["stages"].size(), 3U);
+  EXPECT_FALSE(report["stages"]["transferred"].contains("perplexity"));
+  EXPECT_LT(report["stages"]["transferred"]["cosine_similarity"], 1);
+  words[3] = "other";
+  words.insert(words.end(), {"--finetune", "2"});
+  expect_failure(run(words), 2, {"encoder has no language-model head", "performer train --from"});
+  EXPECT_FALSE(exists("other"));
 }
 
 }  // namespace

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of recipes/papers: recipes_test.py PROGRAM WHAT
+"""Tests of recipes: recipes_test.py PROGRAM WHAT
 
-  harness           choosing records, statistics, curves, what is wrong in rows.toml, an interrupted run that goes on; tables
+  harness           choosing records, statistics, curves, what is wrong in rows.toml, an interrupted run that goes on; tables; the
+                    passages and the table of recipes/conversion
   smoke EXPERIMENT  all rows of an experiment for two steps each, on data of the project
   paper             models of the papers' sizes, one step of one sequence each: 36 layers of 1,024 tokens in both directions, 8,192
                     tokens, 12,288 tokens; bfloat16, as their configurations say, with at most 24 GiB
 """
+import gzip
+import importlib.machinery
+import importlib.util
 import json
 import math
 import pathlib
@@ -16,6 +20,7 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "recipes" / "papers"))
@@ -189,6 +194,37 @@ class Tables(unittest.TestCase):
         self.assertIn("| `favor-relu` | 6,400 | wrong |", lines)
 
 
+class Conversion(unittest.TestCase):
+    def setUp(self):
+        loader = importlib.machinery.SourceFileLoader("conversion_run", str(ROOT / "recipes" / "conversion" / "run"))
+        self.run_module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+        with unittest.mock.patch.object(sys, "dont_write_bytecode", True):
+            loader.exec_module(self.run_module)
+
+    def test_passages_are_whole_lines_evenly_spread(self):
+        with tempfile.TemporaryDirectory(prefix="recipes") as folder:
+            text = pathlib.Path(folder) / "text.gz"
+            lines = [" ".join(f"w{i}" for _ in range(60)) for i in range(1400)]  # 700 passages of two lines
+            text.write_bytes(gzip.compress("\n".join(lines).encode()))
+            found = self.run_module.passages(text)
+            self.assertEqual(len(found), self.run_module.PASSAGES)
+            self.assertEqual(found[1], lines[4] + " " + lines[5])
+            with self.assertRaisesRegex(SystemExit, "missing.gz is not there"):
+                self.run_module.passages(pathlib.Path(folder) / "missing.gz")
+
+    def test_the_table_has_the_measures_that_a_source_has(self):
+        rows = [{"source": "a", "attention": "x", "seconds": 90,
+                 "stages": {"original": {"accuracy": 0.5, "perplexity": 8.0, "cosine_similarity": 1.0, "relative_error": 0.0}}},
+                {"source": "b", "attention": "y", "seconds": 60,
+                 "stages": {"swapped": {"cosine_similarity": 0.75, "relative_error": 0.5},
+                            "with_exact_heads": {"cosine_similarity": 0.875, "relative_error": 0.25}}}]
+        lines = self.run_module.table(rows).splitlines()
+        self.assertEqual(lines[0], "| source | attention | original | swapped | transferred | with exact heads | fine-tuned | minutes |")
+        self.assertEqual(lines[2], "| a | `x` | 50.0 %, 8.00 |  |  |  |  | 1.5 |")
+        self.assertEqual(lines[3], "| b | `y` |  | 0.7500, 0.500 |  | 0.8750, 0.250 |  | 1.0 |")
+        self.assertNotIn("exact heads", self.run_module.table(rows[:1]))
+
+
 class Smoke(unittest.TestCase):
     name = ""
 
@@ -260,7 +296,7 @@ def main():
     if len(sys.argv) < 3 or sys.argv[2] not in ("harness", "smoke", "paper"):
         sys.exit(__doc__)
     PROGRAM = sys.argv[1]
-    cases = {"harness": [Harness, Tables], "smoke": [Smoke], "paper": [Paper]}[sys.argv[2]]
+    cases = {"harness": [Harness, Tables, Conversion], "smoke": [Smoke], "paper": [Paper]}[sys.argv[2]]
     if Smoke in cases:
         Smoke.name = sys.argv.pop(3)
     unittest.main(argv=sys.argv[:1] + sys.argv[3:], defaultTest=[case.__name__ for case in cases], verbosity=2)

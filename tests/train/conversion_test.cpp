@@ -20,6 +20,7 @@ namespace performer::train {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 namespace fs = std::filesystem;
 
@@ -160,42 +161,94 @@ TEST(KeptMemory, IsThatOfKeysAndValuesAndOfStates) {
       1e-6);
 }
 
-// All stages on files, with the record that they leave.
-TEST(Conversion, RecordsEachStage) {
-  const fs::path folder = fs::path(::testing::TempDir()) / "conversion";
-  fs::remove_all(folder);
-  fs::create_directories(folder);
-  std::string fasta;
-  const data::MemoryCorpus sequences = corpus();
-  for (int64_t i = 0; i < sequences.size(); ++i)
-    fasta += fmt::format(">{}\n{}\n", i, sequences.vocabulary().decode(sequences.tokens(i)));
-  write_file((folder / "data.fasta").string(), fasta);
-  ModelFolder original, swapped;
-  original.model = model_of("exact", "causal");
-  swapped.model = with_weights_of(original.model, "favor-hedgehog");
-  original.data = swapped.data = data_config();
-  original.data.format = swapped.data.format = "fasta";
-  original.data.holdout = swapped.data.holdout = 0.3;
-  original.baselines = swapped.baselines = data::Baselines(original.vocabulary.symbols());
-  ConversionRequest request;
-  request.files = {(folder / "data.fasta").string()};
-  request.output = (folder / "model").string();
-  request.transfer_steps = 5;
-  request.threshold = 1e-6;
-  request.finetune_steps = 2;
-  const auto report = improve_conversion(original, swapped, request);
+// What a conversion starts from, on files.
+class Conversion : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    std::string fasta;
+    const data::MemoryCorpus sequences = corpus();
+    for (int64_t i = 0; i < sequences.size(); ++i)
+      fasta += fmt::format(">{}\n{}\n", i, sequences.vocabulary().decode(sequences.tokens(i)));
+    write_file((folder_ / "data.fasta").string(), fasta);
+    request_.files = {(folder_ / "data.fasta").string()};
+    request_.output = (folder_ / "model").string();
+    request_.transfer_steps = 5;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void make_models(const std::string& objective) {
+    original_.model = model_of("exact", objective);
+    swapped_.model = with_weights_of(original_.model, "favor-hedgehog");
+    original_.data = swapped_.data = data_config();
+    original_.data.format = swapped_.data.format = "fasta";
+    original_.data.holdout = swapped_.data.holdout = 0.3;
+    original_.baselines = swapped_.baselines = data::Baselines(original_.vocabulary.symbols());
+  }
+
+  fs::path folder_ = fs::path(::testing::TempDir()) / "conversion";
+  ModelFolder original_, swapped_;
+  ConversionRequest request_;
+};
+
+TEST_F(Conversion, RecordsEachStage) {
+  make_models("causal");
+  request_.threshold = 1e-6;
+  request_.finetune_steps = 2;
+  const auto report = improve_conversion(original_, swapped_, request_);
   for (const char* stage : {"original", "swapped", "transferred", "with_exact_heads", "finetuned"})
     EXPECT_TRUE(report["stages"].contains(stage)) << stage;
   EXPECT_EQ(report["exact_heads"], 4) << "no map comes so close";
   EXPECT_NEAR(report["stages"]["with_exact_heads"]["perplexity"].get<double>(),
               report["stages"]["original"]["perplexity"].get<double>(), 1e-3);
+  EXPECT_LT(report["stages"]["with_exact_heads"]["relative_error"].get<double>(), 1e-4);
+  EXPECT_GT(report["stages"]["swapped"]["relative_error"].get<double>(), 1e-3);
   EXPECT_EQ(report["heads"].size(), 4U);
   EXPECT_THAT(report["verdict"].get<std::string>(), HasSubstr("all heads stay exact"));
-  EXPECT_TRUE(fs::exists(folder / "model" / "conversion.json"));
-  EXPECT_EQ(load_model((folder / "model").string()).model->attention_config().kind, "hybrid");
-  request.output = (folder / "other").string();
-  EXPECT_THROW(improve_conversion(original, original, request), UsageError) << "nothing was replaced";
-  fs::remove_all(folder);
+  EXPECT_TRUE(fs::exists(folder_ / "model" / "conversion.json"));
+  EXPECT_EQ(load_model((folder_ / "model").string()).model->attention_config().kind, "hybrid");
+  request_.output = (folder_ / "other").string();
+  EXPECT_THROW(improve_conversion(original_, original_, request_), UsageError) << "nothing was replaced";
+}
+
+TEST_F(Conversion, IsMeasuredByRepresentationsWithoutAHead) {
+  make_models("masked");
+  request_.trained_head = false;
+  request_.transfer_steps = 60;
+  const auto report = improve_conversion(original_, swapped_, request_);
+  const auto& stages = report["stages"];
+  for (const char* stage : {"original", "swapped", "transferred"}) {
+    ASSERT_TRUE(stages.contains(stage)) << stage;
+    EXPECT_EQ(stages[stage].size(), 2U) << "neither accuracy nor perplexity";
+  }
+  EXPECT_NEAR(stages["original"]["cosine_similarity"].get<double>(), 1, 1e-12);
+  EXPECT_EQ(stages["original"]["relative_error"], 0);
+  EXPECT_LT(stages["transferred"]["relative_error"].get<double>(),
+            0.9 * stages["swapped"]["relative_error"].get<double>());
+  EXPECT_GT(stages["transferred"]["cosine_similarity"].get<double>(),
+            stages["swapped"]["cosine_similarity"].get<double>());
+  EXPECT_GT(report["representations"]["sequences"], 3);
+  EXPECT_LT(report["representations"]["cosine_between_sequences"].get<double>(), 1);
+  const std::string verdict = report["verdict"];
+  EXPECT_THAT(verdict, HasSubstr(fmt::format("cosine similarity of {:.4f}",
+                                             stages["transferred"]["cosine_similarity"].get<double>())));
+  EXPECT_THAT(verdict, Not(HasSubstr("accuracy")));
+}
+
+TEST_F(Conversion, DoesNotTrainAnUntrainedHead) {
+  make_models("masked");
+  request_.source = "encoder";
+  request_.trained_head = false;
+  request_.finetune_steps = 2;
+  try {
+    improve_conversion(original_, swapped_, request_);
+    FAIL() << "expected UsageError";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("encoder has no language-model head"));
+    EXPECT_THAT(error.what(), HasSubstr("performer train --from MODEL"));
+  }
+  EXPECT_FALSE(fs::exists(folder_ / "model"));
 }
 
 }  // namespace

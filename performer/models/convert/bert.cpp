@@ -55,13 +55,14 @@ void take_decoder(SourceWeights& weights, ModelConfig& model, int64_t vocabulary
 }
 
 // Sources without a head for hidden tokens: encoders of sentences, for example.
-std::string no_head(ModelConfig& model, int64_t vocabulary, Tensors& ours) {
-  model.output_head = "linear";
-  model.tied_output = true;
-  ours["output_bias"] = at::zeros({vocabulary});
-  return "the source has no language-model head: representations are the source's, but logits are those of "
-         "an "
-         "untrained output layer (tied to the embedding)";
+void leave_without_head(Imported& made, int64_t vocabulary) {
+  made.model.output_head = "linear";
+  made.model.tied_output = true;
+  made.tensors["output_bias"] = at::zeros({vocabulary});
+  made.trained_head = false;
+  made.notes.push_back(
+      "the source has no language-model head: representations are the source's, but logits are those of an "
+      "untrained output layer (tied to the embedding)");
 }
 
 // Position rows from `first` on, with the embedding of the first type of tokens, which stands for all.
@@ -132,7 +133,7 @@ Imported import_bert(const Source& source) {
                    made.tensors);
     take_decoder(weights, model, vocabulary, "cls.predictions.decoder", "cls.predictions.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(model, vocabulary, made.tensors));
+    leave_without_head(made, vocabulary);
   }
   return finish(std::move(made), weights, source, vocabulary);
 }
@@ -156,7 +157,7 @@ Imported import_roberta(const Source& source) {
     take_transform(weights, model, "lm_head.dense", "lm_head.layer_norm", made.tensors);
     take_decoder(weights, model, vocabulary, "lm_head.decoder", "lm_head.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(model, vocabulary, made.tensors));
+    leave_without_head(made, vocabulary);
   }
   return finish(std::move(made), weights, source, vocabulary);
 }
@@ -190,7 +191,7 @@ Imported import_distilbert(const Source& source) {
     take_transform(weights, model, "vocab_transform", "vocab_layer_norm", made.tensors);
     take_decoder(weights, model, vocabulary, "vocab_projector", "vocab_projector.bias", made.tensors);
   } else {
-    made.notes.push_back(no_head(model, vocabulary, made.tensors));
+    leave_without_head(made, vocabulary);
   }
   return finish(std::move(made), weights, source, vocabulary);
 }

@@ -159,6 +159,7 @@ Conversion convert(const Request& request) {
 
   Conversion made;
   made.family = family.name;
+  made.trained_head = imported.trained_head;
   made.notes = imported.notes;
   made.notes.insert(made.notes.end(), plan.notes.begin(), plan.notes.end());
   made.folder.vocabulary = plan.vocabulary;

@@ -43,6 +43,7 @@ struct Imported {
   Tensors tensors = {};
   SourceTokens tokens = {};
   std::vector<std::string> notes = {};  // for the user: what was left out, and why
+  bool trained_head = true;             // false: the output layer is not the source's, which has none
 };
 
 // A family of models: how it is known and read. `recognises` looks at content alone.
@@ -67,6 +68,7 @@ struct Conversion {
   ModelFolder folder;
   std::string family;
   std::vector<std::string> notes;
+  bool trained_head = true;  // as in Imported
 };
 // Throws InputError for a source that no family recognises, and for missing, unexpected or misshapen tensors
 // by name; UsageError for settings and kinds that do not fit.

@@ -120,7 +120,7 @@ int64_t heads_of(const Ctranslate2Model& file, const std::string& side, const st
 
 }  // namespace
 
-EncoderDecoder import_ctranslate2(const std::string& given, const std::string& attention,
+EncoderDecoder import_ctranslate2(const std::string& given, const TranslationAttention& attention,
                                   int64_t max_length) {
   namespace fs = std::filesystem;
   const std::string path = fs::is_directory(given) ? (fs::path(given) / "model.bin").string() : given;
@@ -131,7 +131,8 @@ EncoderDecoder import_ctranslate2(const std::string& given, const std::string& a
   config.decoder = side_config(weights, "decoder", max_length);
   config.encoder.heads = heads_of(file, "encoder", path);
   config.decoder.heads = heads_of(file, "decoder", path);
-  config.encoder_attention.kind = config.decoder_attention.kind = attention;
+  config.encoder_attention = attention.encoder;
+  config.decoder_attention = attention.decoder;
   config.source_vocabulary = weights.size("encoder/embeddings/weight", 0);
   config.target_vocabulary = weights.size("decoder/embeddings/weight", 0);
   config.decoder.tied_output = !weights.has("decoder/projection/weight");
