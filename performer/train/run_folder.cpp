@@ -15,6 +15,7 @@
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
+#include "performer/data/json.h"
 #include "performer/models/folder.h"
 
 namespace performer::train {
@@ -97,13 +98,16 @@ TrainingCheckpoint load_training(const std::string& directory) {
   const TensorFile file = read_safetensors(path);
   check_format(path, file.metadata);
   TrainingCheckpoint checkpoint;
-  try {
-    checkpoint.state = state_from_json(nlohmann::json::parse(file.metadata.at("state")));
-    checkpoint.task.values = nlohmann::json::parse(file.metadata.at("task"));
-    checkpoint.settings = nlohmann::json::parse(file.metadata.at("settings")).get<Settings>();
-  } catch (const std::exception& error) {  // JSON errors and missing entries
-    throw InputError(fmt::format("{}: damaged training state: {}", path, error.what()));
-  }
+  const auto entry = [&](const char* key) {
+    const auto found = file.metadata.find(key);
+    check<InputError>(found != file.metadata.end(), "{}: damaged training state: '{}' is missing", path, key);
+    return nlohmann::json::parse(found->second);
+  };
+  data::read_json(path, "damaged training state", [&] {
+    checkpoint.state = state_from_json(entry("state"));
+    checkpoint.task.values = entry("task");
+    checkpoint.settings = entry("settings").get<Settings>();
+  });
   const auto generator = file.tensors.find("generator");
   check<InputError>(generator != file.tensors.end(), "{}: the state of the random generator is missing",
                     path);

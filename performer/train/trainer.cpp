@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "performer/base/error.h"
+#include "performer/data/json.h"
 #include "performer/distributed/gradients.h"
 #include "performer/train/metrics_log.h"
 #include "performer/train/out_of_memory.h"
@@ -139,11 +140,8 @@ void Run::restore() {
   const std::string& path = folder_.path();
   const TrainingCheckpoint checkpoint = load_training(path);
   check_same_settings(path, checkpoint.settings, all_settings(task_, config_));
-  try {
-    task_.set_state(checkpoint.task, path);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: damaged training state: {}", training_file(path), error.what()));
-  }
+  data::read_json(training_file(path), "damaged training state",
+                  [&] { task_.set_state(checkpoint.task, path); });
   adam_.set_state(checkpoint.adam, training_file(path));
   default_generator().set_state(checkpoint.generator);
   const int threads = state_.threads, ranks = state_.ranks;

@@ -19,6 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using testing::losses;
 using testing::records;
 
@@ -233,7 +234,9 @@ TEST_F(ResumeTest, DamagedOrNewerCheckpoints) {
   EXPECT_THAT(failure(with), HasSubstr("not a training checkpoint"));
   for (const auto& [key, other] : {std::pair{"seconds", "sekonds"}, std::pair{"cursor", "kursor"}}) {
     write_file(path, edited(key, other));  // of the loop, and of the task
-    EXPECT_THAT(failure(with), AllOf(HasSubstr("damaged training state"), HasSubstr(path))) << key;
+    EXPECT_THAT(failure(with),
+                AllOf(HasSubstr("damaged training state"), HasSubstr(path), Not(HasSubstr("json.exception"))))
+        << key;
   }
 }
 
