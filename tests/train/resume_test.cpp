@@ -19,8 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using ::testing::Not;
 using testing::losses;
+using ::testing::Not;
 using testing::records;
 
 class ResumeTest : public testing::RunTest {
