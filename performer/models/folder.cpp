@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "performer/base/error.h"
 #include "performer/base/files.h"
@@ -145,9 +146,9 @@ Configuration read_configuration(const std::string& text, const std::string& pat
 
 data::Baselines read_baselines(const std::string& text, const std::string& path, int64_t symbols) {
   const json root = data::parse_json_object(text, path);
+  auto counts = data::json_field<std::vector<int64_t>>(root, "counts", path);
   try {
-    return data::Baselines::from_counts(symbols,
-                                        data::json_field<std::vector<int64_t>>(root, "counts", path));
+    return data::Baselines::from_counts(symbols, std::move(counts));
   } catch (const InputError& error) {
     throw InputError(fmt::format("{}: {}", path, error.what()));
   }

@@ -160,12 +160,13 @@ TEST_F(Checkpoint, NamesTruncatedAndDamagedFiles) {
   EXPECT_THAT(load_message(), HasSubstr("model.safetensors is truncated"));
   save();
   write_file(file("config.json"), "{\"format\": 1,");
-  EXPECT_THAT(load_message(), HasSubstr("config.json is damaged"));
+  EXPECT_THAT(load_message(), HasSubstr("config.json, line 1, column 14: not JSON"));
   save();
   write_file(file("baselines.json"), "{\"counts\": [1, 2]}");
   EXPECT_THAT(load_message(), HasSubstr("baselines.json"));
   write_file(file("baselines.json"), "{\"counts\": [1.5]}");
-  EXPECT_THAT(load_message(), HasSubstr("baselines.json is damaged"));
+  EXPECT_THAT(load_message(),
+              testing::MatchesRegex("[^:]*baselines.json: 'counts' must be a list of whole numbers, not .*"));
   save();
   write_file(file("tokenizer.json"), "{\"letters\": \"ACGT\"}");
   EXPECT_THAT(load_message(), HasSubstr("tokenizer.json: 'name' is missing"));
