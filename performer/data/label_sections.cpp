@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "performer/base/error.h"
+#include "performer/data/json.h"
 #include "performer/data/labels.h"
 
 namespace performer::data {
@@ -51,14 +52,12 @@ LabelledSequences::LabelledSequences(const SectionFile& file, std::span<const in
 }
 
 void LabelledSequences::read_description(const SectionFile& file, bool& per_token) {
-  try {
+  read_json(file.name(), "damaged description of labels", [&] {
     const auto description = nlohmann::json::parse(file.text(kDescription));
     description.at("classes").get_to(classes_);
     description.at("per_token").get_to(per_token);
     description.at("fingerprint").get_to(fingerprint_);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: damaged description of labels: {}", file.name(), error.what()));
-  }
+  });
 }
 
 void LabelledSequences::check_values(std::span<const int64_t> offsets, bool per_token) const {

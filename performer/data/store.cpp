@@ -7,6 +7,7 @@
 
 #include "performer/base/error.h"
 #include "performer/data/fingerprint.h"
+#include "performer/data/json.h"
 
 namespace performer::data {
 namespace {
@@ -106,16 +107,19 @@ SequenceStore::SequenceStore(SectionFile file, Origin origin) : file_(std::move(
 
 void SequenceStore::read_description() {
   vocabulary_ = Vocabulary::from_json(std::string(file_.text(kVocabulary)), file_.name());
+  constexpr const char* kDamaged = "damaged description of the corpus";
   std::string shape;
-  try {
+  read_json(file_.name(), kDamaged, [&] {
     const auto description = nlohmann::json::parse(file_.text(kDescription));
     description.at("format").get_to(format_);
     description.at("image_shape").get_to(shape);
     description.at("fingerprint").get_to(fingerprint_);
     report_ = report_from(description.at("report"));
+  });
+  try {
     if (!shape.empty()) shape_ = parse_image_shape(shape);
-  } catch (const std::exception& error) {  // JSON errors, and a shape that is none
-    throw InputError(fmt::format("{}: damaged description of the corpus: {}", file_.name(), error.what()));
+  } catch (const UsageError& error) {  // here it is the file that is wrong, not the request
+    throw InputError(fmt::format("{}: {}: {}", file_.name(), kDamaged, error.what()));
   }
 }
 
