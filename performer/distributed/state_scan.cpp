@@ -85,7 +85,7 @@ ops::State ScannedStates::scan(const ops::State& own, const std::vector<int64_t>
   for (int64_t there = 1; there < size; there *= 2) {
     // A rank without a sum has nobody to give it to: who wants it looks past this rank, which then does too.
     const ops::State further = move(sum, there, there);
-    if (further.defined()) sum = down ? ops::merge_states(sum, further) : ops::merge_states(further, sum);
+    sum = down ? nn::merged(sum, further) : nn::merged(further, sum);
   }
   return sum;
 }
