@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 
+#include "cli/pages.h"
 #include "cli/process.h"
 #include "cli/program.h"
 #ifdef PERFORMER_WITH_REFERENCES
@@ -16,11 +18,9 @@
 #endif
 
 #ifdef PERFORMER_WITH_JEMALLOC
-// Read by jemalloc when the program is loaded. Freed pages are kept for the next step's tensors, of any size:
-// returning them to the system and clearing new ones took a quarter of a training step.
 extern "C" {
 extern const char* malloc_conf;
-const char* malloc_conf = "dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0";
+const char* malloc_conf = performer::cli::kPages;  // read when the program is loaded
 }
 #endif
 
@@ -46,6 +46,9 @@ int main(int argc, char** argv) {
   performer::cli::open_standard_streams();
   performer::cli::end_on_signals();
   signal(SIGXFSZ, SIG_IGN);  // a file-size limit is an error like a full disk, not a death without a message
+  // oneDNN keeps a compiled product for each shape that it has seen, by default 1,024 of them and some 300
+  // MB, and nearly every batch of sequences has a length of its own. A step needs fewer than these.
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64", 0);
   auto logger = spdlog::stderr_logger_mt("performer");
   logger->set_pattern("%H:%M:%S %v");
   spdlog::set_default_logger(logger);
