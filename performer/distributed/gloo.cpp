@@ -139,14 +139,20 @@ class GlooCommunicator final : public Communicator {
     try {
       group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
           c10::make_intrusive<c10d::PrefixStore>("group/" + name, meeting_.store), rank, size, options);
+      // No rank goes on, and perhaps ends with an error of its own, while another is still connecting: that
+      // one would only see a closed connection.
+      std::vector<at::Tensor> nothing{at::zeros({1})};
+      pending(group_->allreduce(nothing))->wait();
+    } catch (const Error&) {
+      leave();
+      throw;
     } catch (const std::exception&) {
       throw Error(meeting_.watch->explain(reason_of(std::current_exception())));
     }
   }
 
-  // After a loss its threads wait for ranks that never come: then it is left to the end of the process.
   ~GlooCommunicator() override {
-    if (broken_ || !meeting_.watch->trouble().empty()) (void)group_.release();
+    if (broken_ || !meeting_.watch->trouble().empty()) leave();
   }
 
   int rank() const override { return rank_; }
@@ -210,6 +216,8 @@ class GlooCommunicator final : public Communicator {
   Traffic traffic() const override { return traffic_; }
 
  private:
+  // After a loss the group's threads wait for ranks that never come: it is left to the end of the process.
+  void leave() { (void)group_.release(); }
   void count(const at::Tensor& tensor) {
     ++traffic_.exchanges;
     traffic_.bytes += static_cast<int64_t>(tensor.nbytes());

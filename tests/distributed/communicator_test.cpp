@@ -99,6 +99,18 @@ TEST(Communicator, ReasonsOfFailuresReachTheOthers) {
   EXPECT_EQ(errors[2], "rank 1 failed: the disk is full");
 }
 
+// A rank that ends at once does not close its connections while others are still making theirs.
+TEST(Communicator, RanksThatEndAtOnceDisturbNobody) {
+  for (int round = 0; round < 10; ++round) {
+    const int size = 2 + round % 3;
+    const auto errors = run_ranks(size, [&](Communicator& ranks) {
+      const auto same = ranks.group("all of them", 0, 1, size);
+      throw Error("a bad option");
+    });
+    EXPECT_THAT(errors, ::testing::Each("a bad option"));
+  }
+}
+
 // Rank 0 says what all find, and what others were told by it.
 TEST(Communicator, TellsWhetherRankZeroEndsWithTheSameReason) {
   const auto errors = run_ranks(4, [](Communicator& ranks) {
