@@ -93,8 +93,8 @@ class Comparison:
         return ready
 
     def time_by_turns(self, ready, also=None):
-        """Seconds of a call by name: [samples]. `also` is called once a turn for more of them."""
-        samples, calls = {}, {}
+        """Seconds of a call by name: [samples]. `also` gives one more sample of other candidates in each turn."""
+        samples, calls, others = {}, {}, {}
         for turn in range(self.options.turns):
             for worker, name, _ in ready:
                 spent = sum(samples.get(name, []))
@@ -107,9 +107,10 @@ class Comparison:
                 if name not in calls:  # the first sample says how many calls make a long enough one
                     calls[name] = max(1, round(SHORTEST_SAMPLE / max(reply["seconds"], 1e-6)))
                 samples.setdefault(name, []).append(reply["seconds"])
-            if also is not None:
+            if also is not None and (turn < 2 or max(map(sum, others.values()), default=0) <= self.options.seconds):
                 for name, seconds in also().items():
-                    samples.setdefault(name, []).append(seconds)
+                    others.setdefault(name, []).append(seconds)
+        samples.update(others)
         for worker in self.workers.values():
             worker.ask(do="drop")
         return samples
@@ -168,7 +169,7 @@ class Comparison:
         command = [self.program, "bench", "--op", "train", "--json", "--quiet", "-t", str(self.options.threads),
                    "--kinds", "identity,identity+qk,favor-softmax,favor-relu,exact", "--passes", "forward_backward",
                    "--lengths", str(case["length"]), "--dtype", case["dtype"], "--directions", case["direction"],
-                   "--batch", str(case["batch"]), "--repetitions", "2"]
+                   "--batch", str(case["batch"]), "--repetitions", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0 and not done.stdout:
             say("  performer bench failed: " + done.stderr.strip()[-300:])

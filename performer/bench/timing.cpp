@@ -13,6 +13,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kShortestSample = 2e-3;  // seconds
+constexpr double kLongCall = 1;           // seconds, beside which what a first call does once is nothing
 constexpr int64_t kFewestSamples = 3;
 
 double seconds_of(const std::function<void()>& work, int64_t calls) {
@@ -45,13 +46,18 @@ std::vector<Timing> time_by_turns(const std::vector<std::function<void()>>& work
     entries[i].calls =
         std::max<int64_t>(1, static_cast<int64_t>(std::ceil(kShortestSample / std::max(once, 1e-8))));
     entries[i].calls = std::min<int64_t>(entries[i].calls, 100000);
+    if (once < kLongCall) continue;
+    entries[i].spent = once;
+    entries[i].samples.push_back(once);
   }
   for (int64_t turn = 0; turn < options.repetitions; ++turn) {
     if (progress)
       progress(fmt::format("timing {} rows, turn {} of {}", works.size(), turn + 1, options.repetitions));
     for (size_t i = 0; i < works.size(); ++i) {
       Entry& entry = entries[i];
-      if (entry.spent >= options.seconds && turn >= kFewestSamples) continue;
+      const int64_t sampled = std::ssize(entry.samples);
+      if (sampled >= options.repetitions || (entry.spent >= options.seconds && sampled >= kFewestSamples))
+        continue;
       const double seconds = seconds_of(works[i], entry.calls);
       entry.spent += seconds;
       entry.samples.push_back(seconds / static_cast<double>(entry.calls));

@@ -24,7 +24,8 @@ struct Timing {
 
 // Runs every piece of work once to warm up, then takes one sample of each in turn, again and again: what
 // slows the machine for a while slows all alike, and the fastest sample of each is from its quiet moments. A
-// sample is as many calls as last two milliseconds.
+// sample is as many calls as last two milliseconds. A first call that lasts a second or more counts as a
+// sample.
 std::vector<Timing> time_by_turns(const std::vector<std::function<void()>>& works,
                                   const TimingOptions& options, const Progress& progress);
 

@@ -6,8 +6,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <thread>
 
 #include "performer/base/error.h"
 #include "performer/bench/cases.h"
@@ -291,6 +293,18 @@ TEST(Timing, SlowRowsGetFewerSamples) {
   };
   EXPECT_EQ(time_by_turns({work}, {.repetitions = 50, .seconds = 1e-3}, {})[0].repetitions, 3);
   EXPECT_EQ(calls, 4) << "one to warm up, three samples";
+}
+
+TEST(Timing, ALongFirstCallIsASample) {
+  int calls = 0;
+  const auto work = [&] {
+    ++calls;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1010));
+  };
+  const auto timings = time_by_turns({work}, {.repetitions = 1}, {});
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(timings[0].repetitions, 1);
+  EXPECT_GE(timings[0].median, 1.0);
 }
 
 TEST(Limits, CountTheirOperations) {
