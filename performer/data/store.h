@@ -29,6 +29,7 @@ class SequenceStore final : public Corpus {
   // The corpus in the file of another store, which may be one of another process. Throws InputError naming
   // the file where it is damaged: nothing that is read from it leads out of it, and all tokens are symbols.
   explicit SequenceStore(SectionFile file);
+  SequenceStore(const SequenceStore&) = delete;  // nor moved: LabelledSequences may point into its file
 
   // Everything that the corpus is, and the labels of its sequences.
   const SectionFile& file() const { return file_; }
