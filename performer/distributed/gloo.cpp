@@ -142,7 +142,7 @@ class GlooCommunicator final : public Communicator {
       // No rank goes on, and perhaps ends with an error of its own, while another is still connecting: that
       // one would only see a closed connection.
       std::vector<at::Tensor> nothing{at::zeros({1})};
-      pending(group_->allreduce(nothing))->wait();
+      pending([&] { return group_->allreduce(nothing); })->wait();
     } catch (const Error&) {
       leave();
       throw;
@@ -161,25 +161,25 @@ class GlooCommunicator final : public Communicator {
   std::unique_ptr<Pending> begin_sum(const at::Tensor& tensor) override {
     std::vector<at::Tensor> tensors{tensor};
     count(tensor);
-    return pending(group_->allreduce(tensors));
+    return pending([&] { return group_->allreduce(tensors); });
   }
   void maximum(const at::Tensor& tensor) override {
     std::vector<at::Tensor> tensors{tensor};
     c10d::AllreduceOptions options;
     options.reduceOp = c10d::ReduceOp::MAX;
-    finish(group_->allreduce(tensors, options), tensor);
+    finish([&] { return group_->allreduce(tensors, options); }, tensor);
   }
   void broadcast(const at::Tensor& tensor, int from) override {
     std::vector<at::Tensor> tensors{tensor};
     c10d::BroadcastOptions options;
     options.rootRank = from;
-    finish(group_->broadcast(tensors, options), tensor);
+    finish([&] { return group_->broadcast(tensors, options); }, tensor);
   }
   at::Tensor gather(const at::Tensor& own) override {
     std::vector<std::vector<at::Tensor>> all(1);
     std::vector<at::Tensor> mine{own};
     for (int i = 0; i < size_; ++i) all[0].push_back(at::empty_like(own));
-    finish(group_->allgather(all, mine), own);
+    finish([&] { return group_->allgather(all, mine); }, own);
     return at::stack(all[0]);
   }
   at::Tensor sum_of_own_part(const at::Tensor& parts) override {
@@ -193,11 +193,11 @@ class GlooCommunicator final : public Communicator {
   std::unique_ptr<Pending> begin_send(const at::Tensor& tensor, int to) override {
     std::vector<at::Tensor> tensors{tensor};
     count(tensor);
-    return message(group_->send(tensors, to, sent_to_[to]++));
+    return message([&] { return group_->send(tensors, to, sent_to_[to]++); });
   }
   std::unique_ptr<Pending> begin_receive(const at::Tensor& tensor, int from) override {
     std::vector<at::Tensor> tensors{tensor};
-    return message(group_->recv(tensors, from, received_from_[from]++));
+    return message([&] { return group_->recv(tensors, from, received_from_[from]++); });
   }
 
   std::unique_ptr<Communicator> group(const std::string& name, int first, int stride, int count) override {
@@ -222,15 +222,28 @@ class GlooCommunicator final : public Communicator {
     ++traffic_.exchanges;
     traffic_.bytes += static_cast<int64_t>(tensor.nbytes());
   }
-  std::unique_ptr<Pending> pending(const c10::intrusive_ptr<c10d::Work>& work) {
-    return std::make_unique<PendingWork>(work, meeting_.watch);
+  // What `begin` returns, an exchange that was begun. Gloo throws at once where it knows of a lost
+  // connection.
+  template <class Begin>
+  c10::intrusive_ptr<c10d::Work> begun(const Begin& begin) {
+    try {
+      return begin();
+    } catch (const std::exception&) {
+      throw Error(meeting_.watch->explain(reason_of(std::current_exception())));
+    }
   }
-  std::unique_ptr<Pending> message(const c10::intrusive_ptr<c10d::Work>& work) {
-    return std::make_unique<PendingMessage>(work, meeting_.watch);
+  template <class Begin>
+  std::unique_ptr<Pending> pending(const Begin& begin) {
+    return std::make_unique<PendingWork>(begun(begin), meeting_.watch);
   }
-  void finish(const c10::intrusive_ptr<c10d::Work>& work, const at::Tensor& counted) {
+  template <class Begin>
+  std::unique_ptr<Pending> message(const Begin& begin) {
+    return std::make_unique<PendingMessage>(begun(begin), meeting_.watch);
+  }
+  template <class Begin>
+  void finish(const Begin& begin, const at::Tensor& counted) {
     count(counted);
-    pending(work)->wait();
+    pending(begin)->wait();
   }
 
   Meeting meeting_;

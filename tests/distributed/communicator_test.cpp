@@ -84,6 +84,20 @@ TEST(Communicator, MessagesThatNeverCome) {
   EXPECT_EQ(errors[2], "rank 1 failed: the disk is full");
 }
 
+// Also where the connection is known to be lost before the message is begun.
+TEST(Communicator, MessagesToARankThatLeft) {
+  expect_no_errors(run_ranks(2,
+                             [](Communicator& ranks) {
+                               if (ranks.rank() == 1) return;
+                               std::this_thread::sleep_for(std::chrono::milliseconds(500));
+                               const at::Tensor values = at::ones({1});
+                               EXPECT_THROW(ranks.begin_send(values, 1)->wait(), Error);
+                               EXPECT_THROW(ranks.receive(values, 1), Error);
+                               EXPECT_THROW(ranks.sum(values), Error);
+                             },
+                             {20, 1}));
+}
+
 TEST(Communicator, ReasonsOfFailuresReachTheOthers) {
   const auto errors = run_ranks(3, [](Communicator& ranks) {
     at::Tensor values = at::ones({1});
