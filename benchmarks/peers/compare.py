@@ -96,9 +96,11 @@ class Comparison:
         """Seconds of a call by name: [samples]. `also` gives one more sample of other candidates in each turn."""
         samples, calls, others = {}, {}, {}
         for turn in range(self.options.turns):
+            def enough(taken, turn=turn):
+                return turn >= 2 and sum(taken) > self.options.seconds
+
             for worker, name, _ in ready:
-                spent = sum(samples.get(name, []))
-                if turn >= 2 and spent > self.options.seconds:
+                if enough(samples.get(name, [])):
                     continue
                 reply = worker.ask(do="time", key=name, calls=calls.get(name, 1))
                 if "error" in reply:
@@ -107,7 +109,7 @@ class Comparison:
                 if name not in calls:  # the first sample says how many calls make a long enough one
                     calls[name] = max(1, round(SHORTEST_SAMPLE / max(reply["seconds"], 1e-6)))
                 samples.setdefault(name, []).append(reply["seconds"])
-            if also is not None and (turn < 2 or max(map(sum, others.values()), default=0) <= self.options.seconds):
+            if also is not None and not any(map(enough, others.values())):
                 for name, seconds in also().items():
                     others.setdefault(name, []).append(seconds)
         samples.update(others)

@@ -136,18 +136,16 @@ class GlooCommunicator final : public Communicator {
       : meeting_(std::move(meeting)), rank_(rank), size_(size) {
     auto options = c10d::ProcessGroupGloo::Options::create(kLongest);
     options->devices.push_back(meeting_.device);
+    const auto store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, meeting_.store);
+    group_ = begun([&] { return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, options); });
+    // No rank goes on, and perhaps ends with an error of its own, while another is still connecting: that one
+    // would only see a closed connection.
+    std::vector<at::Tensor> nothing{at::zeros({1})};
     try {
-      group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
-          c10::make_intrusive<c10d::PrefixStore>("group/" + name, meeting_.store), rank, size, options);
-      // No rank goes on, and perhaps ends with an error of its own, while another is still connecting: that
-      // one would only see a closed connection.
-      std::vector<at::Tensor> nothing{at::zeros({1})};
       pending([&] { return group_->allreduce(nothing); })->wait();
     } catch (const Error&) {
       leave();
       throw;
-    } catch (const std::exception&) {
-      throw Error(meeting_.watch->explain(reason_of(std::current_exception())));
     }
   }
 
@@ -222,10 +220,10 @@ class GlooCommunicator final : public Communicator {
     ++traffic_.exchanges;
     traffic_.bytes += static_cast<int64_t>(tensor.nbytes());
   }
-  // What `begin` returns, an exchange that was begun. Gloo throws at once where it knows of a lost
+  // What `begin` returns: a group, or an exchange, where Gloo throws at once if it knows of a lost
   // connection.
   template <class Begin>
-  c10::intrusive_ptr<c10d::Work> begun(const Begin& begin) {
+  auto begun(const Begin& begin) -> decltype(begin()) {
     try {
       return begin();
     } catch (const std::exception&) {
