@@ -2,7 +2,7 @@
 // performer info: what this build and machine offer, what a model is, and which attention kinds there are.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/version.h>
 
 #include <memory>

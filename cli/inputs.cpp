@@ -3,7 +3,7 @@
 
 #include <spdlog/spdlog.h>
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/stat.h>
 #include <unistd.h>
 

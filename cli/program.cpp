@@ -4,7 +4,7 @@
 #include "cli/program.h"
 
 #include <c10/util/Exception.h>
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdio>

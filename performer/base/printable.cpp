@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/base/printable.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <vector>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/data/config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "performer/base/error.h"

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/data/vocabulary.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>

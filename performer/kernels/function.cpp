@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "performer/kernels/function.h"
 
+#include <fmt/ranges.h>
+
 #include <iterator>
 
 #include "performer/base/error.h"

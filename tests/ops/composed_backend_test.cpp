@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backend "composed", chosen by name on the CPU, against the double reference and the kernels.
 #include <ATen/record_function.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "tests/ops/inputs.h"
@@ -108,17 +109,20 @@ TEST(ComposedBackend, AgreesWithTheDoubleReference) {
   }
 }
 
-// Several chunks of the backend's own size, and lengths around powers of two.
+// Several chunks of the backend's own size, several blocks of a chunk, and lengths around powers of two.
 TEST(ComposedBackend, LongAndOddLengths) {
-  const FeatureMap map = softmax_features(2, 8, 16);
-  for (const int64_t tokens : {1, 2, 3, 31, 33, 127, 128, 129, 300}) {
-    for (const bool causal : {false, true}) {
-      AttentionInputs in = random_call(1, tokens, tokens, 2, 8, 4, 1, at::kDouble);
-      in.causal = causal;
-      in.return_state = true;
-      const Results expected = attend(in, map, "cpu"), got = attend(in, map, "composed");
-      EXPECT_LT(gap(got.out, expected.out), 1e-11) << tokens;
-      for (size_t i = 0; i < 3; ++i) EXPECT_LT(gap(got.gradients[i], expected.gradients[i]), 1e-10) << tokens;
+  for (const FeatureMap& map : {softmax_features(2, 8, 16), elementwise_features("relu", 1e-3)}) {
+    for (const int64_t tokens : {1, 2, 3, 31, 33, 127, 128, 129, 300, 700}) {
+      for (const bool causal : {false, true}) {
+        SCOPED_TRACE(fmt::format("{} {} causal={}", map.family, tokens, causal));
+        AttentionInputs in = random_call(1, tokens, tokens, 2, 8, 4, 1, at::kDouble);
+        in.causal = causal;
+        in.return_state = true;
+        in.chunk = tokens > 200 ? 256 : 0;
+        const Results expected = attend(in, map, "cpu"), got = attend(in, map, "composed");
+        EXPECT_LT(gap(got.out, expected.out), 1e-11);
+        for (size_t i = 0; i < 3; ++i) EXPECT_LT(gap(got.gradients[i], expected.gradients[i]), 1e-10);
+      }
     }
   }
 }

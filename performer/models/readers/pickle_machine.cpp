@@ -2,7 +2,7 @@
 #include "performer/models/readers/pickle_machine.h"
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>

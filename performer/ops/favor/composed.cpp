@@ -25,15 +25,13 @@ using composed::Sums;
 constexpr int64_t kComposedChunk = 128;
 
 // Tokens handled at a time. What an operation costs on an accelerator is mostly its start: chunks are as long
-// there as one tensor of their features may be large, 64 MiB in float32, and a quarter of that within causal
-// chunks, whose work grows with their length.
+// there as one tensor of their features may be large, 64 MiB in float32.
 int64_t tokens_at_a_time(const Call& call) {
   if (call.chunk > 0) return call.chunk;
   if (call.query.is_cpu()) return kComposedChunk;
-  const int64_t elements = call.causal ? int64_t{1} << 22 : int64_t{1} << 24,
-                longest = call.causal ? 2048 : 16384;
+  constexpr int64_t kElements = int64_t{1} << 24, kLongest = 16384;
   const int64_t row = std::max<int64_t>(1, call.query.size(0) * call.heads * call.features);
-  return std::clamp(elements / row, kComposedChunk, longest);
+  return std::clamp(kElements / row, kComposedChunk, kLongest);
 }
 
 // Sums stay in their own type under autocast.

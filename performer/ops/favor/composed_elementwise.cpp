@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The element-wise family of the composed backend: phi = g(u) + epsilon, sums without scales.
+//
+// A causal chunk is cut into blocks that are handled side by side: within a block query by query, and all
+// blocks before it by running totals of their sums.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -52,6 +56,30 @@ Tensor derivative(Function function, const Tensor& u) {
   return {};
 }
 
+constexpr int64_t kBlock = 64;
+
+// x [B, H, C, N] as blocks [B, H, blocks, tokens of a block, N], with zeros behind the last token.
+Tensor blocks_of(const Tensor& x) {
+  const int64_t tokens = x.size(2), size = std::min(kBlock, tokens);
+  const int64_t missing = (size - tokens % size) % size;
+  const Tensor whole = missing == 0 ? x : at::constant_pad_nd(x, {0, 0, 0, missing});
+  return whole.unflatten(2, {-1, size});
+}
+
+// And back.
+Tensor tokens_of(const Tensor& blocks, int64_t tokens) {
+  return blocks.flatten(2, 3).narrow(2, 0, tokens);
+}
+
+// Totals of the blocks before each block: x and the result [B, H, blocks, ...].
+Tensor before_each(const Tensor& x) {
+  const int64_t earlier = x.size(2) - 1;
+  return at::cat({at::zeros_like(x.narrow(2, 0, 1)), x.narrow(2, 0, earlier).cumsum(2)}, 2);
+}
+Tensor after_each(const Tensor& x) {
+  return before_each(x.flip(2)).flip(2);
+}
+
 class Elementwise final : public Family {
  public:
   Elementwise(Function function, double epsilon) : function_(function), epsilon_(epsilon) {}
@@ -72,8 +100,16 @@ class Elementwise final : public Family {
     return {at::matmul(phi, sums.kv), at::matmul(phi, sums.last.unsqueeze(-1)).squeeze(-1), {}};
   }
   Part read_causal(const Tensor& u, const Keys& keys) const override {
-    const Tensor weights = at::matmul(features(u), key_features(keys).transpose(-1, -2)).tril();
-    return {at::matmul(weights, keys.value), weights.sum(-1), {}};
+    const int64_t count = u.size(2);
+    const Tensor q = blocks_of(features(u)), k = blocks_of(key_features(keys)), v = blocks_of(keys.value);
+    const Tensor weights = at::matmul(q, k.transpose(-1, -2)).tril();
+    Tensor numerator = at::matmul(weights, v), denominator = weights.sum(-1, true);
+    if (q.size(2) > 1) {
+      const Tensor kv = before_each(at::matmul(k.transpose(-1, -2), v)), key_sum = before_each(k.sum(-2));
+      numerator = numerator + at::matmul(q, kv);
+      denominator = denominator + at::matmul(q, key_sum.unsqueeze(-1));
+    }
+    return {tokens_of(numerator, count), tokens_of(denominator, count).squeeze(-1), {}};
   }
   Part merge(const Part& a, const Part& b) const override {
     return {a.numerator + b.numerator, a.denominator + b.denominator, {}};
@@ -97,13 +133,26 @@ class Elementwise final : public Family {
     return {{}, key_slopes(keys) * inner, at::matmul(key_features(keys), mirror.kv)};
   }
   ChunkGradients causal_gradient(const Queries& queries, const Keys& keys) const override {
-    const Tensor scale = inverse(queries), phi_q = features(queries.u), phi_k = key_features(keys);
-    const Tensor change =
-        ((at::matmul(queries.grad, keys.value.transpose(-1, -2)) - queries.dot.unsqueeze(-1)) * scale).tril();
-    const Tensor weights = (at::matmul(phi_q, phi_k.transpose(-1, -2)) * scale).tril();
-    return {derivative(function_, queries.u) * at::matmul(change, phi_k),
-            key_slopes(keys) * at::matmul(change.transpose(-1, -2), phi_q),
-            at::matmul(weights.transpose(-1, -2), queries.grad)};
+    const int64_t count = queries.u.size(2);
+    const Tensor q = blocks_of(features(queries.u)), k = blocks_of(key_features(keys)),
+                 v = blocks_of(keys.value), g = blocks_of(queries.grad),
+                 dot = blocks_of(queries.dot.unsqueeze(-1)), scale = blocks_of(inverse(queries));
+    const Tensor change = ((at::matmul(g, v.transpose(-1, -2)) - dot) * scale).tril();
+    const Tensor weights = (at::matmul(q, k.transpose(-1, -2)) * scale).tril();
+    ChunkGradients blocks{at::matmul(change, k), at::matmul(change.transpose(-1, -2), q),
+                          at::matmul(weights.transpose(-1, -2), g)};
+    if (q.size(2) > 1) {
+      const Tensor kv = before_each(at::matmul(k.transpose(-1, -2), v)),
+                   key_sum = before_each(k.sum(-2, true));
+      blocks.query = blocks.query + (at::matmul(g, kv.transpose(-1, -2)) - dot * key_sum) * scale;
+      const Tensor of_queries = (q * scale).transpose(-1, -2);
+      const Tensor mirror = after_each(at::matmul(of_queries, g)),
+                   dots = after_each(at::matmul(of_queries, dot)).transpose(-1, -2);
+      blocks.key = blocks.key + (at::matmul(v, mirror.transpose(-1, -2)) - dots);
+      blocks.value = blocks.value + at::matmul(k, mirror);
+    }
+    return {derivative(function_, queries.u) * tokens_of(blocks.query, count),
+            key_slopes(keys) * tokens_of(blocks.key, count), tokens_of(blocks.value, count)};
   }
 
   double empty_scale() const override { return 0; }

@@ -60,6 +60,11 @@ Tensor row_sums(const Tensor& weights, const Tensor& last) {
   return at::matmul(weights, last.unsqueeze(-1)).squeeze(-1);
 }
 
+// Whether reading `size` keys through their sums, M x E numbers, takes fewer products than query by query.
+bool reads_sums(int64_t size, int64_t features, int64_t value_size) {
+  return size * (features + value_size) > 2 * features * value_size;
+}
+
 // Adds exp(log_weight) * (rows, tail) to the sums, and keeps each feature's scale the largest so far.
 void add(Sums& sums, const Tensor& log_weight, const Tensor& rows, const Tensor& tail) {
   const Tensor raised = at::maximum(sums.scale, log_weight.amax(-2));
@@ -153,12 +158,11 @@ class Exponential final : public Family {
       const Tensor keys_u = half(k, size, 0), scale = largest(keys_u);
       const Tensor of_queries = weight_of(half(q, size, 1) + scale - half(normalizer, size, 1)),
                    of_keys = (keys_u - scale).exp();
-      const Tensor g = half(grad, size, 1);
-      const Tensor probability = at::matmul(of_queries, of_keys.transpose(-1, -2));
-      const Tensor change = at::matmul(g, half(value, size, 0).transpose(-1, -2)) - half(dot, size, 1);
-      half(total.query, size, 1).add_(of_queries * at::matmul(change, of_keys));
-      half(total.key, size, 0).add_(of_keys * at::matmul(change.transpose(-1, -2), of_queries));
-      half(total.value, size, 0).add_(at::matmul(probability.transpose(-1, -2), g));
+      const ChunkGradients part =
+          half_gradient(of_queries, of_keys, half(value, size, 0), half(grad, size, 1), half(dot, size, 1));
+      half(total.query, size, 1).add_(part.query);
+      half(total.key, size, 0).add_(part.key);
+      half(total.value, size, 0).add_(part.value);
     }
     const auto cut = [&](const Tensor& x) { return x.narrow(2, 0, count); };
     return {cut(total.query), cut(total.key), cut(total.value)};
@@ -170,14 +174,36 @@ class Exponential final : public Family {
   }
 
  private:
-  // Queries that see all of the keys.
+  // Queries that see all of the keys, as many as there are queries.
   Part read_half(const Tensor& q, const Tensor& k, const Tensor& value) const {
-    const Tensor scale = largest(k);
+    const Tensor scale = largest(k), of_keys = (k - scale).exp();
     Tensor of_queries = q + scale;
     const Tensor shift = of_queries.amax(-1);
     of_queries = (of_queries - shift.unsqueeze(-1)).exp();
-    const Tensor weights = at::matmul(of_queries, (k - scale).exp().transpose(-1, -2));
+    if (reads_sums(q.size(-2), q.size(-1), value.size(-1))) {
+      const Tensor kv = at::matmul(of_keys.transpose(-1, -2), value);
+      return {at::matmul(of_queries, kv), row_sums(of_queries, of_keys.sum(-2)), shift};
+    }
+    const Tensor weights = at::matmul(of_queries, of_keys.transpose(-1, -2));
     return {at::matmul(weights, value), weights.sum(-1), shift};
+  }
+
+  // The gradients of what read_half() computes. `of_queries` and `of_keys` are the two factors of attention
+  // probabilities; g and dot as in Queries, dot [..., C, 1].
+  ChunkGradients half_gradient(const Tensor& of_queries, const Tensor& of_keys, const Tensor& value,
+                               const Tensor& g, const Tensor& dot) const {
+    if (reads_sums(g.size(-2), of_keys.size(-1), value.size(-1))) {
+      const Tensor kv = at::matmul(of_keys.transpose(-1, -2), value), key_sum = of_keys.sum(-2, true);
+      const Tensor queries = of_queries.transpose(-1, -2);
+      const Tensor mirror = at::matmul(queries, g), dots = at::matmul(queries, dot).transpose(-1, -2);
+      return {of_queries * (at::matmul(g, kv.transpose(-1, -2)) - dot * key_sum),
+              of_keys * (at::matmul(value, mirror.transpose(-1, -2)) - dots), at::matmul(of_keys, mirror)};
+    }
+    const Tensor probability = at::matmul(of_queries, of_keys.transpose(-1, -2));
+    const Tensor change = at::matmul(g, value.transpose(-1, -2)) - dot;
+    return {of_queries * at::matmul(change, of_keys),
+            of_keys * at::matmul(change.transpose(-1, -2), of_queries),
+            at::matmul(probability.transpose(-1, -2), g)};
   }
 };
 

@@ -37,6 +37,15 @@ Tensor floored(const Tensor& moment) {
                    identity.expand_as(moment));
 }
 
+// Eigenvalues and eigenvectors of symmetric matrices. They are computed on the CPU wherever the matrices are:
+// each library chooses the signs of eigenvectors in its own way, and a map whose signs differ makes other
+// features of the same projection.
+std::pair<Tensor, Tensor> eigenvectors(const Tensor& matrices) {
+  const bool moves = !matrices.is_cpu() && !matrices.is_meta();
+  const auto [values, vectors] = at::linalg_eigh(moves ? matrices.cpu() : matrices);
+  return {values.to(matrices.device()), vectors.to(matrices.device())};
+}
+
 // Eigenvectors in columns times a function of the eigenvalues, and back.
 Tensor spectral(const Tensor& vectors, const Tensor& values) {
   return at::matmul(vectors * values.unsqueeze(-2), vectors.transpose(-1, -2));
@@ -47,10 +56,10 @@ Tensor spectral(const Tensor& vectors, const Tensor& values) {
 std::pair<Tensor, Tensor> balancing_matrices(const Tensor& query_moment, const Tensor& key_moment) {
   // Rounding of the moments, which are sums in float32, may leave an eigenvalue below 0.
   const auto positive = [](const Tensor& x) { return x.clamp_min(x.amax(-1, true) * 1e-14); };
-  const auto [found, vectors] = at::linalg_eigh(floored(query_moment));
+  const auto [found, vectors] = eigenvectors(floored(query_moment));
   const Tensor values = positive(found);
   const Tensor root = spectral(vectors, values.sqrt()), inverse_root = spectral(vectors, values.rsqrt());
-  const auto [squares, turn] = at::linalg_eigh(at::matmul(root, at::matmul(floored(key_moment), root)));
+  const auto [squares, turn] = eigenvectors(at::matmul(root, at::matmul(floored(key_moment), root)));
   const Tensor quarter = positive(squares).pow(0.25).unsqueeze(-1);
   const Tensor turned = turn.transpose(-1, -2);
   return {quarter * at::matmul(turned, inverse_root), at::matmul(turned, root) / quarter};
@@ -82,7 +91,7 @@ DenseExponential tune_oprf(const Moments& m) {
 DenseExponential tune_sderf(const Moments& m) {
   const Tensor cross = m.query_mean.unsqueeze(-1) * m.key_mean.unsqueeze(-2);
   const Tensor joint = m.query_moment + m.key_moment + cross + cross.transpose(-1, -2);
-  const auto [values, vectors] = at::linalg_eigh(joint);
+  const auto [values, vectors] = eigenvectors(joint);
   const Tensor a = optimal_a(values.clamp_min(0)), b = (1 - 4 * a).sqrt();
   DenseExponential result;
   result.projection = at::matmul(m.projection * b.unsqueeze(-2), vectors.transpose(-1, -2)).to(at::kFloat);

@@ -10,6 +10,7 @@
 #include "performer/kernels/favor.h"
 #include "performer/ops/composed.h"
 #include "performer/ops/favor/call.h"
+#include "performer/ops/maps/mapped.h"
 #include "performer/ops/maps/row.h"
 
 namespace performer::ops {
