@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <set>
 
 #include "performer/bench/report.h"
@@ -20,12 +21,14 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .back { fill: #ffffff } .grid { stroke: #e4e7eb } .frame { fill: none; stroke: #aab2bb } .line { fill: none; stroke-width: 2 }
 .c0 { stroke: #0072b2; fill: #0072b2 } .c1 { stroke: #009e73; fill: #009e73 }
 .c2 { stroke: #d55e00; fill: #d55e00 } .c3 { stroke: #7f8790; fill: #7f8790 } .c4 { stroke: #cc79a7; fill: #cc79a7 }
-.c5 { stroke: #b58900; fill: #b58900 } .c6 { stroke: #2aa1c0; fill: #2aa1c0 } .line { fill: none }
+.c5 { stroke: #b58900; fill: #b58900 } .c6 { stroke: #2aa1c0; fill: #2aa1c0 } .c7 { stroke: #8250df; fill: #8250df }
+.c8 { stroke: #8c564b; fill: #8c564b } .line { fill: none }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .dim { fill: #9198a1 } .back { fill: #0d1117 } .grid { stroke: #262c34 } .frame { stroke: #59636e }
 .c0 { stroke: #58a6ff; fill: #58a6ff } .c1 { stroke: #3fcf9b; fill: #3fcf9b } .c2 { stroke: #ff9b5e; fill: #ff9b5e }
 .c3 { stroke: #9aa4af; fill: #9aa4af } .c4 { stroke: #f2a6d0; fill: #f2a6d0 } .c5 { stroke: #e3c04b; fill: #e3c04b }
-.c6 { stroke: #6cd3ee; fill: #6cd3ee } .line { fill: none } }
+.c6 { stroke: #6cd3ee; fill: #6cd3ee } .c7 { stroke: #bc8cff; fill: #bc8cff } .c8 { stroke: #d3a08f; fill: #d3a08f }
+.line { fill: none } }
 </style>
 )";
 
@@ -47,6 +50,12 @@ std::string escape(const std::string& text) {
 struct Line {
   std::string kind, dtype;
   std::vector<std::pair<double, double>> points;
+};
+
+// How a kind is drawn: its colour, one of c0 to c8 in kStyle, and squares for points instead of circles.
+struct Look {
+  int colour = 0;
+  bool squares = false;
 };
 
 struct Panel {
@@ -102,11 +111,6 @@ std::string line_at(double x1, double y1, double x2, double y2, const std::strin
                      attributes);
 }
 
-std::string dashes(const std::string& dtype) {
-  if (dtype == "bfloat16") return " stroke-dasharray=\"6 4\"";
-  return dtype == "float16" ? " stroke-dasharray=\"2 3\"" : "";
-}
-
 class Figure {
  public:
   explicit Figure(const Report& report) : report_(report) {
@@ -121,7 +125,13 @@ class Figure {
 
   std::string draw() const {
     const auto rows = static_cast<double>(directions_.size());
-    const double width = kLeft + 3 * kPanelWidth + 2 * kGapX + 24;
+    std::vector<std::vector<Panel>> panels;
+    size_t columns = 2;  // the title needs that much
+    for (const std::string& direction : directions_) {
+      panels.push_back(panels_of(direction));
+      columns = std::max(columns, panels.back().size());
+    }
+    const double width = kLeft + static_cast<double>(columns) * (kPanelWidth + kGapX) - kGapX + 24;
     const double legend_top = kTop + rows * kPanelHeight + (rows - 1) * kGapY + 62;
     const std::string legend = draw_legend(legend_top, width);
     const double height = legend_top + legend_lines_ * kLegendLine + 10;
@@ -132,10 +142,9 @@ class Figure {
         width, height, escape(title()), kStyle);
     svg += text_at(kLeft, 28, title(), "class=\"title\"");
     svg += text_at(kLeft, 47, subtitle(), "class=\"dim\"");
-    for (size_t r = 0; r < directions_.size(); ++r) {
-      const std::vector<Panel> panels = panels_of(directions_[r]);
-      for (size_t c = 0; c < panels.size(); ++c) {
-        svg += draw_panel(panels[c], kLeft + static_cast<double>(c) * (kPanelWidth + kGapX),
+    for (size_t r = 0; r < panels.size(); ++r) {
+      for (size_t c = 0; c < panels[r].size(); ++c) {
+        svg += draw_panel(panels[r][c], kLeft + static_cast<double>(c) * (kPanelWidth + kGapX),
                           kTop + static_cast<double>(r) * (kPanelHeight + kGapY));
       }
     }
@@ -203,18 +212,41 @@ class Figure {
         {fmt::format("{}: memory", direction),
          both ? (training() ? "of a training step, MiB" : "of both passes, MiB") : "of the forward pass, MiB",
          lines_of(direction, both ? "forward_backward" : "forward", memory_of)}};
+    std::erase_if(panels, [](const Panel& panel) { return panel.lines.empty(); });
     return panels;
   }
 
-  int colour(const std::string& kind) const {
-    if (kind == "identity") return 3;  // grey: a bound, not a method
-    int place = 0;
+  // The kinds that most figures have look the same in all; identity is grey: a bound, not a method.
+  Look look(const std::string& kind) const {
+    const auto fixed = [](const std::string& name) -> std::optional<Look> {
+      if (name == "favor-softmax") return Look{0};
+      if (name == "favor-relu") return Look{1};
+      if (name == "exact") return Look{2};
+      if (name == "identity") return Look{3};
+      if (name == "identity+qk") return Look{3, true};
+      return std::nullopt;
+    };
+    if (const auto known = fixed(kind)) return *known;
+    constexpr int kOthers[] = {4, 5, 6, 7, 8};
+    size_t place = 0;
     for (const std::string& each : kinds_) {
       if (each == kind) break;
-      if (each != "identity") ++place;
+      if (!fixed(each)) ++place;
     }
-    constexpr int kOrder[] = {0, 1, 2, 4, 5, 6};
-    return kOrder[place % std::size(kOrder)];
+    return {kOthers[place % std::size(kOthers)], place / std::size(kOthers) % 2 == 1};
+  }
+
+  static std::string point_at(const Look& look, double x, double y) {
+    if (look.squares)
+      return fmt::format("<rect class=\"c{}\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"5\" height=\"5\"/>\n",
+                         look.colour, x - 2.5, y - 2.5);
+    return fmt::format("<circle class=\"c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.6\"/>\n", look.colour, x, y);
+  }
+
+  // Dashes tell types apart, where there are several.
+  std::string dashes(const std::string& dtype) const {
+    if (dtypes_.size() < 2 || dtype == "float32") return "";
+    return dtype == "bfloat16" ? " stroke-dasharray=\"6 4\"" : " stroke-dasharray=\"2 3\"";
   }
 
   std::string draw_panel(const Panel& panel, double left, double top) const {
@@ -255,10 +287,9 @@ class Figure {
     std::string path, marks;
     for (const auto& [length, value] : line.points) {
       path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : " L", x.place(length), y.place(value));
-      marks += fmt::format("<circle class=\"c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.6\"/>\n",
-                           colour(line.kind), x.place(length), y.place(value));
+      marks += point_at(look(line.kind), x.place(length), y.place(value));
     }
-    return fmt::format("<path class=\"c{} line\" d=\"{}\"{}/>\n", colour(line.kind), path,
+    return fmt::format("<path class=\"c{} line\" d=\"{}\"{}/>\n", look(line.kind).colour, path,
                        dashes(line.dtype)) +
            marks;
   }
@@ -273,10 +304,9 @@ class Figure {
                                  (dtypes_.size() > 1 ? ", " + dtype : "");
         const double needed = 36 + kLetter * static_cast<double>(name.size()) + 20;
         if (x > kLeft && x + needed > width - 12) x = kLeft, y += kLegendLine, ++legend_lines_;
-        svg += fmt::format("<path class=\"c{} line\" d=\"M{:.1f} {:.1f} h28\"{}/>\n", colour(kind), x, y - 4,
-                           dashes(dtype));
-        svg += fmt::format("<circle class=\"c{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.6\"/>\n", colour(kind),
-                           x + 14, y - 4);
+        svg += fmt::format("<path class=\"c{} line\" d=\"M{:.1f} {:.1f} h28\"{}/>\n", look(kind).colour, x,
+                           y - 4, dashes(dtype));
+        svg += point_at(look(kind), x + 14, y - 4);
         svg += text_at(x + 35, y, name, "");
         x += needed;
       }

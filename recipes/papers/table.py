@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from harness.experiment import ROOT
-from harness.plot import curves
+from harness.plot import against_length, curves
 from harness.results import dump
 
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -133,7 +133,11 @@ def section(document: dict[str, Any], folder: pathlib.Path) -> tuple[list[str], 
     for group in dict.fromkeys(row["group"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["group"] == group]
         if any("bench" in run for row in rows for run in row["runs"]):
-            lines += [line for row in rows if row["runs"] for line in [*measured(row), ""]]
+            for row in (row for row in rows if row["runs"]):
+                unit = "ns per token and head" if row["runs"][0]["bench"][0]["op"] == "favor" else "ns per token and head of the model"
+                path = folder / (re.sub(r"[^a-z0-9]+", "-", f"bench {group} {row['name']}") + ".svg")
+                pictures[path] = against_length(row["runs"][0]["bench"], f"{group or document['title']}, {row['name']}: {unit}")
+                lines += [*measured(row), "", f"![Time against the length](results/{document['experiment']}/{path.name})", ""]
             continue
         lines += [*([f"**{group}**", ""] if group else []), *trained(rows), *similarity(rows), ""]
         picture = curves(document, group)

@@ -45,5 +45,13 @@ TEST(Pages, AreKeptForTensorsOfAnySize) {
   }
 }
 
+// Whether the system grants them is its affair.
+TEST(Pages, MayBeHuge) {
+  const char* mode = nullptr;
+  size_t size = sizeof(mode);
+  ASSERT_EQ(mallctl("opt.thp", &mode, &size, nullptr, 0), 0);
+  EXPECT_STREQ(mode, "always");
+}
+
 }  // namespace
 }  // namespace performer::cli

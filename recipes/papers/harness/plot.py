@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning curves of an experiment as one SVG: the loss against tokens and against seconds, a line for each row."""
+"""Figures of an experiment as SVG: learning curves, a line for each row; and what was measured against the length of sequences."""
+import dataclasses
 import html
 import math
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 400, 300, 60, 36, 90
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f", "#8250df", "#a8a600")
 STYLE = """text{font:12px sans-serif;fill:#222}.frame{fill:none;stroke:#888}.grid{stroke:#ccc;stroke-width:.5}
 @media(prefers-color-scheme:dark){svg{background:#161616}text{fill:#ddd}.grid{stroke:#444}}"""
 
@@ -30,30 +31,77 @@ def stroke(i: int) -> str:
     return f'stroke="{COLOURS[i % len(COLOURS)]}"{dash}'
 
 
-def panel(lines: list[tuple[str, list[tuple[float, float]]]], title: str, offset: float) -> list[str]:
-    xs = [x for _, points in lines for x, _ in points]
-    ys = sorted(y for _, points in lines for _, y in points)
-    right, bottom = max(xs) or 1.0, ys[0]
-    top = max(ys[min(len(ys) - 1, int(0.97 * len(ys)))], bottom + 1e-6)  # the first steps would take all the room
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two bounds, with 2 and 5 between them where there are few."""
+    digits = (1,) if high / low > 200 else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return offset + WIDTH * x / right, TOP + HEIGHT * (1 - (min(y, top) - bottom) / (top - bottom))
 
-    parts = [f'<rect class="frame" x="{offset}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}"/>',
-             f'<text x="{offset + WIDTH / 2}" y="{TOP + HEIGHT + 34}" text-anchor="middle">{title}</text>']
-    for tick in ticks(0, right):
-        x, _ = place(tick, top)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}"/>'
-                     f'<text x="{x:.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{short(tick)}</text>')
-    for tick in ticks(bottom, top):
-        _, y = place(0, tick)
-        parts.append(f'<line class="grid" x1="{offset}" x2="{offset + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text x="{offset - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Where numbers between two bounds lie, linear or logarithmic, and which of them are written."""
+    low: float
+    high: float
+    start: float
+    size: float
+    marks: list[float]
+    log: bool = False
+
+    def place(self, number: float) -> float:
+        number = min(number, self.high)
+        if self.log:
+            return self.start + self.size * math.log(number / self.low) / math.log(self.high / self.low)
+        return self.start + self.size * (number - self.low) / (self.high - self.low)
+
+
+Lines = list[tuple[str, list[tuple[float, float]]]]
+
+
+def panel(lines: Lines, title: str, x: Axis, y: Axis, dashes: dict[str, str] | None = None) -> list[str]:
+    """One coordinate system; `dashes` may replace the colour and dashes of lines, by name."""
+    left, right, bottom = x.start, x.start + x.size, y.start
+    parts = [f'<rect class="frame" x="{left}" y="{bottom + y.size}" width="{x.size}" height="{-y.size}"/>',
+             f'<text x="{left + x.size / 2}" y="{bottom + 34}" text-anchor="middle">{title}</text>']
+    for tick in x.marks:
+        at = x.place(tick)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom + y.size}" y2="{bottom}"/>'
+                     f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{f"{tick:,}" if x.log else short(tick)}</text>')
+    for tick in y.marks:
+        at = y.place(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
+                     f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{short(tick) if y.log else f"{tick:.4g}"}</text>')
     for i, (name, points) in enumerate(lines):
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-        parts.append(f'<polyline fill="none" stroke-width="1.6" {stroke(i)} points="{path}">'
+        path = " ".join(f"{x.place(a):.1f},{y.place(b):.1f}" for a, b in points)
+        parts.append(f'<polyline fill="none" stroke-width="1.6" {dashes[name] if dashes else stroke(i)} points="{path}">'
                      f"<title>{html.escape(name)}</title></polyline>")
     return parts
+
+
+def learning(lines: Lines, title: str, offset: float) -> list[str]:
+    """A panel of losses, linear; the first steps, which would take all the room, are cut off at the top."""
+    xs = [a for _, points in lines for a, _ in points]
+    ys = sorted(b for _, points in lines for _, b in points)
+    right, bottom = max(xs) or 1.0, ys[0]
+    top = max(ys[min(len(ys) - 1, int(0.97 * len(ys)))], bottom + 1e-6)
+    return panel(lines, title, Axis(0, right, offset, WIDTH, ticks(0, right)),
+                 Axis(bottom, top, TOP + HEIGHT, -HEIGHT, ticks(bottom, top)))
+
+
+def legend(names: list[str], strokes: list[str], top: float) -> list[str]:
+    parts = []
+    for i, (name, style) in enumerate(zip(names, strokes, strict=True)):
+        x, y = LEFT + i % 4 * 220, top + i // 4 * 18
+        parts.append(f'<path d="M{x} {y - 4}h20" stroke-width="2" {style}/>'
+                     f'<text x="{x + 24}" y="{y}">{html.escape(name)}</text>')
+    return parts
+
+
+def picture(title: str, parts: list[str], height: float) -> str:
+    width = LEFT + WIDTH + GAP + WIDTH + 30
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
+            f'<title>{html.escape(title)}</title><style>{STYLE}</style><text x="{LEFT}" y="20">{html.escape(title)}</text>'
+            + "\n".join(parts) + "</svg>\n")
 
 
 def curves(document: dict[str, Any], group: str) -> str:
@@ -62,16 +110,36 @@ def curves(document: dict[str, Any], group: str) -> str:
             if row["group"] == group and row["runs"] and row["runs"][0].get("curve")]
     if not rows:
         return ""
-    offset = LEFT + WIDTH + GAP
-    parts = panel([(name, [(point[1], point[3]) for point in curve]) for name, curve in rows], "tokens", LEFT)
-    parts += panel([(name, [(point[2], point[3]) for point in curve]) for name, curve in rows], "seconds of training", offset)
-    legend = TOP + HEIGHT + 58
-    for i, (name, _) in enumerate(rows):
-        x, y = LEFT + i % 4 * 220, legend + i // 4 * 18
-        parts.append(f'<path d="M{x} {y - 4}h20" stroke-width="2" {stroke(i)}/>'
-                     f'<text x="{x + 24}" y="{y}">{html.escape(name)}</text>')
+    parts = learning([(name, [(point[1], point[3]) for point in curve]) for name, curve in rows], "tokens", LEFT)
+    parts += learning([(name, [(point[2], point[3]) for point in curve]) for name, curve in rows], "seconds of training",
+                      LEFT + WIDTH + GAP)
+    top = TOP + HEIGHT + 58
+    parts += legend([name for name, _ in rows], [stroke(i) for i in range(len(rows))], top)
     title = f"{document['title']}: training loss (natural logarithm) of {group or 'all rows'}"
-    width, height = offset + WIDTH + 30, legend + (len(rows) + 3) // 4 * 18
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-            f'<title>{html.escape(title)}</title><style>{STYLE}</style><text x="{LEFT}" y="20">{html.escape(title)}</text>'
-            + "\n".join(parts) + "</svg>\n")
+    return picture(title, parts, top + (len(rows) + 3) // 4 * 18)
+
+
+def against_length(bench: list[dict[str, Any]], title: str) -> str:
+    """What `performer bench` measured: a panel for each direction and pass, time a token (op train: a token of the step)."""
+    bench = [row for row in bench if row.get("ns") is not None]
+    kinds = list(dict.fromkeys(row["kind"] for row in bench))
+    types = list(dict.fromkeys(row["dtype"] for row in bench))
+    names = {(kind, dtype): kind + (f", {dtype}" if len(types) > 1 else "") for kind in kinds for dtype in types}
+    strokes = {name: f'stroke="{COLOURS[kinds.index(kind) % len(COLOURS)]}"'
+               + (' stroke-dasharray="6 3"' if types.index(dtype) + kinds.index(kind) // len(COLOURS) else "")
+               for (kind, dtype), name in names.items()}
+    lengths = sorted({row["length"] for row in bench})
+    panels = list(dict.fromkeys((row["direction"], row["pass"]) for row in bench))
+    parts = []
+    for i, (direction, passes) in enumerate(panels):
+        shown = [row for row in bench if (row["direction"], row["pass"]) == (direction, passes)]
+        values = [row["ns"] for row in shown]
+        low, high = 0.8 * min(values), 1.25 * max(values)
+        x = Axis(lengths[0] / 1.2, 1.2 * lengths[-1], LEFT + i % 2 * (WIDTH + GAP), WIDTH, lengths, log=True)
+        y = Axis(low, high, TOP + HEIGHT + i // 2 * (HEIGHT + 60), -HEIGHT, log_ticks(low, high), log=True)
+        lines = [(names[kind, dtype], [(row["length"], row["ns"]) for row in shown if (row["kind"], row["dtype"]) == (kind, dtype)])
+                 for kind, dtype in names]
+        parts += panel([line for line in lines if line[1]], f"tokens ({direction}, {passes.replace('_', ' and ')})", x, y, strokes)
+    top = TOP + (len(panels) + 1) // 2 * (HEIGHT + 60)
+    parts += legend(list(strokes), list(strokes.values()), top)
+    return picture(title, parts, top + (len(strokes) + 3) // 4 * 18)
