@@ -19,8 +19,10 @@ namespace performer::bench {
 namespace {
 
 constexpr int64_t kComparedTokens = 96;  // of the sequence whose logits are compared with double
-// Through the layers of a model errors add up; gradients see them twice.
-constexpr double kModelBound = 1e-3, kHalfBound = 8e-2;
+// Through the layers of a model errors add up; gradients see them twice. In bfloat16 most models are within
+// 0.02; causal ones with ReLU features reach 0.09, where the few keys of the first tokens share no positive
+// feature with them and denominators are small.
+constexpr double kModelBound = 1e-3, kHalfBound = 0.15;
 // Where rounding decides which tokens attend to each other, single ones may differ by much; a wrong program
 // differs by the size of what it computes.
 constexpr double kDiscontinuousBound = 0.2;
