@@ -15,14 +15,9 @@
 #include "performer/ops/trigonometric.h"
 
 namespace performer::ops {
+namespace {
 
 using at::Tensor;
-
-at::ScalarType precise_type(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-namespace {
 
 bool given(const std::optional<Tensor>& tensor) {
   return tensor.has_value() && tensor->defined();

@@ -141,7 +141,7 @@ StateResult state_shapes(const Tensor& key, const Tensor& value, const OptionalT
   // A trigonometric state has one feature more (ops/trigonometric.h).
   const int64_t features = feature_count(options, fixed_size(key, 3)) + (map_row(options.map).fused ? 0 : 1);
   const c10::SymInt batch = cu.has_value() ? cu->sym_size(0) - 1 : key.sym_size(0);
-  const auto sums = key.options().dtype(key.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const auto sums = key.options().dtype(precise_type(key));
   const auto one = [&] { return at::empty_symint({batch, key.sym_size(2), features}, sums); };
   return {at::empty_symint({batch, key.sym_size(2), features, value.sym_size(3)}, sums), one(), one()};
 }

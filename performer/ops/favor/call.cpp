@@ -142,6 +142,10 @@ const Backend* find_backend(std::string_view name) {
 
 }  // namespace
 
+at::ScalarType precise_type(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 int64_t fixed_size(const Tensor& tensor, int64_t dim) {
   return tensor.sym_size(dim).guard_int(__FILE__, __LINE__);
 }
@@ -204,7 +208,7 @@ Call::Call(const Arguments& a)
   set_map(a);
   key_mask = checked_mask(a.key_mask, "key_mask", key.size(0), key_tokens);
   query_mask = checked_mask(a.query_mask, "query_mask", query.size(0), query_tokens);
-  sum_options = query.options().dtype(query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  sum_options = query.options().dtype(precise_type(query));
   if (a.initial_kv.has_value() && a.initial_kv->defined()) set_initial(a);
 }
 

@@ -24,6 +24,8 @@ struct Backend;
 // The number of elements along `dim` as a plain integer. While a model is traced with symbolic sizes this
 // fixes the size to its present value.
 int64_t fixed_size(const at::Tensor& tensor, int64_t dim);
+// The type of states and of the arithmetic on a tensor: float64 for float64, else float32.
+at::ScalarType precise_type(const at::Tensor& tensor);
 // The tensor, undefined where the argument was left out.
 at::Tensor or_undefined(const std::optional<at::Tensor>& tensor);
 // The argument, left out where the tensor is undefined.

@@ -13,7 +13,7 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 at::TensorOptions sum_options_of(const Tensor& query) {
-  return query.options().dtype(query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  return query.options().dtype(precise_type(query));
 }
 
 Results forward(PERFORMER_FAVOR_PARAMETERS) {

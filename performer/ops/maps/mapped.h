@@ -11,9 +11,6 @@ namespace performer::ops {
 void check_four_dimensions_of(const at::Tensor& tensor, const char* name);
 void check_token(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value);
 
-// The type of states and of the arithmetic on x: float64 for float64, else float32.
-at::ScalarType precise_type(const at::Tensor& x);
-
 // mapped_attention as the operators return it: the state's parts have no elements unless a state is asked
 // for.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> mapped_results(const AttentionInputs& inputs,

@@ -30,7 +30,7 @@ SideMoments moments_of_padded(const Tensor& x, const Tensor& mask) {
 
 SideMoments moments_of(const Tensor& given, double scale, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& cu) {
-  const Tensor x = (given.scalar_type() == at::kDouble ? given : given.to(at::kFloat)) * scale;
+  const Tensor x = given.to(precise_type(given)) * scale;
   const Tensor keep = mask.has_value() ? *mask : Tensor();
   if (!cu.has_value() || !cu->defined()) return moments_of_padded(x, keep);
   std::vector<Tensor> means, moments;

@@ -10,7 +10,6 @@
 #include "performer/kernels/favor.h"
 #include "performer/ops/composed.h"
 #include "performer/ops/favor/call.h"
-#include "performer/ops/maps/mapped.h"
 #include "performer/ops/maps/row.h"
 
 namespace performer::ops {
@@ -27,7 +26,7 @@ class Trigonometric {
  public:
   Trigonometric(const AttentionInputs& in, const Tensor& projection, double scale)
       : in_(in), projection_(projection), scale_(scale) {
-    type_ = in.query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    type_ = precise_type(in.query);
     frequencies_ = fixed_size(projection, -2);
     features_ = 2 * frequencies_;
     const auto options = in.query.options().dtype(type_);
