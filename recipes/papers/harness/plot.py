@@ -58,8 +58,8 @@ class Axis:
 Lines = list[tuple[str, list[tuple[float, float]]]]
 
 
-def panel(lines: Lines, title: str, x: Axis, y: Axis, dashes: dict[str, str] | None = None) -> list[str]:
-    """One coordinate system; `dashes` may replace the colour and dashes of lines, by name."""
+def panel(lines: Lines, styles: dict[str, str], title: str, x: Axis, y: Axis) -> list[str]:
+    """One coordinate system; `styles` has the colour and dashes of each line by its name."""
     left, right, bottom = x.start, x.start + x.size, y.start
     parts = [f'<rect class="frame" x="{left}" y="{bottom + y.size}" width="{x.size}" height="{-y.size}"/>',
              f'<text x="{left + x.size / 2}" y="{bottom + 34}" text-anchor="middle">{title}</text>']
@@ -71,34 +71,30 @@ def panel(lines: Lines, title: str, x: Axis, y: Axis, dashes: dict[str, str] | N
         at = y.place(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
                      f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{short(tick) if y.log else f"{tick:.4g}"}</text>')
-    for i, (name, points) in enumerate(lines):
+    for name, points in lines:
         path = " ".join(f"{x.place(a):.1f},{y.place(b):.1f}" for a, b in points)
-        parts.append(f'<polyline fill="none" stroke-width="1.6" {dashes[name] if dashes else stroke(i)} points="{path}">'
+        parts.append(f'<polyline fill="none" stroke-width="1.6" {styles[name]} points="{path}">'
                      f"<title>{html.escape(name)}</title></polyline>")
     return parts
 
 
-def learning(lines: Lines, title: str, offset: float) -> list[str]:
+def learning(lines: Lines, styles: dict[str, str], title: str, offset: float) -> list[str]:
     """A panel of losses, linear; the first steps, which would take all the room, are cut off at the top."""
     xs = [a for _, points in lines for a, _ in points]
     ys = sorted(b for _, points in lines for _, b in points)
     right, bottom = max(xs) or 1.0, ys[0]
     top = max(ys[min(len(ys) - 1, int(0.97 * len(ys)))], bottom + 1e-6)
-    return panel(lines, title, Axis(0, right, offset, WIDTH, ticks(0, right)),
+    return panel(lines, styles, title, Axis(0, right, offset, WIDTH, ticks(0, right)),
                  Axis(bottom, top, TOP + HEIGHT, -HEIGHT, ticks(bottom, top)))
 
 
-def legend(names: list[str], strokes: list[str], top: float) -> list[str]:
-    parts = []
-    for i, (name, style) in enumerate(zip(names, strokes, strict=True)):
+def picture(title: str, parts: list[str], styles: dict[str, str], top: float) -> str:
+    """The whole SVG: panels, and from `top` on the legend."""
+    for i, (name, style) in enumerate(styles.items()):
         x, y = LEFT + i % 4 * 220, top + i // 4 * 18
         parts.append(f'<path d="M{x} {y - 4}h20" stroke-width="2" {style}/>'
                      f'<text x="{x + 24}" y="{y}">{html.escape(name)}</text>')
-    return parts
-
-
-def picture(title: str, parts: list[str], height: float) -> str:
-    width = LEFT + WIDTH + GAP + WIDTH + 30
+    width, height = LEFT + WIDTH + GAP + WIDTH + 30, top + (len(styles) + 3) // 4 * 18
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
             f'<title>{html.escape(title)}</title><style>{STYLE}</style><text x="{LEFT}" y="20">{html.escape(title)}</text>'
             + "\n".join(parts) + "</svg>\n")
@@ -110,13 +106,13 @@ def curves(document: dict[str, Any], group: str) -> str:
             if row["group"] == group and row["runs"] and row["runs"][0].get("curve")]
     if not rows:
         return ""
-    parts = learning([(name, [(point[1], point[3]) for point in curve]) for name, curve in rows], "tokens", LEFT)
-    parts += learning([(name, [(point[2], point[3]) for point in curve]) for name, curve in rows], "seconds of training",
-                      LEFT + WIDTH + GAP)
-    top = TOP + HEIGHT + 58
-    parts += legend([name for name, _ in rows], [stroke(i) for i in range(len(rows))], top)
+    styles = {name: stroke(i) for i, (name, _) in enumerate(rows)}
+    parts = []
+    for title, column, offset in (("tokens", 1, LEFT), ("seconds of training", 2, LEFT + WIDTH + GAP)):
+        lines = [(name, [(point[column], point[3]) for point in curve]) for name, curve in rows]
+        parts += learning(lines, styles, title, offset)
     title = f"{document['title']}: training loss (natural logarithm) of {group or 'all rows'}"
-    return picture(title, parts, top + (len(rows) + 3) // 4 * 18)
+    return picture(title, parts, styles, TOP + HEIGHT + 58)
 
 
 def against_length(bench: list[dict[str, Any]], title: str) -> str:
@@ -125,9 +121,7 @@ def against_length(bench: list[dict[str, Any]], title: str) -> str:
     kinds = list(dict.fromkeys(row["kind"] for row in bench))
     types = list(dict.fromkeys(row["dtype"] for row in bench))
     names = {(kind, dtype): kind + (f", {dtype}" if len(types) > 1 else "") for kind in kinds for dtype in types}
-    strokes = {name: f'stroke="{COLOURS[kinds.index(kind) % len(COLOURS)]}"'
-               + (' stroke-dasharray="6 3"' if types.index(dtype) + kinds.index(kind) // len(COLOURS) else "")
-               for (kind, dtype), name in names.items()}
+    styles = {name: stroke(kinds.index(kind) + len(COLOURS) * types.index(dtype)) for (kind, dtype), name in names.items()}
     lengths = sorted({row["length"] for row in bench})
     panels = list(dict.fromkeys((row["direction"], row["pass"]) for row in bench))
     parts = []
@@ -139,7 +133,5 @@ def against_length(bench: list[dict[str, Any]], title: str) -> str:
         y = Axis(low, high, TOP + HEIGHT + i // 2 * (HEIGHT + 60), -HEIGHT, log_ticks(low, high), log=True)
         lines = [(names[kind, dtype], [(row["length"], row["ns"]) for row in shown if (row["kind"], row["dtype"]) == (kind, dtype)])
                  for kind, dtype in names]
-        parts += panel([line for line in lines if line[1]], f"tokens ({direction}, {passes.replace('_', ' and ')})", x, y, strokes)
-    top = TOP + (len(panels) + 1) // 2 * (HEIGHT + 60)
-    parts += legend(list(strokes), list(strokes.values()), top)
-    return picture(title, parts, top + (len(strokes) + 3) // 4 * 18)
+        parts += panel([line for line in lines if line[1]], styles, f"tokens ({direction}, {passes.replace('_', ' and ')})", x, y)
+    return picture(title, parts, styles, TOP + (len(panels) + 1) // 2 * (HEIGHT + 60))
