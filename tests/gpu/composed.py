@@ -6,7 +6,6 @@
 Needs a PyTorch with the version that the library was built with (scripts/gpu-check sees to that). Exit code 1
 when any comparison fails. With --device cpu the composed operators run on the CPU, which tests this file.
 """
-import argparse
 import itertools
 import json
 import sys
@@ -15,19 +14,10 @@ import time
 import torch
 import torch.nn.functional as F
 
-FAILURES = []
-COMPARED = 0
+from comparing import Comparisons, parse, parser_of, show
 
-
-def compare(name, got, expected, tolerance):
-    """Largest difference, relative to the largest expected value or 1."""
-    global COMPARED
-    COMPARED += 1
-    got, expected = got.detach().to("cpu", torch.float64), expected.detach().to("cpu", torch.float64)
-    size = max(1.0, expected.abs().max().item() if expected.numel() else 1.0)
-    gap = (got - expected).abs().max().item() if got.numel() else 0.0
-    if got.shape != expected.shape or not gap <= tolerance * size:
-        FAILURES.append(f"{name}: {gap:.3g} of {size:.3g}, tolerance {tolerance:.3g}")
+CHECKS = Comparisons(smallest=1.0)
+compare = CHECKS.compare
 
 
 def random_call(family, causal, form, dtype, seed, tokens=150, heads=2, head_size=16, value_size=12, features=32):
@@ -152,33 +142,24 @@ def timings(device, backend, lengths):
             if device.startswith("cuda"):
                 row["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
             rows.append(row)
-            print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+            show(row)
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, [1024, 4096, 16384], "write what was measured to this file")
     parser.add_argument("library")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--json", help="write what was measured to this file")
-    options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU here; --device cpu tries this script out")
+    options = parse(parser)
     torch.ops.load_library(options.library)
-    torch.backends.cuda.matmul.allow_tf32 = False
     check_calls(options.device, "composed")
     check_steps(options.device, "composed")
-    for failure in FAILURES:
-        print("FAILED", failure)
-    print(f"{COMPARED - len(FAILURES)} of {COMPARED} comparisons hold")
+    CHECKS.report()
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     rows = timings(options.device, "composed", options.lengths)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(dict(device=name, torch=torch.__version__, compared=COMPARED, failures=FAILURES, rows=rows), file,
-                      indent=1)
-    sys.exit(1 if FAILURES else 0)
+            json.dump(CHECKS.results(device=name, rows=rows), file, indent=1)
+    sys.exit(1 if CHECKS.failures else 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Every feature map with its gradients, models of several kinds with gradients, de
 1 when any comparison fails. With --device cpu it tests itself.
 """
 
-import argparse
 import copy
 import itertools
 import json
@@ -18,26 +17,19 @@ import time
 
 import torch
 import torch.nn.functional as F
+from comparing import Comparisons, parse, parser_of, show
 
 import performer
 from performer.models import AttentionConfig, LanguageModel, ModelConfig
 
-FAILURES = []
-COMPARED = 0
 TOLERANCE = 1e-3
 # Denominators of signed features may nearly vanish, and then magnify every rounding error.
 SIGNED_TOLERANCE = 5e-2
+CHECKS = Comparisons(smallest=1e-3)
 
 
 def compare(name, got, expected, tolerance=TOLERANCE):
-    """Largest difference, relative to the largest expected value or 1e-3."""
-    global COMPARED
-    COMPARED += 1
-    got, expected = (x.detach().to("cpu", torch.float64) for x in (got, expected))
-    size = max(1e-3, expected.abs().max().item() if expected.numel() else 0.0)
-    gap = (got - expected).abs().max().item() if got.numel() else 0.0
-    if got.shape != expected.shape or not gap <= tolerance * size:
-        FAILURES.append(f"{name}: {gap:.3g} of {size:.3g}, tolerance {tolerance:.3g}")
+    CHECKS.compare(name, got, expected, tolerance)
 
 
 def module_results(module, tensors, device):
@@ -88,7 +80,7 @@ def check_model(name, model, device):
     names = ["loss", *(parameter for parameter, _ in model.named_parameters())]
     for parameter, got, expected in zip(names, *gradients, strict=True):
         if (got is None) != (expected is None):
-            FAILURES.append(f"model {name}: {parameter} has a gradient on one device only")
+            CHECKS.failures.append(f"model {name}: {parameter} has a gradient on one device only")
         elif got is not None and expected is not None:
             compare(f"model {name}: {parameter}", got, expected)
     if model.model_config.objective != "causal":
@@ -100,7 +92,7 @@ def check_model(name, model, device):
         [one.text for one in performer.generate(m, 2, prompt="MK", max_length=24, temperature=0)] for m in (moved, model)
     ]
     if texts[0] != texts[1]:
-        FAILURES.append(f"model {name}: generated {texts[0]}, on the CPU {texts[1]}")
+        CHECKS.failures.append(f"model {name}: generated {texts[0]}, on the CPU {texts[1]}")
 
 
 def check_models(device):
@@ -149,34 +141,26 @@ def timings(device, lengths):
         row = dict(kind=kind, length=length, batch=tokens.shape[0], dtype="bfloat16" if autocast else "float32",
                    tokens_per_second=tokens.numel() / seconds, peak_mib=memory)
         rows.append(row)
-        print(" ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        show(row)
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192, 65536])
-    parser.add_argument("--json", help="add what was measured to this file, under the key package")
-    options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU here; --device cpu tries this script out")
-    torch.backends.cuda.matmul.allow_tf32 = False
+    saves = "add what was measured to this file, under the key package"
+    options = parse(parser_of(__doc__, [1024, 8192, 65536], saves))
     check_maps(options.device)
     check_models(options.device)
-    for failure in FAILURES:
-        print("FAILED", failure)
-    print(f"{COMPARED} comparisons, {len(FAILURES)} failures", flush=True)
+    CHECKS.report()
     rows = timings(options.device, options.lengths) if options.device.startswith("cuda") else []
     if options.json:
         results = {}
         if os.path.exists(options.json):
             with open(options.json, encoding="utf-8") as file:
                 results = json.load(file)
-        results["package"] = dict(torch=torch.__version__, compared=COMPARED, failures=FAILURES, rows=rows)
+        results["package"] = CHECKS.results(rows=rows)
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
-    sys.exit(1 if FAILURES else 0)
+    sys.exit(1 if CHECKS.failures else 0)
 
 
 if __name__ == "__main__":
